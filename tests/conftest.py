@@ -1,0 +1,20 @@
+"""Settings and fixtures shared by all tests."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def flexiq_data() -> pathlib.Path:
+  """Folder of pretrained weights and labelled images; skips where there is none."""
+  root = os.environ.get("FLEXIQ_DATA")
+  if not root:
+    pytest.skip("the environment variable FLEXIQ_DATA is not set")
+  return pathlib.Path(root)

@@ -1,0 +1,22 @@
+"""Datasets and preprocessing: sources that decode on demand, batches, calibration draws."""
+
+from flexiq_jax.data.calibration import calibration_indices, require_separate
+from flexiq_jax.data.loading import Batch, batches, raw_batches
+from flexiq_jax.data.preprocess import Preprocess, crop_pct_preprocess
+from flexiq_jax.data.registry import DATASETS, open_source
+from flexiq_jax.data.source import ArraySource, Source, expand_path
+
+__all__ = [
+  "DATASETS",
+  "ArraySource",
+  "Batch",
+  "Preprocess",
+  "Source",
+  "batches",
+  "calibration_indices",
+  "crop_pct_preprocess",
+  "expand_path",
+  "open_source",
+  "raw_batches",
+  "require_separate",
+]

@@ -1,0 +1,29 @@
+"""A model as a graph of layers: find them, run them by a rule, fold batch norm into them."""
+
+from flexiq_jax.graph.fold import fold_batch_norm
+from flexiq_jax.graph.layer import Layer
+from flexiq_jax.graph.trace import (
+  Apply,
+  Contract,
+  Rule,
+  Skipped,
+  closest,
+  layers,
+  skipped,
+  weights,
+  with_rule,
+)
+
+__all__ = [
+  "Apply",
+  "Contract",
+  "Layer",
+  "Rule",
+  "Skipped",
+  "closest",
+  "fold_batch_norm",
+  "layers",
+  "skipped",
+  "weights",
+  "with_rule",
+]

@@ -1,0 +1,193 @@
+"""Rules: the ways of computing a layer (see `graph.with_rule`).
+
+| rule | computes |
+|---|---|
+| `float_rule` | the layer as the model wrote it |
+| `observe_rule` | any rule, and records a measurement of the layer's input |
+| `int8_rule` | int8 x int8 -> int32, scaled: the 8-bit base model |
+| `uniform_rule` | plain uniform quantization at the width its layers were quantized to |
+| `mixed_rule` | the exact integer result of a layer with some channel groups in 4 bits |
+
+A product only ever pairs operands of the same channel, and a 4-bit code shifted back, `q4 << e`, fits
+the 8-bit grid. One int8 contraction on operands chosen per channel therefore *is* the mixed layer, bit
+for bit (papers: FlexiQ section 1.3 C); the mask is an ordinary traced array.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+
+from flexiq_jax.graph import Apply, Contract, Layer, Rule, with_rule
+from flexiq_jax.quant import lowering, quantizer
+
+Array = Any
+
+
+@struct.dataclass
+class Low:
+  """What a layer needs to compute channel groups in 4 bits.
+
+  Attributes:
+    w: int8 `w_shape`, weights lowered to 4 bits and shifted back (`q4 << e`, in 8-bit steps).
+    shift: int32 `[C]`, extraction shift of the activation; equal within a group.
+    group: int32 `[C]`, the group each feature channel belongs to.
+  """
+
+  w: Array
+  shift: Array
+  group: Array
+
+
+@struct.dataclass
+class QLayer:
+  """A quantized layer.
+
+  Attributes:
+    w: int8 `w_shape`, weight codes.
+    w_scale: float32 `[N]`.
+    x_scale: float32 scalar.
+    low: the 4-bit side; None for a layer that always stays at `bits`.
+    bits: width of both operands.
+    signed: whether activation codes are signed; unsigned ones are 0..2^bits - 1.
+  """
+
+  w: Array
+  w_scale: Array
+  x_scale: Array
+  low: Low | None = None
+  bits: int = struct.field(pytree_node=False, default=8)
+  signed: bool = struct.field(pytree_node=False, default=True)
+
+
+QModel = Mapping[str, QLayer]
+Measure = Callable[[Layer, Array], Any]
+
+
+def float_rule(layer: Layer, x: Array, w: Array, contract: Contract) -> Array:
+  """The layer as the model wrote it."""
+  del layer
+  return contract(x, w)
+
+
+def observe_rule(measure: Measure, records: dict[str, Any], rule: Rule = float_rule) -> Rule:
+  """`rule`, and `records[layer.name] = measure(layer, x)`.
+
+  `records` is filled while tracing: return it from the traced function (`observing` does).
+  """
+
+  def observe(layer, x, w, contract):
+    records[layer.name] = measure(layer, x)
+    return rule(layer, x, w, contract)
+
+  return observe
+
+
+def observing(apply: Apply, measure: Measure, rule: Rule = float_rule) -> Apply:
+  """A pure function `(params, x) -> (y, {layer name: measurement})`."""
+
+  def run(params, x):
+    records: dict[str, Any] = {}
+    y = with_rule(apply, observe_rule(measure, records, rule))(params, x)
+    return y, records
+
+  return run
+
+
+def uniform_rule(model: QModel) -> Rule:
+  """Uniform quantization of every layer at the width it was quantized to."""
+
+  def uniform(layer, x, w, contract):
+    del w
+    q = _of(model, layer)
+    codes = quantizer.quantize(x, q.x_scale, q.bits, q.signed)
+    return _scaled(layer, q, product(layer, q, codes, q.w, contract))
+
+  return uniform
+
+
+def int8_rule(model: QModel) -> Rule:
+  """The 8-bit base model.
+
+  Raises:
+    ValueError: a layer of `model` is not 8-bit.
+  """
+  if wrong := [f"{name} ({q.bits})" for name, q in model.items() if q.bits != 8]:
+    raise ValueError(f"model: layers that are not 8-bit: {', '.join(wrong)}")
+  return uniform_rule(model)
+
+
+def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False) -> Rule:
+  """A layer with the masked channel groups in 4 bits and the others in 8.
+
+  Args:
+    model: 8-bit layers, those in `masks` with their `low` side.
+    masks: layer name -> bool `[J]`, true for groups in 4 bits. Layers without a mask stay 8-bit.
+    dynamic: choose activation shifts at run time, per example: the smaller of the static shift and
+      the one the example's own range needs (papers: FlexiQ section 1.3 G).
+
+  Raises:
+    ValueError: a mask for a layer without a 4-bit side, or dynamic shifts for a layer whose input
+      does not keep examples apart in its first dimension.
+  """
+  for name in masks:
+    if name not in model or model[name].low is None:
+      raise ValueError(f"masks: layer {name} has no 4-bit side")
+
+  def mixed(layer, x, w, contract):
+    del w
+    q = _of(model, layer)
+    codes = quantizer.quantize(x, q.x_scale, 8, q.signed)
+    if layer.name not in masks:
+      return _scaled(layer, q, product(layer, q, codes, q.w, contract))
+    mask, low = masks[layer.name], q.low
+    channels = mask[low.group]
+    shift = layer.x_vector(low.shift, x.shape)
+    if dynamic:
+      shift = jnp.minimum(shift, _live_shift(layer, codes, low, len(mask), q.signed))
+    lowered = lowering.lower_activations(codes, shift, q.signed) << shift
+    codes = jnp.where(layer.x_vector(channels, x.shape), lowered, codes)
+    weights = jnp.where(layer.w_vector(channels), low.w, q.w)
+    return _scaled(layer, q, product(layer, q, codes, weights, contract))
+
+  return mixed
+
+
+def product(layer: Layer, q: QLayer, codes: Array, w: Array, contract: Contract) -> Array:
+  """Exact int32 contraction of activation codes with int8 weights.
+
+  Unsigned 8-bit codes enter as `code - 128`. The correction is the contraction of a constant 128,
+  which meets the same padding, stride and groups (a constant would be wrong at padded borders).
+  """
+  if q.signed or q.bits < 8:
+    return contract(codes.astype(jnp.int8), w, jnp.int32)
+  one = codes if 0 in layer.x_dims else codes[:1]
+  correction = contract(jnp.ones_like(one, jnp.int8), w, jnp.int32)
+  return contract((codes - 128).astype(jnp.int8), w, jnp.int32) + 128 * correction
+
+
+def _scaled(layer: Layer, q: QLayer, acc: Array) -> Array:
+  scale = layer.y_vector(q.w_scale * q.x_scale, acc.shape)
+  return acc.astype(jnp.float32) * scale
+
+
+def _live_shift(layer: Layer, codes: Array, low: Low, groups: int, signed: bool) -> Array:
+  """Range shift of each (example, group) of live codes, spread over x."""
+  if not layer.x_rows:
+    raise ValueError(
+      f"dynamic: examples are not apart in the first dimension of the input of layer {layer.name}; "
+      "use static shifts for this model"
+    )
+  per_channel = jnp.abs(layer.channels_last(codes))
+  rows, channels = codes.shape[0], layer.in_channels
+  per_channel = per_channel.reshape(rows // layer.x_rows, -1, channels).max(axis=1)
+  top = jnp.zeros((len(per_channel), groups), jnp.int32).at[:, low.group].max(per_channel)
+  shift = lowering.range_shift(top, signed)[:, low.group]
+  return layer.x_rows_vector(jnp.repeat(shift, layer.x_rows, axis=0), codes.shape)
+
+
+def _of(model: QModel, layer: Layer) -> QLayer:
+  if layer.name not in model:
+    raise ValueError(f"model: layer {layer.name} was not quantized")
+  return model[layer.name]

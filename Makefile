@@ -1,0 +1,77 @@
+# Every target makes the virtual environment that it needs; installs happen once, and again when a
+# requirements file changes. Python 3.11 to 3.13: `make demo PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PARITY_VENV ?= .venv-parity
+WORKERS ?= 2
+
+RUN := $(VENV)/.installed-run
+DEV := $(VENV)/.installed-dev
+PARITY := $(PARITY_VENV)/.installed-parity
+
+PY := $(VENV)/bin/python
+PIP := -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow parity lint format bench clean
+
+help: ## say what the targets do
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+
+demo: $(RUN) ## train, quantize and report on the digits; about a minute on two cores
+	$(PY) run.py --config=configs/digits.py --workdir=runs/digits
+	@echo "report: runs/digits/report.md"
+
+test: $(DEV) ## the tests that a commit has to pass; minutes
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) -m "not slow and not parity"
+
+test-slow: $(DEV) ## the tests that take minutes each; with FLEXIQ_DATA, on real weights and images
+	JAX_PLATFORMS=cpu $(PY) -m pytest -m "slow and not parity"
+
+parity: $(PARITY) ## compare the models with the torch implementations
+	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python -m pytest -m parity
+
+lint: $(DEV) ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check
+
+format: $(DEV) ## rewrite the files in house style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(DEV) ## every script in benchmarks/; results in build/NAME.json
+	@mkdir -p build
+	@set -e; for script in $(wildcard benchmarks/*.py); do \
+	  echo "$$script"; \
+	  PYTHONPATH=. $(PY) $$script --json build/$$(basename $$script .py).json; \
+	done
+
+clean: ## remove environments, caches and build outputs; runs/ stays
+	rm -rf $(VENV) $(PARITY_VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(call make_venv,$(VENV))
+
+$(PARITY_VENV)/bin/python:
+	$(call make_venv,$(PARITY_VENV))
+
+$(RUN): requirements.txt | $(VENV)/bin/python
+	$(PY) $(PIP) install -r requirements.txt
+	@touch $@
+
+$(DEV): requirements.txt requirements-dev.txt | $(VENV)/bin/python
+	$(PY) $(PIP) install -r requirements-dev.txt
+	@touch $@ $(RUN)
+
+$(PARITY): requirements.txt requirements-dev.txt requirements-parity.txt | $(PARITY_VENV)/bin/python
+	$(PARITY_VENV)/bin/python $(PIP) install -r requirements-parity.txt
+	@touch $@
+
+define make_venv
+@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
+  "PYTHON=$(PYTHON) is Python %d.%d: name one from 3.11 to 3.13, as PYTHON=python3.12" % v)'
+$(PYTHON) -m venv $(1)
+endef

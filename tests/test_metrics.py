@@ -1,0 +1,258 @@
+"""The run folder: nothing written is lost, nothing is mixed up."""
+
+import csv
+import json
+import pathlib
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexiq_jax import metrics
+
+
+def test_unwritable_workdir_is_refused_at_once(tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  start = time.monotonic()
+  with pytest.raises(ValueError, match=r"workdir '.*file/run' cannot be written"):
+    metrics.Writer(tmp_path / "file" / "run")
+  with pytest.raises(ValueError, match=r"workdir '.*file' cannot be written"):
+    metrics.Writer(tmp_path / "file")
+  assert time.monotonic() - start < 1
+
+
+def test_full_disk_is_refused(tmp_path, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(metrics.tempfile, "TemporaryFile", full)
+  with pytest.raises(ValueError, match="No space left on device"):
+    metrics.Writer(tmp_path)
+
+
+CONFIG = {
+  "model": "resnet20",
+  "levels": (0.25, 0.5),
+  "search": {"population": 8, "path": pathlib.Path("a/b"), "scale": np.float32(0.5)},
+}
+
+
+def test_same_config_resumes(tmp_path):
+  assert metrics.Writer(tmp_path / "run").config(CONFIG) is False
+  assert metrics.Writer(tmp_path / "run").config(CONFIG) is True
+  stored = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert stored["search"] == {"path": "a/b", "population": 8, "scale": 0.5}
+
+
+def test_other_config_is_refused_by_name(tmp_path):
+  metrics.Writer(tmp_path).config(CONFIG)
+  other = CONFIG | {"search": {"population": 16, "path": "a/b", "scale": 0.5}, "seed": 1}
+  with pytest.raises(ValueError) as error:
+    metrics.Writer(tmp_path).config(other)
+  message = str(error.value)
+  assert "search.population was 8, is now 16" in message
+  assert "seed was absent, is now 1" in message
+  assert str(tmp_path) in message
+  assert "delete its config.json" in message
+  assert json.loads((tmp_path / "config.json").read_text())["search"]["population"] == 8
+
+
+def test_refusal_counts_what_it_does_not_show(tmp_path):
+  metrics.Writer(tmp_path).config({f"f{i}": i for i in range(5)})
+  with pytest.raises(ValueError, match=r"f2 was 2, is now 3; and 2 more"):
+    metrics.Writer(tmp_path).config({f"f{i}": i + 1 for i in range(5)})
+
+
+def test_overruled_config_keeps_rows_and_reopens_the_run(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.config({"seeds": 1})
+  writer.row("int8", 0.0, 0, top1=90.0)
+  writer.finish()
+  assert writer.config({"seeds": 2}, overrule=True) is True
+  assert writer.has("int8", 0.0, 0)
+  assert writer.finished is None
+  assert writer.events("config_overruled")[0]["changes"] == [["seeds", "1", "2"]]
+  assert writer.config({"seeds": 2}) is True
+
+
+def test_finished_run_says_so(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.config({"a": 1})
+  assert writer.finished is None
+  assert writer.finished_message() is None
+  writer.finish(top1=91.8)
+  again = metrics.Writer(tmp_path)
+  again.config({"a": 1})
+  assert again.finished is not None and again.finished["top1"] == 91.8
+  message = again.finished_message()
+  assert str(tmp_path) in message and "nothing to do" in message and "\n" not in message
+
+
+def test_marker_without_its_config_does_not_count(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.config({"a": 1})
+  writer.finish()
+  (tmp_path / "config.json").unlink()
+  writer.config({"a": 2})
+  assert writer.finished is None
+
+
+def test_events_round_trip(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.event("eval", top1=jnp.float32(0.5), masks=np.arange(3), bad=float("nan"), note="a\nb")
+  writer.event("search", step=1, best={"kl": np.float64(0.25)}, big=np.inf)
+  first, second = writer.events()
+  assert {k: v for k, v in first.items() if k != "time"} == {
+    "event": "eval",
+    "top1": 0.5,
+    "masks": [0, 1, 2],
+    "bad": "nan",
+    "note": "a\nb",
+  }
+  assert second["best"] == {"kl": 0.25} and second["big"] == "inf"
+  assert first["time"] <= second["time"] and first["time"].endswith("+00:00")
+  assert writer.events("search") == [second]
+
+
+def test_event_may_not_replace_its_time_stamp(tmp_path):
+  with pytest.raises(ValueError, match="time"):
+    metrics.Writer(tmp_path).event("eval", time=3.0)
+
+
+@pytest.mark.parametrize("keep", [1, 10, -2])
+def test_half_line_of_a_crash_is_ignored_and_cut(tmp_path, keep):
+  writer = metrics.Writer(tmp_path)
+  writer.event("a", step=0)
+  writer.event("b", step=1)
+  path = tmp_path / "metrics.jsonl"
+  whole, half, _ = path.read_bytes().split(b"\n")
+  path.write_bytes(whole + b"\n" + half[:keep])
+  assert [e["event"] for e in writer.events()] == ["a"]
+  metrics.Writer(tmp_path).event("c")
+  assert [e["event"] for e in writer.events()] == ["a", "c"]
+
+
+def test_line_that_lost_only_its_end_is_kept(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.event("a")
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(path.read_bytes().rstrip(b"\n"))
+  writer.event("b")
+  assert [e["event"] for e in writer.events()] == ["a", "b"]
+
+
+def test_damage_inside_the_events_is_an_error(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.event("a")
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(b"garbage\n" + path.read_bytes())
+  with pytest.raises(ValueError, match=r"metrics.jsonl, line 1,"):
+    writer.events()
+
+
+def test_rows_survive_and_are_found_again(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.row("float", None, None, top1=91.5, images=1000)
+  writer.row("flexiq_greedy", 0.1 + 0.2, 3, top1=np.float32(90.5), p50_ms=1.25, avg_bits=6.8)
+  again = metrics.Writer(tmp_path)
+  assert again.has("flexiq_greedy", 0.3, 3)
+  assert again.has("float", None, None)
+  assert not again.has("flexiq_greedy", 0.3, 4)
+  assert not again.has("flexiq_greedy", 0.31, 3)
+  assert not again.has("flexiq_random", 0.3, 3)
+  again.row("flexiq_greedy", 0.5, 3, top1=89.5, device="cpu")
+  with (tmp_path / "results.csv").open(newline="") as file:
+    table = list(csv.reader(file))
+  assert tuple(table[0]) == (*metrics.COLUMNS, "p50_ms", "device")
+  assert [row[0] for row in table[1:]] == ["float", "flexiq_greedy", "flexiq_greedy"]
+  rows = again.rows()
+  assert rows[0]["ratio"] is None and rows[0]["seed"] is None and rows[0]["images"] == 1000
+  assert rows[1]["ratio"] == 0.3 and rows[1]["seed"] == 3 and rows[1]["top1"] == 90.5
+  assert rows[1]["device"] is None and rows[2]["device"] == "cpu" and rows[2]["p50_ms"] is None
+
+
+def test_row_again_adds_columns_and_keeps_its_history(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.row("int8", 0, 0, top1=90.0, images=10)
+  writer.row("int8", 0.0, 0, top1=91.0, images=None, p50_ms=2.0)
+  (row,) = writer.rows()
+  assert (row["top1"], row["images"], row["p50_ms"]) == (91.0, 10, 2.0)
+  assert [e["top1"] for e in writer.events("result")] == [90.0, 91.0]
+
+
+def test_crash_while_the_table_is_replaced_loses_nothing(tmp_path, monkeypatch):
+  writer = metrics.Writer(tmp_path)
+  writer.row("int8", 0.0, 0, top1=90.0)
+  before = (tmp_path / "results.csv").read_bytes()
+
+  def crash(*args):
+    raise OSError("power is gone")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.os, "replace", crash)
+    with pytest.raises(OSError, match="power is gone"):
+      writer.row("int4", 1.0, 0, top1=80.0)
+  assert (tmp_path / "results.csv").read_bytes() == before
+  assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "metrics.jsonl", "results.csv"]
+  writer.row("int4", 1.0, 0, top1=80.0)
+  assert len(writer.rows()) == 2
+
+
+def test_writers_at_once_lose_no_row(tmp_path):
+  def work(seed):
+    writer = metrics.Writer(tmp_path)
+    for ratio in range(8):
+      writer.row("flexiq_random", ratio / 8, seed, top1=90.0)
+
+  threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  writer = metrics.Writer(tmp_path)
+  assert len(writer.rows()) == 32
+  assert len(writer.events("result")) == 32
+
+
+@pytest.mark.parametrize(
+  ("method", "ratio", "values", "name"),
+  [
+    ("", 0.5, {}, "method is ''"),
+    ("int8", 50, {}, "ratio is 50"),
+    ("int8", float("nan"), {}, "ratio is nan"),
+    ("int8", 0.5, {"masks": [1, 2]}, r"masks is \[1, 2\]"),
+  ],
+)
+def test_wrong_rows_are_refused_unwritten(tmp_path, method, ratio, values, name):
+  writer = metrics.Writer(tmp_path)
+  with pytest.raises(ValueError, match=name):
+    writer.row(method, ratio, 0, **values)
+  assert writer.rows() == [] and writer.events() == []
+
+
+def test_foreign_table_is_refused(tmp_path):
+  (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+  with pytest.raises(ValueError, match=r"results.csv has no column 'method'"):
+    metrics.Writer(tmp_path).rows()
+
+
+_CELLS = st.one_of(
+  st.floats(allow_nan=False), st.integers(), st.text("abc, \"'\n|é", min_size=1).filter(str.strip)
+)
+
+
+@given(st.dictionaries(st.sampled_from(["top1", "images", "x", "y"]), _CELLS, min_size=1))
+def test_cells_round_trip(tmp_path_factory, values):
+  writer = metrics.Writer(tmp_path_factory.mktemp("run"))
+  writer.row("m", 0.5, 0, **values)
+  (row,) = writer.rows()
+  assert {name: row[name] for name in values} == values
+
+
+@given(st.recursive(st.integers() | st.none(), lambda x: st.dictionaries(st.text("ab"), x)))
+def test_no_difference_to_itself(config):
+  assert metrics.differences(config, config) == []

@@ -1,0 +1,230 @@
+"""Checkpoints of any pytree, so that a killed run goes on where it was.
+
+A thin layer over Orbax's `CheckpointManager` (https://orbax.readthedocs.io) that adds what a resume
+needs to be safe:
+
+  - a step counts only if it was written to its end; what a kill left behind is ignored;
+  - the tree is stored flat, under the path of each leaf, and compared with the template by name,
+    shape and dtype before anything is read, so that a wrong template is one clear message;
+  - leaves are stored as host arrays: a checkpoint says nothing about devices. Typed keys
+    (`jax.random.key`) are stored as their key data.
+
+Saving is synchronous: when `save` returns, the step is on disk. One process only.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+# Files that are there only when both items of a step are complete.
+_COMPLETE = ("_CHECKPOINT_METADATA", "tree/_METADATA", "tree/manifest.ocdbt", "metadata/metadata")
+
+
+class Restored(NamedTuple):
+  """What `Checkpoints.restore_latest` returns.
+
+  Attributes:
+    step: the step the tree was saved at.
+    tree: same structure as the template.
+    metadata: the dictionary that was saved with it.
+  """
+
+  step: int
+  tree: Any
+  metadata: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints in one folder; a context manager."""
+
+  def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2):
+    """Opens a folder of checkpoints and makes it if it is missing.
+
+    Args:
+      directory: the folder.
+      keep: how many of the newest checkpoints stay, at least 1.
+
+    Raises:
+      ValueError: keep is below 1, or directory is a file.
+    """
+    self.directory = Path(directory).absolute()
+    if keep < 1:
+      raise ValueError(f"keep is {keep}; 1 or more checkpoints are accepted")
+    if self.directory.exists() and not self.directory.is_dir():
+      raise ValueError(f"checkpoint directory {self.directory} is a file")
+    self.directory.mkdir(parents=True, exist_ok=True)
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+      item_handlers={
+        "tree": ocp.StandardCheckpointHandler(),
+        "metadata": ocp.JsonCheckpointHandler(),
+      },
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Releases what Orbax holds. Everything saved is on disk already."""
+    self._manager.close()
+
+  def steps(self) -> list[int]:
+    """The complete steps, ascending."""
+    return [step for step in self._numbered() if self._is_complete(step)]
+
+  def save(self, step: int, tree: Any, metadata: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint.
+
+    Args:
+      step: a number, 0 or more, that is not saved yet.
+      tree: pytree of arrays, typed keys and Python numbers.
+      metadata: anything JSON can hold.
+
+    Raises:
+      ValueError: the step is saved already, or a leaf is neither array nor number.
+    """
+    if step < 0 or step in self.steps():
+      raise ValueError(
+        f"step {step} cannot be saved in {self.directory}; "
+        f"a number that is not saved yet is accepted (saved: {self.steps()})"
+      )
+    self._move_aside_incomplete()
+    arrays = {name: _to_host(name, leaf) for name, leaf in _named_leaves(tree)}
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        # Orbax refuses arrays without elements; the template knows all there is to know of them.
+        tree=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
+        metadata=ocp.args.JsonSave(metadata or {}),
+      ),
+      force=True,  # without it a step below the newest one is skipped silently
+    )
+
+  def restore_latest(self, template: Any) -> Restored | None:
+    """Reads the newest complete checkpoint.
+
+    Args:
+      template: pytree of the saved structure, with arrays (or `jax.ShapeDtypeStruct`), typed keys
+        and numbers. Arrays come back as JAX or NumPy arrays as the template has them; JAX arrays
+        with the template's sharding.
+
+    Returns:
+      Step, tree and metadata; None where nothing complete is saved.
+
+    Raises:
+      ValueError: the checkpoint has other leaves, shapes or dtypes than the template, or its files
+        are damaged.
+    """
+    steps = self.steps()
+    if not steps:
+      return None
+    step = steps[-1]
+    where = f"checkpoint {self.directory / str(step)}"
+    leaves = _named_leaves(template)
+    wanted = {n: s for n, leaf in leaves if 0 not in (s := _stored_form(leaf)).shape}
+    try:
+      stored = self._manager.item_metadata(step).tree.tree
+      _compare(where, stored, wanted)
+      # Views of one zero: a NumPy template keeps 64-bit dtypes and needs no memory.
+      empty = {n: np.broadcast_to(np.zeros((), s.dtype), s.shape) for n, s in wanted.items()}
+      read: Any = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          tree=ocp.args.StandardRestore(empty), metadata=ocp.args.JsonRestore()
+        ),
+      )
+    except _MismatchError as error:
+      raise ValueError(str(error)) from None
+    except Exception as error:  # Orbax and TensorStore have no common base class
+      raise ValueError(
+        f"{where} cannot be read; remove it to go on from the one before: {error}"
+      ) from error
+    restored = [_from_host(read.tree.get(name), leaf) for name, leaf in leaves]
+    tree = jax.tree.unflatten(jax.tree.structure(template), restored)
+    return Restored(step, tree, read.metadata)
+
+  def _numbered(self) -> list[int]:
+    return sorted(int(p.name) for p in self.directory.iterdir() if p.is_dir() and p.name.isdigit())
+
+  def _is_complete(self, step: int) -> bool:
+    return all((self.directory / str(step) / file).is_file() for file in _COMPLETE)
+
+  def _move_aside_incomplete(self) -> None:
+    """Renames incomplete steps: Orbax would count them among those to keep."""
+    incomplete = [step for step in self._numbered() if not self._is_complete(step)]
+    for step in incomplete:
+      number = 0
+      while (aside := self.directory / f"{step}.incomplete-{number}").exists():
+        number += 1
+      (self.directory / str(step)).rename(aside)
+    if incomplete:
+      self._manager.reload()
+
+
+class _MismatchError(Exception):
+  """The checkpoint and the template differ."""
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+  """Leaves under their paths, as `params/conv1/kernel`."""
+  paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+  named = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in paths]
+  names = [name for name, _ in named]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"two leaves of the tree have the path '{twice}'; rename one")
+  return named
+
+
+def _is_key(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(name: str, leaf: Any) -> np.ndarray:
+  array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+  if array.dtype.hasobject or array.dtype.kind in "USM":
+    raise ValueError(f"leaf '{name}' is {type(leaf).__name__}; arrays and numbers are accepted")
+  return array
+
+
+def _stored_form(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
+  """Something with the shape and dtype that a leaf has on disk."""
+  if _is_key(leaf):
+    return jax.eval_shape(jax.random.key_data, leaf)
+  return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf)
+
+
+def _from_host(array: np.ndarray | None, leaf: Any) -> Any:
+  if array is None:
+    return leaf  # an array without elements
+  if _is_key(leaf):
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+  if isinstance(leaf, jax.Array):
+    return jax.device_put(array, leaf.sharding)
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jnp.asarray(array)
+  return array if isinstance(leaf, np.ndarray) else array.item()
+
+
+def _compare(where: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+  for names, what in ((wanted.keys() - stored.keys(), "lacks"), (stored.keys() - wanted, "has")):
+    if names:
+      more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+      other = "the template has" if what == "lacks" else "the template lacks"
+      raise _MismatchError(f"{where} {what} '{min(names)}'{more}, which {other}")
+  for name, leaf in wanted.items():
+    found = stored[name]
+    if tuple(found.shape) != tuple(leaf.shape) or np.dtype(found.dtype) != np.dtype(leaf.dtype):
+      raise _MismatchError(
+        f"{where} holds '{name}' as {np.dtype(found.dtype)} {list(found.shape)}, the template as "
+        f"{np.dtype(leaf.dtype)} {list(leaf.shape)}"
+      )

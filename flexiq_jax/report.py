@@ -96,7 +96,7 @@ def write(
   if notes:
     parts += ["## Notes", "\n".join(f"- {' '.join(note.split())}" for note in notes)]
   parts += ["## Files", _files(workdir)]
-  return metrics.write_text(workdir / "report.md", "\n\n".join(parts) + "\n")
+  return metrics.write_text(workdir / "report.md", "\n\n".join(filter(None, parts)) + "\n")
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> str:

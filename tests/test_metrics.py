@@ -160,6 +160,7 @@ def test_rows_survive_and_are_found_again(tmp_path):
   writer.row("flexiq_greedy", 0.1 + 0.2, 3, top1=np.float32(90.5), p50_ms=1.25, avg_bits=6.8)
   again = metrics.Writer(tmp_path)
   assert again.has("flexiq_greedy", 0.3, 3)
+  assert again.has("flexiq_greedy", 0.1 + 0.2, 3)
   assert again.has("float", None, None)
   assert not again.has("flexiq_greedy", 0.3, 4)
   assert not again.has("flexiq_greedy", 0.31, 3)

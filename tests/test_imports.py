@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Module or package -> what of ours it may import, itself aside. The longest matching name rules, so
 # a module needs its own line where it differs from its folder. `*` is everything of ours.
 _LOW = ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels", "flexiq_jax.selection")
-_RULES = (*_LOW, "flexiq_jax.rules", "flexiq_jax.calibration")
+_RULES = (*_LOW, "flexiq_jax.rules", "flexiq_jax.calibration", "flexiq_jax.grouping")
 OURS = {
   "run": ("experiments", "flexiq_jax"),
   "configs": (),
@@ -29,12 +29,15 @@ OURS = {
   "flexiq_jax.selection": (),
   "flexiq_jax.rules": ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels"),
   "flexiq_jax.calibration": ("flexiq_jax.rules", "flexiq_jax.quant", "flexiq_jax.graph"),
+  "flexiq_jax.grouping": ("flexiq_jax.rules", "flexiq_jax.quant", "flexiq_jax.graph"),
   "flexiq_jax.models": (),
   "flexiq_jax.data": (),
   "flexiq_jax.methods": _RULES,
   "flexiq_jax.artifact": (*_RULES, "flexiq_jax.checkpoint"),
   "flexiq_jax.serving": (*_RULES, "flexiq_jax.artifact"),
   "flexiq_jax.checkpoint": (),
+  "flexiq_jax.train_recipe": (),
+  "flexiq_jax.train": ("flexiq_jax.train_recipe", "flexiq_jax.checkpoint", "flexiq_jax.data"),
   "flexiq_jax.runtime": (),
   "flexiq_jax.tables": (),
   "flexiq_jax.metrics": (),
@@ -45,6 +48,7 @@ OURS = {
 # Module or package -> the only packages outside the standard library that it may import.
 OUTSIDE = {
   "flexiq_jax.models": ("flax", "jax", "numpy"),
+  "flexiq_jax.models.hub": ("huggingface_hub",),
   "flexiq_jax.models.weights": ("flax", "jax", "numpy", "safetensors", "huggingface_hub"),
   "flexiq_jax.quant": ("flax", "jax", "numpy"),
   "flexiq_jax.graph": ("flax", "jax", "numpy"),

@@ -1,6 +1,6 @@
 """Datasets and preprocessing: sources that decode on demand, batches, calibration draws."""
 
-from flexiq_jax.data.calibration import calibration_indices, require_separate
+from flexiq_jax.data.draws import calibration_indices, require_separate
 from flexiq_jax.data.loading import Batch, batches, raw_batches
 from flexiq_jax.data.preprocess import Preprocess, crop_pct_preprocess
 from flexiq_jax.data.registry import DATASETS, open_source

@@ -39,7 +39,7 @@ class Source(abc.ABC):
     name: registry name of the dataset.
     split: `train` or `test`.
     num_classes: number of classes; every label is below it.
-    identity: strings that name the files and the split; see calibration.require_separate.
+    identity: strings that name the files and the split; see draws.require_separate.
     labels_are_cheap: whether `labels` comes without reading the images too.
   """
 

@@ -218,8 +218,9 @@ def test_compilation_cache_is_filled_once(tmp_path):
       timeout=120,
       capture_output=True,
     )
-    written.append(sorted(p.name for p in folder.iterdir() if p.name.endswith("-cache")))
-  assert any(name.startswith("jit_f-") for name in written[0])
+    # Only of f: whether a smaller program is slow enough to be kept depends on the machine's load.
+    written.append({p: p.stat().st_ino for p in folder.glob("jit_f-*-cache")})
+  assert len(written[0]) == 1
   assert written[0] == written[1]
 
 

@@ -283,7 +283,14 @@ def _label_ends(axes: Axes, labels: list[tuple[float, str, str, float]]) -> None
       va="center",
       fontsize=9,
       annotation_clip=False,
-      arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+      arrowprops={
+        "arrowstyle": "-",
+        "relpos": (0, 0.5),  # from the middle of the text's left edge
+        "color": colour,
+        "linewidth": 0.6,
+        "shrinkA": 1,
+        "shrinkB": 3,
+      },
     )
 
 

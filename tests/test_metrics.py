@@ -3,6 +3,8 @@
 import csv
 import json
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -257,3 +259,30 @@ def test_cells_round_trip(tmp_path_factory, values):
 @given(st.recursive(st.integers() | st.none(), lambda x: st.dictionaries(st.text("ab"), x)))
 def test_no_difference_to_itself(config):
   assert metrics.differences(config, config) == []
+
+
+_ENDLESS = """
+import itertools, sys
+from flexiq_jax import metrics
+writer = metrics.Writer(sys.argv[1])
+for seed in itertools.count():
+  writer.row("flexiq_random", 0.5, seed, top1=90.0 + seed)
+  print(seed, flush=True)
+"""
+
+
+def test_killed_run_keeps_every_row_that_was_done(tmp_path):
+  root = pathlib.Path(__file__).parent.parent
+  command = (sys.executable, "-c", _ENDLESS, str(tmp_path))
+  with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+    for line in process.stdout:
+      if line == "20\n":
+        process.kill()
+    process.wait()
+  writer = metrics.Writer(tmp_path)
+  rows = writer.rows()
+  assert len(rows) > 20
+  assert [(row["seed"], row["top1"]) for row in rows] == [(i, 90 + i) for i in range(len(rows))]
+  assert len(rows) <= len(writer.events("result")) <= len(rows) + 1
+  writer.row("flexiq_random", 0.5, len(rows), top1=0)
+  assert len(writer.rows()) == len(rows) + 1

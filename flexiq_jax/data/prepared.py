@@ -109,7 +109,11 @@ def _prepared_version(data_dir: Path, dataset: str) -> Path | None:
 
 
 def _how_to_prepare(name: str, data_dir: Path) -> str:
-  """One message with the exact steps to get a dataset."""
+  """One message with the exact steps to get a dataset.
+
+  importlib_resources is imported by tensorflow-datasets 4.9 while preparing, but not among its
+  requirements.
+  """
   dataset, _ = DATASETS[name]
   manual = ""
   if name == "imagenet":
@@ -119,7 +123,8 @@ def _how_to_prepare(name: str, data_dir: Path) -> str:
     )
   return (
     f"dataset '{name}' is not prepared as array_record under {data_dir}. To get it once: {manual}"
-    'run `pip install tensorflow` and `python -c "import tensorflow_datasets as tfds; '
+    "run `pip install tensorflow importlib_resources` and "
+    '`python -c "import tensorflow_datasets as tfds; '
     f"tfds.builder('{dataset}', data_dir='{data_dir}', file_format='array_record')"
     '.download_and_prepare()"` (only this step needs TensorFlow), '
     "or give root, the folder where it is prepared"

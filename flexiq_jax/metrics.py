@@ -23,15 +23,13 @@ import datetime
 import fcntl
 import io
 import json
-import math
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from flexiq_jax import files
 
 KEY = ("method", "ratio", "seed")
 COLUMNS = (
@@ -88,11 +86,11 @@ class Writer:
       ValueError: the workdir belongs to another config; names the first fields that differ.
     """
     path = self.workdir / "config.json"
-    new = to_plain(config)
+    new = files.to_plain(config)
     resumes = path.exists()
     if resumes:
-      old = _read_json(path)
-      changes = differences(old, new)
+      old = files.read_json(path)
+      changes = files.differences(old, new)
       if not changes:
         return True
       if not overrule:
@@ -106,7 +104,7 @@ class Writer:
       self.event("config_overruled", changes=[list(change) for change in changes])
     # A marker without its config, or of another config, says nothing about this run.
     (self.workdir / "finished").unlink(missing_ok=True)
-    write_text(path, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    files.write_text(path, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
     return resumes
 
   def event(self, event: str, **values: Any) -> None:
@@ -122,10 +120,10 @@ class Writer:
     if "time" in values:
       raise ValueError("time is the event's own time stamp: call a duration seconds, say")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    line = json.dumps({"time": now, "event": event} | to_plain(values), allow_nan=False)
+    line = json.dumps({"time": now, "event": event} | files.to_plain(values), allow_nan=False)
     path = self.workdir / "metrics.jsonl"
     with self._lock(), path.open("ab") as file:
-      _cut_half_line(path)
+      files.cut_half_line(path)
       file.write(line.encode() + b"\n")
 
   def events(self, event: str | None = None) -> list[dict[str, Any]]:
@@ -140,7 +138,7 @@ class Writer:
     found = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
-      record = _parse(line)
+      record = files.parse(line)
       if record is not None:
         found.append(record)
       elif number < len(lines):
@@ -164,7 +162,7 @@ class Writer:
     key = _key(method, ratio, seed)
     ratio = None if ratio is None else round(float(ratio), 6)
     seed = None if seed is None else int(seed)
-    values = {name: v for name, v in to_plain(values).items() if v is not None}
+    values = {name: v for name, v in files.to_plain(values).items() if v is not None}
     for name, value in values.items():
       if isinstance(value, list | dict):
         raise ValueError(f"{name} is {value!r}: a cell of results.csv holds one number or a text")
@@ -181,7 +179,7 @@ class Writer:
       out = csv.DictWriter(text, (*COLUMNS, *extra), restval="", lineterminator="\n")
       out.writeheader()
       out.writerows(table.values())
-      write_text(self.workdir / "results.csv", text.getvalue())
+      files.write_text(self.workdir / "results.csv", text.getvalue())
 
   def has(self, method: str, ratio: float | None, seed: int | None) -> bool:
     """Whether the row is there, so that a resumed run need not compute it again."""
@@ -195,7 +193,7 @@ class Writer:
   def finished(self) -> dict[str, Any] | None:
     """What `finish` wrote, or None while the run is not complete."""
     path = self.workdir / "finished"
-    return _read_json(path) if path.exists() else None
+    return files.read_json(path) if path.exists() else None
 
   def finish(self, **summary: Any) -> None:
     """Marks the run complete; call it last.
@@ -204,8 +202,10 @@ class Writer:
       **summary: whatever a later start should be able to say, as `top1=91.8`.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = {"time": now} | to_plain(summary)
-    write_text(self.workdir / "finished", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    record = {"time": now} | files.to_plain(summary)
+    files.write_text(
+      self.workdir / "finished", json.dumps(record, indent=2, allow_nan=False) + "\n"
+    )
 
   def finished_message(self) -> str | None:
     """The line for a start that has nothing to do, or None while there is work."""
@@ -238,70 +238,6 @@ class Writer:
     return {_key(row["method"], row["ratio"], row["seed"]): row for row in rows}
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-  """Writes a file atomically: a reader, or a crash, meets the old content or the new.
-
-  Args:
-    path: the file; its folder must exist.
-    text: the whole content, stored as UTF-8.
-
-  Returns:
-    The path.
-  """
-  path = Path(path)
-  # In the same folder, since a rename is atomic within a file system only.
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-  try:
-    with temporary.open("x", encoding="utf-8", newline="") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
-  return path
-
-
-def to_plain(value: Any) -> Any:
-  """Makes a value strict JSON: arrays to lists, paths to strings, nan and infinities to strings."""
-  if value is None or isinstance(value, bool | int | str):
-    return value
-  if isinstance(value, float):
-    return float(value) if math.isfinite(value) else str(float(value))
-  if isinstance(value, os.PathLike):
-    return os.fspath(value)
-  if hasattr(value, "items"):
-    return {str(name): to_plain(item) for name, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [to_plain(item) for item in value]
-  if isinstance(value, set | frozenset):
-    return sorted(to_plain(item) for item in value)
-  if hasattr(value, "__array__"):
-    return to_plain(np.asarray(value).tolist())
-  return str(value)
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]]:
-  """Compares two nested plain configs.
-
-  Returns:
-    (dotted field, old value, new value) as JSON text, `absent` where a side lacks the field, in
-    the order of the fields' names.
-  """
-  if isinstance(old, dict) and isinstance(new, dict):
-    changes = []
-    for field in sorted(old.keys() | new.keys()):
-      path = f"{name}.{field}" if name else field
-      if field in old and field in new:
-        changes += differences(old[field], new[field], path)
-      else:
-        sides = [json.dumps(side[field]) if field in side else "absent" for side in (old, new)]
-        changes.append((path, *sides))
-    return changes
-  return [] if old == new else [(name, json.dumps(old), json.dumps(new))]
-
-
 def _key(method: str, ratio: float | None, seed: int | None) -> tuple[str, str, str]:
   """The row's identity; ratios that print alike are one ratio (0.1 + 0.2 and 0.3)."""
   if not isinstance(method, str) or not method:
@@ -320,36 +256,3 @@ def _number(text: str | None) -> Any:
     with contextlib.suppress(ValueError):
       return kind(text)
   return text
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return None
-  return record if isinstance(record, dict) else None
-
-
-def _cut_half_line(path: Path) -> None:
-  """Repairs the end of a file of JSON lines that a crash left unfinished."""
-  with path.open("rb+") as file:
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-      return
-    file.seek(size - 1)
-    if file.read(1) == b"\n":
-      return
-    file.seek(0)
-    content = file.read()
-    start = content.rfind(b"\n") + 1
-    if _parse(content[start:]) is None:
-      file.truncate(start)
-    else:
-      file.write(b"\n")  # only the line's end was lost
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  record = _parse(path.read_bytes())
-  if record is None:
-    raise ValueError(f"{path} is no JSON object: restore the file or delete it")
-  return record

@@ -17,7 +17,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from flexiq_jax import metrics, runtime, tables
+from flexiq_jax import files, runtime, tables
 
 FILES = {  # what the files of a workdir are, for the last section
   "config.json": "the config of the run",
@@ -96,7 +96,7 @@ def write(
   if notes:
     parts += ["## Notes", "\n".join(f"- {' '.join(note.split())}" for note in notes)]
   parts += ["## Files", _files(workdir)]
-  return metrics.write_text(workdir / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+  return files.write_text(workdir / "report.md", "\n\n".join(filter(None, parts)) + "\n")
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> str:

@@ -40,9 +40,10 @@ OURS = {
   "flexiq_jax.train": ("flexiq_jax.train_recipe", "flexiq_jax.checkpoint", "flexiq_jax.data"),
   "flexiq_jax.runtime": (),
   "flexiq_jax.tables": (),
-  "flexiq_jax.metrics": (),
+  "flexiq_jax.files": (),
+  "flexiq_jax.metrics": ("flexiq_jax.files",),
   "flexiq_jax.plots": (),
-  "flexiq_jax.report": ("flexiq_jax.metrics", "flexiq_jax.runtime", "flexiq_jax.tables"),
+  "flexiq_jax.report": ("flexiq_jax.files", "flexiq_jax.runtime", "flexiq_jax.tables"),
 }
 
 # Module or package -> the only packages outside the standard library that it may import.

@@ -1,0 +1,116 @@
+"""Files that survive a crash: atomic text, lines of JSON, values that JSON can hold."""
+
+import json
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+  """Writes a file atomically: a reader, or a crash, meets the old content or the new.
+
+  Args:
+    path: the file; its folder must exist.
+    text: the whole content, stored as UTF-8.
+
+  Returns:
+    The path.
+  """
+  path = Path(path)
+  # In the same folder, since a rename is atomic within a file system only.
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  try:
+    with temporary.open("x", encoding="utf-8", newline="") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  return path
+
+
+def to_plain(value: Any) -> Any:
+  """Makes a value strict JSON: arrays to lists, paths to strings, nan and infinities to strings."""
+  if value is None or isinstance(value, bool | int | str):
+    return value
+  if isinstance(value, float):
+    return float(value) if math.isfinite(value) else str(float(value))
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, "items"):
+    return {str(name): to_plain(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [to_plain(item) for item in value]
+  if isinstance(value, set | frozenset):
+    return sorted(to_plain(item) for item in value)
+  if hasattr(value, "__array__"):
+    return to_plain(np.asarray(value).tolist())
+  return str(value)
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]]:
+  """Compares two nested plain configs.
+
+  Returns:
+    (dotted field, old value, new value) as JSON text, `absent` where a side lacks the field, in
+    the order of the fields' names.
+  """
+  if isinstance(old, dict) and isinstance(new, dict):
+    changes = []
+    for field in sorted(old.keys() | new.keys()):
+      path = f"{name}.{field}" if name else field
+      if field in old and field in new:
+        changes += differences(old[field], new[field], path)
+      else:
+        sides = [json.dumps(side[field]) if field in side else "absent" for side in (old, new)]
+        changes.append((path, *sides))
+    return changes
+  return [] if old == new else [(name, json.dumps(old), json.dumps(new))]
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+  """A JSON object from one line, or None where the line is something else."""
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) else None
+
+
+def cut_half_line(path: Path) -> None:
+  """Repairs the end of a file of JSON lines that a crash left unfinished.
+
+  Half a line is cut off; a whole one that lacks its line break gets it.
+  """
+  with path.open("rb+") as file:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+      return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+      return
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    if parse(content[start:]) is None:
+      file.truncate(start)
+    else:
+      file.write(b"\n")  # only the line's end was lost
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a file that holds one JSON object.
+
+  Raises:
+    ValueError: it holds something else.
+  """
+  record = parse(path.read_bytes())
+  if record is None:
+    raise ValueError(f"{path} is no JSON object: restore the file or delete it")
+  return record

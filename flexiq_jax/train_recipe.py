@@ -65,7 +65,7 @@ class TrainSettings:
       require(whole and least <= value < 2**31, field, f"an integer from {least}")
     reals = {
       "learning_rate": (lambda v: v > 0, "a number above 0"),
-      "warmup": (lambda v: 0 <= v < self.epochs, f"0 up to, but not, {self.epochs} (epochs)"),
+      "warmup": (lambda v: 0 <= v < self.epochs, f"0 up to, but not, {self.epochs}"),
       "weight_decay": (lambda v: v >= 0, "a number from 0"),
       "momentum": (lambda v: 0 <= v < 1, "0 up to, but not, 1"),
       "label_smoothing": (lambda v: 0 <= v < 1, "0 up to, but not, 1"),

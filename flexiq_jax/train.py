@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,14 @@ import optax
 from flax import nnx
 
 from flexiq_jax.checkpoint import Checkpoints
-from flexiq_jax.data import Preprocess, Source, batches, calibration_indices, raw_batches
+from flexiq_jax.data import (
+  MEMORY_BUDGET,
+  Epochs,
+  Preprocess,
+  Source,
+  batches,
+  calibration_indices,
+)
 from flexiq_jax.train_recipe import (
   TrainSettings,
   augment,
@@ -33,8 +40,6 @@ from flexiq_jax.train_recipe import (
   make_optimizer,
 )
 
-# A training set whose 8-bit pixels fit into this many bytes is decoded once: CIFAR takes 150 MB.
-MEMORY_BUDGET = 256 * 2**20
 _EVAL_BATCH = 256
 # Settings that may change between the runs that share a checkpoint folder.
 _FREE_SETTINGS = ("checkpoint_every",)
@@ -92,11 +97,19 @@ def fit(
       or checkpoint_dir belongs to another run.
   """
   train, held_out = split_held_out(source, settings)
-  steps = len(train) // settings.batch_size
-  if not steps:
+  if len(train) < settings.batch_size:
     raise ValueError(
       f"batch_size is {settings.batch_size}, but {source} has only {len(train)} images to train on"
     )
+  data = Epochs(
+    source,
+    preprocess,
+    settings.batch_size,
+    indices=train,
+    seed=settings.seed,
+    memory_budget=memory_budget,
+  )
+  steps = data.steps
   schedule = learning_rate_schedule(settings, steps)
   optimizer = make_optimizer(settings, schedule)
   module.train()
@@ -104,7 +117,6 @@ def fit(
   _check_logits(graph, params, rest, source, preprocess)
   step_fn = _make_step(graph, optimizer, preprocess, settings)
   state = {"params": params, "rest": rest, "optimizer": optimizer.init(params)}
-  data = _Epochs(source, preprocess, settings, train, memory_budget)
   run = _identity(source, preprocess, settings)
   log: list[EpochLog] = []
 
@@ -234,50 +246,6 @@ def _make_step(
     return {"params": params, "rest": rest, "optimizer": moments}, totals
 
   return step_fn
-
-
-class _Epochs:
-  """Full batches of 8-bit images, decoded once if they fit into the budget, else streamed."""
-
-  def __init__(
-    self,
-    source: Source,
-    preprocess: Preprocess,
-    settings: TrainSettings,
-    indices: np.ndarray,
-    memory_budget: int,
-  ):
-    self._source, self._preprocess = source, preprocess
-    self._settings, self._indices = settings, indices
-    first = preprocess.geometry(source.image(int(indices[0])))
-    self._shape = first.shape
-    self._fits = first.nbytes * len(indices) <= memory_budget
-    self._memory: tuple[np.ndarray, np.ndarray] | None = None
-
-  def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (images uint8 [B, H, W, C], labels int32 [B]) in the order of (seed, epoch)."""
-    size, count = self._settings.batch_size, len(self._indices)
-    order = np.random.default_rng((self._settings.seed, epoch)).permutation(count)
-    order = order[: count // size * size]
-    if not self._fits:
-      yield from raw_batches(self._source, self._preprocess, size, indices=self._indices[order])
-      return
-    images, labels = self._memory = self._memory or self._decode_all()
-    for start in range(0, len(order), size):
-      rows = order[start : start + size]
-      yield images[rows], labels[rows]
-
-  def _decode_all(self) -> tuple[np.ndarray, np.ndarray]:
-    images = np.empty((len(self._indices), *self._shape), np.uint8)
-    labels = np.empty(len(self._indices), np.int32)
-    start = 0
-    for pixels, some in raw_batches(
-      self._source, self._preprocess, _EVAL_BATCH, indices=self._indices
-    ):
-      images[start : start + len(some)] = pixels
-      labels[start : start + len(some)] = some
-      start += len(some)
-    return images, labels
 
 
 def _check_logits(graph: Any, params: Any, rest: Any, source: Source, preprocess: Preprocess):

@@ -1,6 +1,7 @@
 """Datasets and preprocessing: sources that decode on demand, batches, calibration draws."""
 
 from flexiq_jax.data.draws import calibration_indices, require_separate
+from flexiq_jax.data.epochs import MEMORY_BUDGET, Epochs
 from flexiq_jax.data.loading import Batch, batches, raw_batches
 from flexiq_jax.data.preprocess import Preprocess, crop_pct_preprocess
 from flexiq_jax.data.registry import DATASETS, open_source
@@ -8,8 +9,10 @@ from flexiq_jax.data.source import ArraySource, Source, expand_path
 
 __all__ = [
   "DATASETS",
+  "MEMORY_BUDGET",
   "ArraySource",
   "Batch",
+  "Epochs",
   "Preprocess",
   "Source",
   "batches",

@@ -31,6 +31,7 @@ import safetensors
 from flax import nnx
 
 from flexiq_jax.models import hub, names, registry
+from flexiq_jax.models.mobilenet import MobileNetV2
 from flexiq_jax.models.pure import Params, flatten, functional, unflatten
 
 _MAX_LISTED = 10
@@ -200,6 +201,9 @@ def _hint(tensors: Tensors, family: type, filled: Mapping[str, str], flat: Param
     for kind, pattern in names.FINGERPRINTS.items()
     if any(re.search(pattern, name) for name in tensors)
   ]
+  has_norms = any(place.endswith("/mean") for place in flat)
+  if family is MobileNetV2 and has_norms and not any(n.endswith("running_mean") for n in tensors):
+    return "The file has batch norm folded in; make the model with norm=False (mobilenet_v2_tf)."
   if kinds and family.__name__ not in kinds:
     return f"The file seems to be of a {' or '.join(kinds)}, the model is a {family.__name__}."
   if any(re.search(r"\.(attention\.attention|attention\.self)\.query\.", name) for name in tensors):

@@ -26,7 +26,7 @@ def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     FileNotFoundError: there is no such file, or the hub cannot be reached or refuses.
     ValueError: an environment variable is not set, the path is a folder, or the hub source is
-    malformed.
+      malformed.
   """
   text = os.fspath(source)
   if text.startswith("hf:"):

@@ -1,9 +1,8 @@
 """How tensors are called in weight files, and where they belong in our parameter trees.
 
 Our module names are torchvision's (ResNet, MobileNetV2) or timm's (the others), so that most names
-only change their
-separator: `layer1.0.conv1.weight` is `layer1/0/conv1/kernel`. Other dialects are regular
-expressions, applied in order:
+only change their separator: `layer1.0.conv1.weight` is `layer1/0/conv1/kernel`. Other dialects are
+regular expressions, applied in order:
 
 | model            | dialects                                                             |
 |------------------|----------------------------------------------------------------------|

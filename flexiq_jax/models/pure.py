@@ -28,17 +28,21 @@ def functional(module: nnx.Module) -> tuple[Apply, Params]:
   Args:
     module: any NNX module that maps a batch to a batch of logits; it is not changed.
 
-  Returns: `apply(params, x)`: float32 logits, in evaluation mode whatever mode the module is in;
-    can be jitted, differentiated and vmapped, and takes any batch size. And `params`: nested dict
-    with string keys, the module's own arrays as leaves, batch norm statistics included.
+  Returns:
+    `apply(params, x)`: float32 logits, in evaluation mode whatever mode the module is in; can be
+    jitted, differentiated and vmapped, and takes any batch size. And `params`: nested dict with
+    string keys, the module's own arrays as leaves, batch norm statistics included. Of a module made
+    under `nnx.eval_shape` the leaves are shapes, which is enough to load weights into.
   """
   graph, state = nnx.split(module)
   evaluated = nnx.merge(graph, state)  # A copy, so that the caller's module keeps its mode.
   evaluated.eval()
   graph, state = nnx.split(evaluated)
+  # Shapes only: a reference to the arrays would keep random weights alive next to loaded ones.
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
   def apply(params: Params, x: jax.Array) -> jax.Array:
-    logits = nnx.merge(graph, _fill(state, params))(x)
+    logits = nnx.merge(graph, _fill(shapes, params))(x)
     return logits.astype(jnp.float32)
 
   return apply, _nest((path, variable.get_value()) for path, variable in _leaves(state))

@@ -36,8 +36,9 @@ def relative_position_index(window: int) -> np.ndarray:
   Args:
     window: side M of the window.
 
-  Returns: int32 [M^2, M^2], values in 0 .. (2 M - 1)^2 - 1, as in the authors' code: row offset
-    times (2 M - 1) plus column offset, both counted from -(M - 1).
+  Returns:
+    int32 [M^2, M^2], values in 0 .. (2 M - 1)^2 - 1, as in the authors' code: row offset times
+    (2 M - 1) plus column offset, both counted from -(M - 1).
   """
   rows, columns = np.divmod(np.arange(window * window), window)
   row_offset = rows[:, None] - rows[None, :] + window - 1

@@ -48,16 +48,16 @@ def load(source: str | os.PathLike[str], model: str | nnx.Module, params: Params
       model.safetensors), fetched once and then read from the local cache.
     model: the model, as a name or, where it was made with overrides, as the module itself.
     params: the tree to fill, as `functional` returns it; only its paths, shapes and dtypes are
-    used.
+      used.
 
   Returns:
     A tree like `params` with the values of the file.
 
   Raises:
     FileNotFoundError: no such file, or it cannot be fetched; the message says how to get it by
-    hand.
+      hand.
     ValueError: the file is damaged, holds NaN or infinity, or does not fit the model; the message
-    lists the tensors.
+      lists the tensors.
   """
   path = hub.resolve(source)
   label, family, padding = _describe(model)
@@ -79,10 +79,11 @@ def load(source: str | os.PathLike[str], model: str | nnx.Module, params: Params
   broken = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
   if broken:
     raise ValueError(f"{path} holds NaN or infinity in {_listed(broken)}; fetch or export it again")
+  names_by_place = {place: name for name, place in places.items()}
   return unflatten(
     {
-      places[name]: jnp.asarray(_to_ours(tensor, places[name]), flat[places[name]].dtype)
-      for name, tensor in tensors.items()
+      place: jnp.asarray(_to_ours(tensors[names_by_place[place]], place), leaf.dtype)
+      for place, leaf in flat.items()
     }
   )
 
@@ -160,7 +161,7 @@ def _check_fit(
 
   Raises:
     ValueError: lists tensors that are missing, surplus or of another shape, with a hint where the
-    file belongs.
+      file belongs.
   """
   filled: dict[str, str] = {}
   surplus, misshapen = [], []
@@ -193,7 +194,7 @@ def _hint(tensors: Tensors, family: type, filled: Mapping[str, str], flat: Param
     classes = len(tensors[filled[heads[0]]])
     if classes != flat[heads[0]].shape[0]:
       return f"The file has {classes} classes; make the model with num_classes={classes}."
-  fitting = [candidate for candidate, spec in registry.MODELS.items() if _fits(candidate, tensors)]
+  fitting = [candidate for candidate in registry.MODELS if _fits(candidate, tensors)]
   if fitting:
     return f"The file fits {' or '.join(fitting)}."
   kinds = [

@@ -67,25 +67,39 @@ def test_apply_is_the_module_in_evaluation_mode(name):
 def test_each_kernel_is_contracted_exactly_once(name):
   module, apply, params = tiny(name)
   x = jnp.zeros((2, *module.input_shape))
-  contractions, loops = _count(jax.make_jaxpr(apply)(params, x).jaxpr)
+  contractions, loops = _census(jax.make_jaxpr(apply)(params, x).jaxpr)
   paths = models.flatten(params)
   kernels = sum(path.endswith("/kernel") for path in paths)
   attention = 2 * sum(path.endswith("/qkv/kernel") for path in paths)
-  assert contractions == kernels + attention
+  assert len(contractions) == kernels + attention
   assert loops == 0
 
 
-def _count(jaxpr):
-  contractions = loops = 0
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_reaches_every_contraction(name):
+  tiny_low = {"dtype": "bfloat16", **models.MODELS[name].tiny}
+  module = nnx.eval_shape(functools.partial(models.create, name, **tiny_low))
+  apply, params = models.functional(module)
+  x = jax.ShapeDtypeStruct((2, *module.input_shape), jnp.float32)
+  contractions, _ = _census(jax.make_jaxpr(apply)(params, x).jaxpr)
+  assert {dtype for pair in contractions for dtype in pair} == {jnp.dtype(jnp.bfloat16)}
+  assert jax.eval_shape(apply, params, x).dtype == jnp.float32
+
+
+def _census(jaxpr):
+  """Operand dtypes of every contraction, and the number of loops and branches."""
+  contractions, loops = [], 0
   for equation in jaxpr.eqns:
     kind = equation.primitive.name
-    contractions += kind in ("dot_general", "conv_general_dilated")
+    if kind in ("dot_general", "conv_general_dilated"):
+      contractions.append([operand.aval.dtype for operand in equation.invars])
     loops += kind in ("scan", "while", "cond")
     for value in equation.params.values():
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
-        counts = _count(inner)
-        contractions, loops = contractions + counts[0], loops + counts[1]
+        inner_contractions, inner_loops = _census(inner)
+        contractions += inner_contractions
+        loops += inner_loops
   return contractions, loops
 
 

@@ -82,6 +82,22 @@ def conv(
   )
 
 
+def patch_conv(
+  in_channels: int, width: int, patch_size: int, *, dtype: Dtype, rngs: nnx.Rngs
+) -> nnx.Conv:
+  """The projection of non-overlapping patches: [B, H, W, C] -> [B, H / P, W / P, width]."""
+  return nnx.Conv(
+    in_channels,
+    width,
+    (patch_size, patch_size),
+    strides=(patch_size, patch_size),
+    padding="VALID",
+    kernel_init=trunc_normal,
+    dtype=dtype,
+    rngs=rngs,
+  )
+
+
 def linear(
   in_features: int,
   out_features: int,
@@ -150,7 +166,7 @@ def check_padding(padding: str) -> None:
 
 
 def check_positive(**values: Any) -> None:
-  """Refuses sizes that are no positive integers (or sequences of such, or positive factors).
+  """Refuses sizes that are no positive integers, or no sequences of such.
 
   Raises:
     ValueError: a value is zero, negative, a bool, empty or no number; the message names it.

@@ -189,16 +189,7 @@ class SwinPatchEmbed(nnx.Module):
   """Projects non-overlapping patches and norms them: [B, H, W, C] -> [B, H / P, W / P, D]."""
 
   def __init__(self, in_channels, width, *, patch_size, dtype, rngs):
-    self.proj = nnx.Conv(
-      in_channels,
-      width,
-      (patch_size, patch_size),
-      strides=(patch_size, patch_size),
-      padding="VALID",
-      kernel_init=layers.trunc_normal,
-      dtype=dtype,
-      rngs=rngs,
-    )
+    self.proj = layers.patch_conv(in_channels, width, patch_size, dtype=dtype, rngs=rngs)
     self.norm = layers.layer_norm(width, eps=EPS, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -24,16 +24,7 @@ class PatchEmbed(nnx.Module):
   """Cuts images into patches and projects each: [B, H, W, C] -> [B, H W / P^2, D]."""
 
   def __init__(self, in_channels, width, *, patch_size, dtype, rngs):
-    self.proj = nnx.Conv(
-      in_channels,
-      width,
-      (patch_size, patch_size),
-      strides=(patch_size, patch_size),
-      padding="VALID",
-      kernel_init=layers.trunc_normal,
-      dtype=dtype,
-      rngs=rngs,
-    )
+    self.proj = layers.patch_conv(in_channels, width, patch_size, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x = self.proj(x)

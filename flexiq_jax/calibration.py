@@ -1,11 +1,11 @@
-"""From a float model and calibration images to an 8-bit model with a 4-bit side.
+"""What calibration images tell of a model: ranges, 8-bit scales, code histograms, local errors.
 
 Four passes over the same images, each a compiled function applied batch by batch:
 
 1. `observe_values`: range of every layer's input, then a histogram of it (two passes);
 2. `quantize`: weight and activation scales, 8-bit codes (no pass);
 3. `observe_codes`: histogram of every feature channel's 8-bit codes, in the 8-bit model;
-4. `lower`: channel groups and extraction shifts from those histograms (no pass);
+4. `grouping`: channel groups and extraction shifts from those histograms (no pass);
 5. `observe_errors`: exact local error of putting one group alone into 4 bits.
 
 Papers: FlexiQ section 1.3, steps A to D.
@@ -14,7 +14,7 @@ Papers: FlexiQ section 1.3, steps A to D.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,36 +47,9 @@ class RangeSettings:
 
   def __post_init__(self):
     for field in ("activation", "weight"):
-      _one_of(field, getattr(self, field), quantizer.RANGE_METHODS)
+      quantizer.check_one_of(field, getattr(self, field), quantizer.RANGE_METHODS)
     if not 0 < self.percentile <= 100:
       raise ValueError(f"percentile: {self.percentile} is not in (0, 100]")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LowSettings:
-  """How channels are grouped and lowered to 4 bits.
-
-  Attributes:
-    group_size: G, channels per group; a layer's last group may be short.
-    activation_shift: `range`, `mse` or `naive` (see `quant.lowering`).
-    weight_shift: the same.
-    weight_shift_per: `group`, one weight shift shared over outputs, or `output`, one per (group,
-      output channel).
-    sort: sort channels by shift and error before cutting them into groups.
-  """
-
-  group_size: int = 4
-  activation_shift: lowering.ShiftMethod = "mse"
-  weight_shift: lowering.ShiftMethod = "mse"
-  weight_shift_per: Literal["group", "output"] = "group"
-  sort: bool = True
-
-  def __post_init__(self):
-    if self.group_size < 1:
-      raise ValueError(f"group_size: {self.group_size} is not a positive number of channels")
-    for field in ("activation_shift", "weight_shift"):
-      _one_of(field, getattr(self, field), lowering.SHIFT_METHODS)
-    _one_of("weight_shift_per", self.weight_shift_per, ("group", "output"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,30 +63,6 @@ class Values:
   def nonnegative(self) -> bool:
     """Whether no negative value was seen."""
     return bool(self.edges[0] >= 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-  """What calibration learned of one layer's channel groups.
-
-  Attributes:
-    channels: J arrays of feature channel numbers; together every channel once.
-    x_shift: int32 `[J]`, static extraction shift of the activation.
-    w_shift: int32 `[J]`, or `[J, N/g]` when shifts are per output.
-    x_top, w_top: int32 `[J]`, largest magnitude code of activation and weights.
-    x_power: float64 `[J]`, mean squared activation code, summed over channels.
-    w_power: float64 `[J]`, squared weights in real units, summed over the group.
-    w_step: float64 `[J]`, squared weight scales summed over the group's weights.
-  """
-
-  channels: tuple[np.ndarray, ...]
-  x_shift: np.ndarray
-  w_shift: np.ndarray
-  x_top: np.ndarray
-  w_top: np.ndarray
-  x_power: np.ndarray
-  w_power: np.ndarray
-  w_step: np.ndarray
 
 
 def observe_values(
@@ -243,82 +192,6 @@ def observe_codes(
   return counts
 
 
-def group_channels(
-  layer: Layer, q: rules.QLayer, counts: np.ndarray, settings: LowSettings
-) -> Groups:
-  """Cuts a layer's feature channels into groups and picks their extraction shifts.
-
-  Channels are sorted by the shift their activation wants, then by the shift their weights want, then
-  by error, so that a group is homogeneous in what it has to share.
-
-  Args:
-    layer: the layer.
-    q: its 8-bit quantization.
-    counts: int `[C, 256]`, from `observe_codes`.
-    settings: group size and how shifts are chosen.
-  """
-  codes = np.arange(256) - (128 if q.signed else 0)
-  share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-  x_errors = share @ lowering.squared_errors(q.signed, half_even=False).T  # [C, 5]
-  x_power = share @ np.square(codes)
-  x_top = np.where(counts > 0, np.abs(codes), 0).max(axis=1)
-  w, steps = _weight_codes(layer, q)
-  w_power = (np.square(w.astype(np.float64)).sum(axis=1) * np.square(steps)).sum(axis=1)
-  order = np.arange(layer.in_channels)
-  if settings.sort:
-    x_best = lowering.choose_shifts(settings.activation_shift, x_top, x_errors, q.signed)
-    w_best = _weight_shifts(w, steps, [np.array([c]) for c in order], settings, shared=True)
-    error = np.take_along_axis(x_errors, x_best[:, None], 1)[:, 0] * w_power
-    order = np.lexsort((error, w_best, x_best))
-  size = settings.group_size
-  channels = tuple(order[i : i + size] for i in range(0, len(order), size))
-  tops = _over(channels, x_top, np.max)
-  errors = _over(channels, x_errors, np.sum)
-  return Groups(
-    channels=channels,
-    x_shift=lowering.choose_shifts(settings.activation_shift, tops, errors, q.signed),
-    w_shift=_weight_shifts(w, steps, channels, settings),
-    x_top=tops,
-    w_top=_over(channels, np.abs(w).max(axis=(1, 2)), np.max),
-    x_power=_over(channels, x_power, np.sum),
-    w_power=_over(channels, w_power, np.sum),
-    w_step=_over(channels, np.square(steps).sum(axis=1) * w.shape[1], np.sum),
-  )
-
-
-def lower(
-  layer: Layer,
-  q: rules.QLayer,
-  channels: Sequence[np.ndarray],
-  x_shift: np.ndarray,
-  settings: LowSettings,
-) -> rules.QLayer:
-  """Adds the 4-bit side to an 8-bit layer.
-
-  Args:
-    layer: the layer.
-    q: its 8-bit quantization.
-    channels: J groups of feature channels, together every channel once.
-    x_shift: int `[J]`, activation shifts; weight shifts follow from the weights and `settings`.
-    settings: how weight shifts are chosen.
-  """
-  w, steps = _weight_codes(layer, q)
-  w_shift = _weight_shifts(w, steps, channels, settings)
-  group = np.empty(layer.in_channels, np.int32)
-  for j, members in enumerate(channels):
-    group[members] = j
-  e = np.broadcast_to(w_shift.reshape(len(channels), 1, -1)[group], w.shape)
-  low = np.asarray(lowering.lower_weights(w, e)) << e
-  low = low.astype(np.int8).reshape(layer.canonical(np.asarray(q.w)).shape)
-  return q.replace(
-    low=rules.Low(
-      w=jnp.asarray(layer.native(low)),
-      shift=jnp.asarray(np.asarray(x_shift, np.int32)[group]),
-      group=jnp.asarray(group),
-    )
-  )
-
-
 def observe_errors(
   apply: Apply,
   params: Any,
@@ -329,9 +202,9 @@ def observe_errors(
   """Exact local error of every channel group, measured in the 8-bit model.
 
   Returns:
-    layer name -> (float64 `[J]`, float): `sum |X_g W_g - X4_g W4_g|^2` and the layer's
+    layer name -> (float64 `[J]`, float): `sum |X_g W_g - X4_g W4_g - bias_g|^2` and the layer's
     `sum |X W|^2`, both over examples, positions and outputs, in real units (papers: FlexiQ section
-    1.3 D).
+    1.3 D; the bias correction of the group counts, because it goes with it).
   """
   sizes = {name: int(q.low.group.max()) + 1 for name, q in model.items() if q.low is not None}
   members = {name: _members(np.asarray(model[name].low.group)) for name in sizes}
@@ -369,35 +242,44 @@ def _group_errors(layer, x, q, members, contract) -> Array:
   dx, x4 = (codes - lowered).astype(jnp.float32), lowered.astype(jnp.float32)
   w8 = q.w.astype(jnp.float32)
   dw = w8 - low.w.astype(jnp.float32)
+  bias = low.bias / q.x_scale
   if layer.kind == "dense" and layer.groups == 1:
     wide = [layer.channels_last(a).reshape(-1, layer.in_channels) for a in (dx, x4)]
     tall = [layer.canonical(a).reshape(layer.in_channels, -1) * q.w_scale[None] for a in (w8, dw)]
 
-    def gram(index):
+    def gram(group):
+      index, bias = group
       a = jnp.concatenate([_pick(v, index, 1) for v in wide], axis=1)
       b = jnp.concatenate([_pick(v, index, 0) for v in tall], axis=0)
-      return ((a.T @ a) * (b @ b.T)).sum()  # trace of b^T (a^T a) b
+      squared = ((a.T @ a) * (b @ b.T)).sum()  # trace of b^T (a^T a) b
+      return squared + (bias * (len(a) * bias - 2 * a.sum(axis=0) @ b)).sum()
 
-    errors = jax.lax.map(gram, members)
+    errors = jax.lax.map(gram, (members, bias))
   elif layer.groups == 1:
     axis, w_axis = layer.x_dims[0], layer.w_in_dims[0]
-    scale = layer.y_vector(q.w_scale, (layer.out_channels,) * layer.y_ndim)
 
-    def alone(index):
+    def alone(group):
+      index, bias = group
       a = jnp.concatenate([_pick(v, index, axis) for v in (dx, x4)], axis=axis)
       b = jnp.concatenate([_pick(v, index, w_axis) for v in (w8, dw)], axis=w_axis)
-      return jnp.square(contract(a, b, jnp.float32) * scale).sum()
+      return _squares(layer, contract(a, b, jnp.float32), q.w_scale, bias)
 
-    errors = jax.lax.map(alone, members)
+    errors = jax.lax.map(alone, (members, bias))
   else:  # groups of channels may straddle contraction groups: mask instead of picking
 
-    def masked(j):
+    def masked(group):
+      j, bias = group
       keep = layer.x_vector((low.group == j).astype(jnp.float32), x.shape)
       diff = contract(dx * keep, w8, jnp.float32) + contract(x4 * keep, dw, jnp.float32)
-      return jnp.square(diff * layer.y_vector(q.w_scale, diff.shape)).sum()
+      return _squares(layer, diff, q.w_scale, bias)
 
-    errors = jax.lax.map(masked, jnp.arange(len(members)))
+    errors = jax.lax.map(masked, (jnp.arange(len(members)), bias))
   return errors * jnp.square(q.x_scale)
+
+
+def _squares(layer: Layer, diff: Array, scale: Array, bias: Array) -> Array:
+  real = diff * layer.y_vector(scale, diff.shape) - layer.y_vector(bias, diff.shape)
+  return jnp.square(real).sum()
 
 
 def _pick(a: Array, index: Array, axis: int) -> Array:
@@ -411,32 +293,6 @@ def _members(group: np.ndarray) -> np.ndarray:
   for j, members in enumerate(lists):
     table[j, : len(members)] = members
   return table
-
-
-def _weight_codes(layer: Layer, q: rules.QLayer) -> tuple[np.ndarray, np.ndarray]:
-  """Codes `[C, K, N/g]` and the scales `[C, N/g]` of the outputs that read each channel."""
-  codes = layer.canonical(np.asarray(q.w))
-  g, inner, window, n = codes.shape
-  steps = np.asarray(q.w_scale, np.float64).reshape(g, 1, n)
-  steps = np.broadcast_to(steps, (g, inner, n)).reshape(g * inner, n)
-  return codes.reshape(g * inner, window, n), steps
-
-
-def _weight_shifts(w, steps, channels, settings: LowSettings, shared: bool | None = None):
-  """Weight shifts of groups of channels: `[J]`, or `[J, N/g]` when they are per output."""
-  shared = settings.weight_shift_per == "group" if shared is None else shared
-  top = _over(channels, np.abs(w).max(axis=1), np.max)  # [J, n]
-  table = lowering.squared_errors(signed=True, half_even=True).astype(np.float64)
-  index = w.astype(np.int16) + 128
-  errors = np.stack([row[index].sum(axis=1) for row in table], axis=-1)  # [C, n, 5]
-  errors = _over(channels, errors * np.square(steps)[:, :, None], np.sum)
-  if shared:
-    top, errors = top.max(axis=1), errors.sum(axis=1)
-  return lowering.choose_shifts(settings.weight_shift, top, errors, signed=True)
-
-
-def _over(channels: Sequence[np.ndarray], values: np.ndarray, reduce) -> np.ndarray:
-  return np.stack([reduce(values[members], axis=0) for members in channels])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -460,8 +316,3 @@ def _passes(run, params, batches, name: str, progress: Progress | None):
 def _accumulate(total: dict[str, np.ndarray], records: Mapping[str, np.ndarray]) -> None:
   for name, counts in records.items():
     total[name] = total.get(name, 0) + counts.astype(np.int64)
-
-
-def _one_of(field: str, value: Any, accepted: Sequence[str]) -> None:
-  if value not in accepted:
-    raise ValueError(f"{field}: {value!r} is not one of {', '.join(accepted)}")

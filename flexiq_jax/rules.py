@@ -8,9 +8,11 @@
 | `uniform_rule` | plain uniform quantization at the width its layers were quantized to |
 | `mixed_rule` | the exact integer result of a layer with some channel groups in 4 bits |
 
-A product only ever pairs operands of the same channel, and a 4-bit code shifted back, `q4 << e`, fits
-the 8-bit grid. One int8 contraction on operands chosen per channel therefore *is* the mixed layer, bit
-for bit (papers: FlexiQ section 1.3 C); the mask is an ordinary traced array.
+A product only ever pairs operands of the same channel, and a 4-bit code shifted back, `q4 << e`,
+fits the 8-bit grid. One int8 contraction on operands chosen per channel therefore *is* the mixed
+layer, bit for bit (papers: FlexiQ section 1.3 C); the mask is an ordinary traced array. Behind the
+integer sum comes one multiplication by the scales, and for a mixed layer the groups' bias
+corrections.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,11 +35,13 @@ class Low:
     w: int8 `w_shape`, weights lowered to 4 bits and shifted back (`q4 << e`, in 8-bit steps).
     shift: int32 `[C]`, extraction shift of the activation; equal within a group.
     group: int32 `[C]`, the group each feature channel belongs to.
+    bias: float32 `[J, N]`, what each group in 4 bits adds to the output to correct its mean error.
   """
 
   w: Array
   shift: Array
   group: Array
+  bias: Array
 
 
 @struct.dataclass
@@ -149,7 +153,8 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     lowered = lowering.lower_activations(codes, shift, q.signed) << shift
     codes = jnp.where(layer.x_vector(channels, x.shape), lowered, codes)
     weights = jnp.where(layer.w_vector(channels), low.w, q.w)
-    return _scaled(layer, q, product(layer, q, codes, weights, contract))
+    y = _scaled(layer, q, product(layer, q, codes, weights, contract))
+    return y + layer.y_vector(mask.astype(jnp.float32) @ low.bias, y.shape)
 
   return mixed
 

@@ -221,9 +221,7 @@ def _out_vector(layer: Layer, a: Array) -> Array:
   """Per-output-channel values `[N]` -> an array that broadcasts against w."""
   per = layer.out_channels // layer.groups
   g = layer.groups
-  full = jnp.broadcast_to(
-    a.reshape(g, 1, 1, per), (g, layer.in_channels // g, _window(layer), per)
-  )
+  full = jnp.broadcast_to(a.reshape(g, 1, 1, per), (g, layer.in_channels // g, _window(layer), per))
   return layer.native(full)
 
 

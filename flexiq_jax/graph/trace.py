@@ -150,7 +150,9 @@ def trace(apply: Apply, params: Any, x: Any) -> Traced:
   for i, eqn in enumerate(closed.jaxpr.eqns):
     side = _param_side(eqn, known)
     if side is None:
-      constants += _is_contraction(eqn) and len({_origin(v, known) is None for v in eqn.invars}) == 2
+      constants += (
+        _is_contraction(eqn) and len({_origin(v, known) is None for v in eqn.invars}) == 2
+      )
       continue
     param = max(_origin(eqn.invars[side], known), key=lambda j: (sizes[j], -j))
     reason = _why_not(eqn, side)
@@ -181,9 +183,7 @@ def trace(apply: Apply, params: Any, x: Any) -> Traced:
     for i, (eqn, param) in found.items()
   }
   static = frozenset(v for v, origin in known.items() if origin is not None)
-  return Traced(
-    closed, table, sides, tuple(skip), static, paths, jax.tree.structure(out_shape)
-  )
+  return Traced(closed, table, sides, tuple(skip), static, paths, jax.tree.structure(out_shape))
 
 
 def evaluate(
@@ -232,9 +232,7 @@ def static_values(traced: Traced, param_leaves: Sequence[Array]) -> dict[Any, Ar
 def static_weights(traced: Traced, values: Mapping[Any, Array]) -> dict[str, Array]:
   """Picks the layers' weight operands, `{name: w}`, out of `static_values`."""
   eqns = traced.jaxpr.jaxpr.eqns
-  return {
-    layer.name: values[eqns[i].invars[traced.sides[i]]] for i, layer in traced.layers.items()
-  }
+  return {layer.name: values[eqns[i].invars[traced.sides[i]]] for i, layer in traced.layers.items()}
 
 
 def contraction(eqn: JaxprEqn, side: int) -> Contract:
@@ -380,9 +378,7 @@ def _settle(body: Jaxpr, consts, carry, xs) -> list[_Origin]:
   while True:
     known = _propagate(body, [*consts, *carry, *xs])
     outs = [_origin(v, known) for v in body.outvars[: len(carry)]]
-    merged = [
-      None if a is None or b is None else a | b for a, b in zip(carry, outs, strict=True)
-    ]
+    merged = [None if a is None or b is None else a | b for a, b in zip(carry, outs, strict=True)]
     if merged == carry:
       return carry
     carry = merged

@@ -62,18 +62,27 @@ def lower_activations(q: Array, e: Array, signed: bool = True) -> Array:
   return jnp.clip(jnp.right_shift(q + half, e), lo, hi)
 
 
-def squared_errors(signed: bool, half_even: bool) -> np.ndarray:
-  """`[5, 256]` squared error of lowering each 8-bit code at each shift.
+def lowered_values(signed: bool, half_even: bool) -> np.ndarray:
+  """`[5, 256]` what each 8-bit code becomes at each shift, in 8-bit steps (`q4 << e`).
 
   Column i belongs to code `i - 128` (signed) or `i` (unsigned).
   """
-  codes = np.arange(256, dtype=np.int64) - (128 if signed else 0)
+  codes = _all_codes(signed)
   lo, hi = low_range(signed)
   rows = []
   for e in range(MAX_SHIFT + 1):
     low = np.rint(codes / 2**e).astype(np.int64) if half_even else (codes + ((1 << e) >> 1)) >> e
-    rows.append(np.square(codes - (np.clip(low, lo, hi) << e)))
+    rows.append(np.clip(low, lo, hi) << e)
   return np.stack(rows)
+
+
+def squared_errors(signed: bool, half_even: bool) -> np.ndarray:
+  """`[5, 256]` squared error of lowering each 8-bit code at each shift, in squared steps."""
+  return np.square(_all_codes(signed) - lowered_values(signed, half_even))
+
+
+def _all_codes(signed: bool) -> np.ndarray:
+  return np.arange(256, dtype=np.int64) - (128 if signed else 0)
 
 
 def choose_shifts(method: ShiftMethod, r: np.ndarray, errors: np.ndarray, signed: bool):

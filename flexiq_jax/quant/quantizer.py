@@ -6,12 +6,13 @@
 | scale | broadcasts against x | real value of one code step; zero point is always 0 |
 | q | as x | integer codes, `q = clip(round(x / scale), lo, hi)` with ties to even |
 
-Signed 8-bit codes are -127..127, so that every magnitude fits 7 bits and an extraction shift is never
-above 4 (papers: FlexiQ section 1.2). Narrower signed codes use the whole two's complement range.
+Signed 8-bit codes are -127..127, so that every magnitude fits 7 bits and an extraction shift is
+never above 4 (papers: FlexiQ section 1.2). Narrower signed codes use the whole two's complement
+range.
 Unsigned codes are 0..2^bits - 1 and are for tensors that calibration never saw negative.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -138,3 +139,9 @@ def _least_squares(error: Callable[[Array], Array], top: Array, bits: int) -> Ar
   start = (jnp.full(top.shape, jnp.inf, jnp.float32), jnp.ones(top.shape, jnp.float32))
   (_, scale), _ = jax.lax.scan(step, start, jnp.asarray(_fractions(bits)[::-1]))
   return scale
+
+
+def check_one_of(field: str, value: Any, accepted: Sequence[str]) -> None:
+  """Raises a ValueError that names the field and what it accepts."""
+  if value not in accepted:
+    raise ValueError(f"{field}: {value!r} is not one of {', '.join(accepted)}")

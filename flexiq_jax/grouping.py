@@ -1,0 +1,213 @@
+"""Channel groups of a layer: sort, cut, choose extraction shifts, lower the weights.
+
+A group shares one activation shift (and, by default, one weight shift), so it should be
+homogeneous: channels are sorted before they are cut into groups. Everything here is offline NumPy
+on code histograms and weight codes. Papers: FlexiQ section 1.3, steps B and C.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from flexiq_jax import rules
+from flexiq_jax.graph import Layer
+from flexiq_jax.quant import lowering
+from flexiq_jax.quant.quantizer import check_one_of
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowSettings:
+  """How channels are grouped and lowered to 4 bits.
+
+  Attributes:
+    group_size: G, channels per group; a layer's last group may be short.
+    activation_shift: `range`, `mse` or `naive` (see `quant.lowering`).
+    weight_shift: the same.
+    weight_shift_per: `group`, one weight shift shared over outputs, or `output`, one per (group,
+      output channel).
+    sort: sort channels by shift and error before cutting them into groups.
+    bias_correction: take the mean output error of the groups in 4 bits out again (see `lower`).
+  """
+
+  group_size: int = 4
+  activation_shift: lowering.ShiftMethod = "mse"
+  weight_shift: lowering.ShiftMethod = "mse"
+  weight_shift_per: Literal["group", "output"] = "group"
+  sort: bool = True
+  bias_correction: bool = True
+
+  def __post_init__(self):
+    if self.group_size < 1:
+      raise ValueError(f"group_size: {self.group_size} is not a positive number of channels")
+    for field in ("activation_shift", "weight_shift"):
+      check_one_of(field, getattr(self, field), lowering.SHIFT_METHODS)
+    check_one_of("weight_shift_per", self.weight_shift_per, ("group", "output"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """One layer's channel groups and what their 4-bit codes depend on besides the weights.
+
+  Attributes:
+    channels: J arrays of feature channel numbers; together every channel once.
+    x_shift: int32 `[J]`, static extraction shift of the activation.
+    x_mean: float64 `[C]`, mean 8-bit activation code on calibration data.
+    low_mean: float64 `[C]`, mean of the same codes lowered to 4 bits, in 8-bit steps.
+  """
+
+  channels: tuple[np.ndarray, ...]
+  x_shift: np.ndarray
+  x_mean: np.ndarray
+  low_mean: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups(Cut):
+  """A cut, and what calibration learned of the groups.
+
+  Attributes:
+    w_shift: int32 `[J]`, or `[J, N/g]` when shifts are per output.
+    x_top, w_top: int32 `[J]`, largest magnitude code of activation and weights.
+    x_power: float64 `[J]`, mean squared activation code, summed over channels.
+    w_power: float64 `[J]`, squared weights in real units, summed over the group.
+    w_step: float64 `[J]`, squared weight scales summed over the group's weights.
+  """
+
+  w_shift: np.ndarray
+  x_top: np.ndarray
+  w_top: np.ndarray
+  x_power: np.ndarray
+  w_power: np.ndarray
+  w_step: np.ndarray
+
+
+def group_channels(
+  layer: Layer, q: rules.QLayer, counts: np.ndarray, settings: LowSettings
+) -> Groups:
+  """Cuts a layer's feature channels into groups and picks their extraction shifts.
+
+  Channels are sorted by the shift their activation wants, then by the shift their weights want,
+  then by error, so that a group is homogeneous in what it has to share.
+
+  Args:
+    layer: the layer.
+    q: its 8-bit quantization.
+    counts: int `[C, 256]`, from `observe_codes`.
+    settings: group size and how shifts are chosen.
+  """
+  codes = np.arange(256) - (128 if q.signed else 0)
+  share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  x_errors = share @ lowering.squared_errors(q.signed, half_even=False).T  # [C, 5]
+  x_power = share @ np.square(codes)
+  x_top = np.where(counts > 0, np.abs(codes), 0).max(axis=1)
+  w, steps = _weight_codes(layer, q)
+  w_power = (np.square(w.astype(np.float64)).sum(axis=1) * np.square(steps)).sum(axis=1)
+  order = np.arange(layer.in_channels)
+  if settings.sort:
+    x_best = lowering.choose_shifts(settings.activation_shift, x_top, x_errors, q.signed)
+    w_best = _weight_shifts(w, [np.array([c]) for c in order], settings, shared=True)
+    error = np.take_along_axis(x_errors, x_best[:, None], 1)[:, 0] * w_power
+    order = np.lexsort((error, w_best, x_best))
+  size = settings.group_size
+  channels = tuple(order[i : i + size] for i in range(0, len(order), size))
+  tops = _over(channels, x_top, np.max)
+  errors = _over(channels, x_errors, np.sum)
+  x_shift = lowering.choose_shifts(settings.activation_shift, tops, errors, q.signed)
+  values = lowering.lowered_values(q.signed, half_even=False)[_per_channel(channels, x_shift)]
+  return Groups(
+    channels=channels,
+    x_shift=x_shift,
+    x_mean=share @ codes,
+    low_mean=(share * values).sum(axis=1),
+    w_shift=_weight_shifts(w, channels, settings),
+    x_top=tops,
+    w_top=_over(channels, np.abs(w).max(axis=(1, 2)), np.max),
+    x_power=_over(channels, x_power, np.sum),
+    w_power=_over(channels, w_power, np.sum),
+    w_step=_over(channels, np.square(steps).sum(axis=1) * w.shape[1], np.sum),
+  )
+
+
+def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rules.QLayer:
+  """Adds the 4-bit side to an 8-bit layer.
+
+  Saturated and rounded codes are off in one direction on average (activations after ReLU have no
+  negative half to balance it), and such errors add up over channels and layers. Each group
+  therefore brings the mean of its own output error as a correction per output channel, from the
+  mean codes seen in calibration: `sum_c (x_mean w8 - low_mean w4)`. It is the bias correction of
+  Nagel et al., "Data-Free Quantization" (2019), per channel group, so that it follows the mask;
+  zero padding is neglected. Not part of FlexiQ as far as its public descriptions go; a setting
+  turns it off.
+
+  Args:
+    layer: the layer.
+    q: its 8-bit quantization.
+    cut: channel groups, activation shifts and mean codes; weight shifts follow from the weights.
+    settings: how weight shifts are chosen, and whether biases are corrected.
+  """
+  w, _ = _weight_codes(layer, q)
+  w_shift = _weight_shifts(w, cut.channels, settings)
+  group = _per_channel(cut.channels, np.arange(len(cut.channels)))
+  e = np.broadcast_to(w_shift.reshape(len(cut.channels), 1, -1)[group], w.shape)
+  low = np.asarray(lowering.lower_weights(w, e)) << e
+  bias = np.zeros((len(cut.channels), layer.out_channels))
+  if settings.bias_correction:
+    error = cut.x_mean[:, None] * w.sum(axis=1) - cut.low_mean[:, None] * low.sum(axis=1)
+    outputs = error.shape[1]
+    block = np.arange(layer.in_channels) // (layer.in_channels // layer.groups)
+    for n in range(layer.groups):  # contraction group n writes its own run of outputs
+      own = np.where((block == n)[:, None], error, 0)
+      np.add.at(bias[:, n * outputs : (n + 1) * outputs], group, own)
+    bias *= np.asarray(q.w_scale, np.float64)[None] * float(q.x_scale)
+  native = low.astype(np.int8).reshape(layer.canonical(np.asarray(q.w)).shape)
+  return q.replace(
+    low=rules.Low(
+      w=jnp.asarray(layer.native(native)),
+      shift=jnp.asarray(np.asarray(cut.x_shift, np.int32)[group]),
+      group=jnp.asarray(group, jnp.int32),
+      bias=jnp.asarray(bias, jnp.float32),
+    )
+  )
+
+
+def _per_channel(channels: Sequence[np.ndarray], values: np.ndarray) -> np.ndarray:
+  """Values per group `[J]` -> per channel `[C]`."""
+  flat = np.empty(sum(map(len, channels)), np.asarray(values).dtype)
+  for members, value in zip(channels, values, strict=True):
+    flat[members] = value
+  return flat
+
+
+def _weight_codes(layer: Layer, q: rules.QLayer) -> tuple[np.ndarray, np.ndarray]:
+  """Codes `[C, K, N/g]` and the scales `[C, N/g]` of the outputs that read each channel."""
+  codes = layer.canonical(np.asarray(q.w))
+  g, inner, window, n = codes.shape
+  steps = np.asarray(q.w_scale, np.float64).reshape(g, 1, n)
+  steps = np.broadcast_to(steps, (g, inner, n)).reshape(g * inner, n)
+  return codes.reshape(g * inner, window, n), steps
+
+
+def _weight_shifts(w, channels, settings: LowSettings, shared: bool | None = None):
+  """Weight shifts of groups of channels: `[J]`, or `[J, N/g]` when they are per output.
+
+  Errors are counted in each output channel's own steps, so that every output has the same say in a
+  shared shift.
+  """
+  shared = settings.weight_shift_per == "group" if shared is None else shared
+  top = _over(channels, np.abs(w).max(axis=1), np.max)  # [J, n]
+  table = lowering.squared_errors(signed=True, half_even=True)
+  index = w.astype(np.int16) + 128
+  errors = np.stack([row[index].sum(axis=1) for row in table], axis=-1)  # [C, n, 5]
+  errors = _over(channels, errors, np.sum)
+  if shared:
+    top, errors = top.max(axis=1), errors.sum(axis=1)
+  return lowering.choose_shifts(settings.weight_shift, top, errors, signed=True)
+
+
+def _over(channels: Sequence[np.ndarray], values: np.ndarray, reduce) -> np.ndarray:
+  return np.stack([reduce(values[members], axis=0) for members in channels])

@@ -1,0 +1,87 @@
+"""`Space`: all channel groups of a model that may go to 4 bits, flat.
+
+| symbol | meaning |
+|---|---|
+| T | channel groups in the whole model |
+| J_l | groups of layer l; the layers' groups follow each other in the flat order |
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_INT32_MAX = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+  """The selectable channel groups of a model.
+
+  Attributes:
+    names: layer names, in execution order.
+    sizes: J_l per layer.
+    layer: int32 `[T]`, number of the layer a group belongs to.
+    cost: int64 `[T]`, MACs of one example that read the group's channels, in units of their
+      greatest common divisor.
+    unit: that divisor, in MACs.
+    channels: int32 `[T]`, feature channels in the group.
+  """
+
+  names: tuple[str, ...]
+  sizes: tuple[int, ...]
+  layer: np.ndarray
+  cost: np.ndarray
+  unit: int
+  channels: np.ndarray
+
+  @classmethod
+  def create(
+    cls, names: Sequence[str], channels: Sequence[Sequence[int]], macs_per_channel: Sequence[int]
+  ) -> "Space":
+    """Builds a space.
+
+    Args:
+      names: layer names.
+      channels: for each layer the number of channels in each of its groups.
+      macs_per_channel: for each layer the MACs of one example that read one channel.
+
+    Raises:
+      ValueError: no groups, or a total cost that int32 cannot hold (a search counts in int32).
+    """
+    sizes = tuple(len(c) for c in channels)
+    if not sum(sizes):
+      raise ValueError("channels: no channel group may go to 4 bits; every layer stays 8-bit")
+    layer = np.repeat(np.arange(len(names), dtype=np.int32), sizes)
+    flat = np.concatenate([np.asarray(c, np.int32) for c in channels])
+    macs = flat.astype(np.int64) * np.asarray(macs_per_channel, np.int64)[layer]
+    unit = math.gcd(*(int(m) for m in np.unique(macs)))
+    cost = macs // unit
+    if cost.sum() > _INT32_MAX:
+      raise ValueError(
+        f"macs_per_channel: the total cost {cost.sum()} (in units of {unit} MACs) is over int32; "
+        "use larger groups"
+      )
+    return cls(tuple(names), sizes, layer, cost, unit, flat)
+
+  @property
+  def total(self) -> int:
+    """T, the number of groups."""
+    return len(self.layer)
+
+  def split(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+    """Values per group `[T]` -> `{layer name: [J_l]}`; works for traced arrays, too."""
+    bounds = np.cumsum((0, *self.sizes))
+    return {
+      name: flat[int(a) : int(b)]
+      for name, a, b in zip(self.names, bounds[:-1], bounds[1:], strict=True)
+    }
+
+  def join(self, per_layer: Mapping[str, np.ndarray]) -> np.ndarray:
+    """`{layer name: [J_l]}` -> values per group `[T]`."""
+    return np.concatenate([np.asarray(per_layer[name]) for name in self.names])
+
+  def index(self, name: str, group: int) -> int:
+    """Flat number of a layer's group."""
+    return sum(self.sizes[: self.names.index(name)]) + group

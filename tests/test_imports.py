@@ -30,6 +30,8 @@ OURS = {
   "flexiq_jax.rules": ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels"),
   "flexiq_jax.calibration": ("flexiq_jax.rules", "flexiq_jax.quant", "flexiq_jax.graph"),
   "flexiq_jax.grouping": ("flexiq_jax.rules", "flexiq_jax.quant", "flexiq_jax.graph"),
+  "flexiq_jax.flexiq": (*_RULES, "flexiq_jax.selection"),
+  "flexiq_jax.evaluation": (),
   "flexiq_jax.models": (),
   "flexiq_jax.data": (),
   "flexiq_jax.methods": _RULES,

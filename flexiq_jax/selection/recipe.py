@@ -1,11 +1,13 @@
 """`recipe.json`: a schedule on disk, readable by a person and enough to run it.
 
-The file holds what calibration and selection decided: each layer's activation quantizer, its channel
-groups with their activation shifts, and the one order of all groups. Weight codes and weight shifts
-are functions of the weights and of the settings in the file, so a recipe and the float weights give
-the quantized model again, without calibration images.
+The file holds what calibration and selection decided: each layer's activation quantizer, its
+channel groups with their activation shifts and mean codes, and the one order of all groups. Weight
+codes, weight shifts and bias corrections are functions of that, of the weights and of the settings
+in the file: a recipe and the float weights give the quantized model again, bit for bit, without
+calibration images.
 
-The key `levels` (boundaries per layer at the usual ratios) repeats what the order says, for readers.
+The key `levels` (groups in 4 bits per layer at the usual ratios) repeats what the order says, for
+readers.
 """
 
 import dataclasses
@@ -36,6 +38,8 @@ class RecipeLayer:
     signed: whether activation codes are signed.
     groups: channel groups, each a tuple of feature channels; empty for a layer that stays 8-bit.
     x_shift: activation extraction shift of each group.
+    x_mean: mean 8-bit activation code of each feature channel.
+    low_mean: the same, lowered to 4 bits and shifted back.
   """
 
   name: str
@@ -46,6 +50,8 @@ class RecipeLayer:
   signed: bool
   groups: tuple[tuple[int, ...], ...] = ()
   x_shift: tuple[int, ...] = ()
+  x_mean: tuple[float, ...] = ()
+  low_mean: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,13 +178,13 @@ def require_fit(recipe: Recipe, layers: Sequence[Any]) -> None:
 
 
 def _layer(entry: Mapping[str, Any]) -> RecipeLayer:
-  return RecipeLayer(
-    **{
-      **entry,
-      "groups": tuple(tuple(int(c) for c in g) for g in entry["groups"]),
-      "x_shift": tuple(int(e) for e in entry["x_shift"]),
-    }
-  )
+  lists: dict[str, Any] = {
+    "groups": tuple(tuple(int(c) for c in g) for g in entry["groups"]),
+    "x_shift": tuple(int(e) for e in entry["x_shift"]),
+    "x_mean": tuple(float(m) for m in entry["x_mean"]),
+    "low_mean": tuple(float(m) for m in entry["low_mean"]),
+  }
+  return RecipeLayer(**(dict(entry) | lists))
 
 
 def _check(recipe: Recipe) -> None:
@@ -191,6 +197,9 @@ def _check(recipe: Recipe) -> None:
       raise ValueError(f"layer {layer.name}: groups do not hold each channel once")
     if len(layer.x_shift) != len(layer.groups) or not all(0 <= e <= 4 for e in layer.x_shift):
       raise ValueError(f"layer {layer.name}: x_shift needs one value in 0..4 for each group")
+    for field in ("x_mean", "low_mean"):
+      if len(getattr(layer, field)) != layer.in_channels:
+        raise ValueError(f"layer {layer.name}: {field} needs {layer.in_channels} values")
   recipe.schedule()
 
 

@@ -1,0 +1,165 @@
+"""Fields that all configs share, and the arguments behind the colon of `--config=x.py:...`.
+
+A config describes one run. Every field can be overridden, as `--config.groups.group_size=8`. Paths
+may use environment variables (`$FLEXIQ_DATA/...`), and `weights` may use `{model}`.
+"""
+
+from ml_collections import config_dict
+
+# Further rows that show what each part of the method contributes (see experiments/flexiq.py).
+VARIANTS = ("naive", "range", "per_output", "uncorrected", "dynamic")
+
+
+def parse_arg(arg: str | None, **defaults):
+  """Reads `runlocal,batch=64` into a ConfigDict.
+
+  Args:
+    arg: comma-separated `name=value`; a bare name means true.
+    **defaults: the accepted names; a value is converted to the default's type.
+
+  Raises:
+    ValueError: an unknown name, or a value of another type.
+  """
+  options = config_dict.ConfigDict(defaults)
+  for part in (arg or "").split(","):
+    if not part:
+      continue
+    name, _, text = part.partition("=")
+    if name not in defaults:
+      raise ValueError(f"config argument {name!r} is unknown; accepted: {', '.join(defaults)}")
+    kind = type(defaults[name])
+    if kind is bool:
+      if text.lower() not in ("", "true", "false"):
+        raise ValueError(f"config argument {name}={text!r}: true or false is accepted")
+      options[name] = text.lower() != "false"
+    else:
+      try:
+        options[name] = kind(text)
+      except ValueError:
+        raise ValueError(f"config argument {name}={text!r}: {kind.__name__} is accepted") from None
+  return options
+
+
+def flexiq(name: str, model: str) -> config_dict.ConfigDict:
+  """The fields of the experiment `flexiq`, with their defaults.
+
+  Args:
+    name: of the config, for the default workdir.
+    model: a name in `flexiq_jax.models.MODELS`.
+  """
+  config = config_dict.ConfigDict()
+  config.name = name
+  config.experiment = "flexiq"
+  config.seed = 0
+
+  config.model = model
+  # Overrides of the model's arguments, as "depth=2,width=64"; "tiny" is a small model of the kind.
+  config.model_args = ""
+  config.dtype = "float32"
+  # A safetensors file, hf:owner/repo, `train` (from scratch), or `random` (pipeline only).
+  config.weights = ""
+  # Evaluates an existing recipe.json instead of calibrating and selecting.
+  config.recipe = ""
+
+  # Evaluation images; `limit` takes the first so many (0: all).
+  config.data = config_dict.create(name="", root="", split="test", limit=0)
+  # Training images: for calibration, and for weights=train.
+  config.calibration = config_dict.create(
+    name="", root="", split="train", images=512, batch_size=64
+  )
+  config.batch_size = 100
+  # What is None is the model's own preprocessing; resize 0 leaves images as they are.
+  config.preprocess = config_dict.create(
+    resize=config_dict.placeholder(int),
+    crop=config_dict.placeholder(int),
+    interpolation=config_dict.placeholder(str),
+    mean=config_dict.placeholder(tuple),
+    std=config_dict.placeholder(tuple),
+  )
+
+  config.ranges = config_dict.create(
+    activation="mse", weight="mse", percentile=99.99, unsigned=True
+  )
+  config.groups = config_dict.create(
+    group_size=4,
+    activation_shift="mse",
+    weight_shift="mse",
+    weight_shift_per="group",
+    sort=True,
+    bias_correction=True,
+  )
+  config.dynamic = False
+  # Layers that stay 8-bit: first and last, depthwise, and these regular expressions.
+  config.keep8 = ()
+  config.keep_first_last = True
+  config.select_depthwise = False
+
+  config.score = "exact"
+  config.ratios = (0.0, 0.25, 0.5, 0.75, 1.0)
+  config.random_seeds = (0, 1, 2)
+  # Further rows of the greedy order; see experiments/flexiq.py for their names.
+  config.variants = ()
+
+  config.train = config_dict.create(
+    epochs=164,
+    batch_size=128,
+    learning_rate=0.1,
+    warmup=5.0,
+    weight_decay=1e-4,
+    optimizer="sgd",
+    label_smoothing=0.0,
+    augmentation="crop_flip",
+    checkpoint_every=1,
+  )
+  return config
+
+
+def imagenet(name: str, model: str, weights: str, arg: str | None) -> config_dict.ConfigDict:
+  """An ImageNet model: hub weights and ImageNet-2012, or what the arguments say.
+
+  Args:
+    name: of the config.
+    model: a name in `flexiq_jax.models.MODELS`.
+    weights: where its pretrained weights are.
+    arg: `runlocal` (tiny random network, embedded digits, seconds, no download) and `folder`
+      (labelled photographs in $FLEXIQ_DATA instead of ImageNet).
+  """
+  options = parse_arg(arg, runlocal=False, folder=False)
+  config = flexiq(name, model)
+  config.weights = weights
+  config.batch_size = 50
+  config.calibration.batch_size = 32
+  config.data.name = config.calibration.name = "imagenet"
+  if options.folder:
+    photographs(config)
+  if options.runlocal:
+    runlocal(config)
+  return config
+
+
+def photographs(config: config_dict.ConfigDict) -> None:
+  """Calibrates on one photograph of each ImageNet class, evaluates on 500 others.
+
+  Both sets are stored at 256 x 256, so that only the central crop is left to do.
+  """
+  config.data.name = config.calibration.name = "folder"
+  config.data.root = "$FLEXIQ_DATA/nips2017_dev500"
+  config.calibration.root = "$FLEXIQ_DATA/imagenet_sample1000"
+  config.preprocess.resize = 0
+
+
+def runlocal(config: config_dict.ConfigDict) -> None:
+  """Makes a config small: the model's tiny variant, random weights, a few embedded images."""
+  config.name += "_runlocal"
+  config.weights = "random"
+  config.model_args = "tiny"
+  config.data = config_dict.create(name="digits", root="", split="test", limit=64)
+  config.calibration = config_dict.create(
+    name="digits", root="", split="train", images=32, batch_size=32
+  )
+  config.batch_size = 32
+  config.random_seeds = (0,)
+  config.ratios = (0.0, 0.5, 1.0)
+  config.variants = ()
+  config.preprocess.resize = 32
+  config.preprocess.crop = 32

@@ -1,0 +1,13 @@
+"""ResNet-44 on CIFAR-10; everything else as in resnet20_cifar10.py.
+
+python run.py --config=configs/resnet44_cifar10.py
+"""
+
+from configs import resnet20_cifar10
+
+
+def get_config(arg=None):
+  """Returns the config; the argument `runlocal` needs no data and takes seconds."""
+  config = resnet20_cifar10.get_config(arg)
+  config.model = "resnet44"
+  return config

@@ -1,0 +1,64 @@
+"""The pictures of a FlexiQ run: accuracy over ratio, who goes 4-bit when, unused bits."""
+
+from pathlib import Path
+
+import numpy as np
+
+from flexiq_jax import plots, tables
+from flexiq_jax.quant import lowering
+
+_REFERENCES = {"float": "float", "uniform_int8": "INT8", "uniform_int4": "INT4"}
+
+
+def draw(workdir: Path, title: str, rows, network, chosen, groups) -> list[tuple[str, Path]]:
+  """Draws what there is data for.
+
+  Args:
+    workdir: folder of the run.
+    title: model and dataset.
+    rows: result rows.
+    network: the float model.
+    chosen: the FlexiQ model whose schedule is shown.
+    groups: layer name -> `grouping.Groups`, or None without calibration.
+
+  Returns:
+    (caption, path) of each picture.
+  """
+  references = {_REFERENCES[r["method"]]: r["top1"] for r in rows if r["method"] in _REFERENCES}
+  drawn = [
+    (
+      "Top-1 accuracy over the share of MACs in 4 bits",
+      plots.accuracy_against_ratio(
+        workdir / "accuracy.png", tables.curves(rows), title=title, references=references
+      ),
+    )
+  ]
+  names = [layer.name for layer in network.layers]
+  ratios = np.linspace(0, 1, 101)
+  share = np.full((len(names), len(ratios)), np.nan)
+  for column, ratio in enumerate(ratios):
+    for name, mask in chosen.schedule.masks(ratio).items():
+      share[names.index(name), column] = mask.mean()
+  drawn.append(
+    (
+      "Share of each layer's channel groups in 4 bits",
+      plots.layer_map(workdir / "layers.png", names, ratios, share, title=title),
+    )
+  )
+  if groups is not None:
+    chosen_names = [name for name in names if name in groups]
+    counts = {
+      side: np.stack([_unused(groups[n], side, chosen.model[n].signed) for n in chosen_names])
+      for side in ("x", "w")
+    }
+    path = plots.unused_bits(
+      workdir / "unused_bits.png", chosen_names, counts["x"], counts["w"], title=title
+    )
+    drawn.append(("Unused top bits of the 8-bit codes, by channel group", path))
+  return drawn
+
+
+def _unused(group, side: str, signed: bool) -> np.ndarray:
+  """How many groups leave 0, 1, 2, 3, 4 bits unused."""
+  top, signed = (group.x_top, signed) if side == "x" else (group.w_top, True)
+  return np.bincount(np.asarray(lowering.unused_bits(top, signed)), minlength=5)

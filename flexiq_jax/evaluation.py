@@ -1,0 +1,34 @@
+"""Top-1 accuracy over a stream of batches."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+def top1(predict: Callable[[Array], Array], batches: Iterable[Any]) -> tuple[float, int]:
+  """Share of images whose largest logit is the label's.
+
+  Args:
+    predict: images `[B, ...]` -> logits `[B, K]`.
+    batches: objects with `images` `[B, ...]`, `labels` int `[B]` and `mask` bool `[B]` (false for
+      padding); read one at a time.
+
+  Returns:
+    (top-1 in percent, number of images).
+
+  Raises:
+    ValueError: no image, or logits that are not finite.
+  """
+  right = total = 0
+  for batch in batches:
+    logits = np.asarray(predict(batch.images))[batch.mask]
+    if not np.isfinite(logits).all():
+      raise ValueError(f"predict: logits are not finite behind image {total}")
+    right += int((logits.argmax(axis=-1) == batch.labels[batch.mask]).sum())
+    total += len(logits)
+  if not total:
+    raise ValueError("batches: no image to evaluate")
+  return 100.0 * right / total, total

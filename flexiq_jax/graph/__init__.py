@@ -1,10 +1,10 @@
 """A model as a graph of layers: find them, run them by a rule, fold batch norm into them."""
 
+from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.fold import fold_batch_norm
 from flexiq_jax.graph.layer import Layer
 from flexiq_jax.graph.trace import (
   Apply,
-  Contract,
   Rule,
   Skipped,
   closest,

@@ -6,12 +6,12 @@ the bias, layer scale, a plain bias). Together they are `a * y + b`, so that
 
     w' = w * a   (per output channel),   y' = contract(x, w') + b.
 
-Scores and scales are measured on w', behind the normalisation (papers: FlexiQ section 1.3 A).
+Scores and scales are measured on w', behind the normalisation (docs/flexiq.md, step A).
 """
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,9 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
 from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph.describe import contraction
 from flexiq_jax.graph.layer import Array, Layer
+from flexiq_jax.graph.origins import aval
 
 _LINEAR = ("add", "sub", "mul", "div")
 
@@ -42,9 +44,9 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
 
   Returns:
     `(folded_apply, folded_params)`, a model with the same results up to rounding (1e-5 relative in
-    float32) and the same layer names. `folded_params` is a nested dict: for each layer `kernel` (the
-    parameter's own name; shape `layer.w_shape`, float32) and, where anything was folded, `bias`
-    `[N]`; then the parameters still read elsewhere, under their old paths.
+    float32) and the same layer names. `folded_params` is a nested dict: for each layer `kernel`
+    (the parameter's own name; shape `layer.w_shape`, float32) and, where anything was folded,
+    `bias` `[N]`; then the parameters still read elsewhere, under their old paths.
 
   Raises:
     ValueError: see `graph.layers`.
@@ -87,7 +89,7 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
       kernel, _ = _keys(layer)
       dtype = eqn.invars[side].aval.dtype
       act = operands[1 - side]
-      return tracing.contraction(eqn, side)(act, given[kernel].astype(dtype))
+      return contraction(eqn, side)(act, given[kernel].astype(dtype))
 
     def end(i, layer):
       def finish(_, eqn, operands):
@@ -98,7 +100,7 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
 
       return finish
 
-    handlers = dict.fromkeys(traced.layers, at)
+    handlers: dict[int, Callable] = dict.fromkeys(traced.layers, at)
     for i, layer in traced.layers.items():
       steps = chains[i].steps
       for number, operand in steps:
@@ -154,8 +156,8 @@ def _chains(traced: tracing.Traced) -> dict[int, _Chain]:
 def _affine_operand(eqn: JaxprEqn, y, layer: Layer, traced, makers) -> int | None:
   """Which operand of a per-channel affine equation carries y; None for any other equation."""
   if eqn.primitive.name == "convert_element_type":
-    return 0 if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating) else None
-  if eqn.primitive.name not in _LINEAR or eqn.outvars[0].aval.shape != y.aval.shape:
+    return 0 if jnp.issubdtype(aval(eqn.outvars[0]).dtype, jnp.floating) else None
+  if eqn.primitive.name not in _LINEAR or aval(eqn.outvars[0]).shape != aval(y).shape:
     return None
   operand = 0 if eqn.invars[0] is y else 1
   other = eqn.invars[1 - operand]

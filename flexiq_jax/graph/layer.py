@@ -5,8 +5,9 @@ The common ground is the *canonical* form of its weights:
 
 | symbol | meaning |
 |---|---|
-| g | contraction groups: `feature_group_count` of a convolution, or the size of the batch dimensions a dot_general shares between x and w |
-| C | feature (input) channels, `c = group * C/g + position`, the unit that FlexiQ lowers to 4 bits |
+| g | contraction groups: `feature_group_count` of a convolution, or the size of the batch
+  dimensions that a dot_general shares between x and w |
+| C | feature (input) channels, `c = group * C/g + position`; the unit lowered to 4 bits |
 | K | window positions (`kh * kw`; 1 for dense) |
 | N | output channels, `n = group * N/g + position` |
 
@@ -40,9 +41,11 @@ class Layer:
     macs: multiply-accumulates for one example.
     x_dims: dimensions of x that hold the feature channels, most significant first.
     y_dims: dimensions of y that hold the output channels, most significant first, ascending.
+    x_window_dims: dimensions of x that a convolution's window moves over, `()` for dense.
     x_ndim, y_ndim: ranks of x and y.
-    x_rows: how many entries of x's first dimension belong to one example (Swin folds windows into
-      the batch dimension); 0 where examples are not major in it.
+    x_rows: how many entries of x's first dimension belong to one example (a Swin transformer may
+      fold windows into the batch); 0 where it is not known to hold the examples. All of them when
+      the model was traced with a single example.
     w_shape: shape of w as the contraction takes it.
     w_group_dims, w_in_dims, w_window_dims, w_out_dims: what each dimension of w is. A grouped
       convolution keeps its groups in the output dimension and has no group dimension.
@@ -58,6 +61,7 @@ class Layer:
   macs: int
   x_dims: tuple[int, ...]
   y_dims: tuple[int, ...]
+  x_window_dims: tuple[int, ...]
   x_ndim: int
   y_ndim: int
   x_rows: int
@@ -123,7 +127,7 @@ class Layer:
     return _spread(v, [sizes[d] for d in self.y_dims], self.y_dims, self.y_ndim)
 
   def channels_last(self, x: Array) -> Array:
-    """x -> `[..., C]` with the feature channels flattened into the last dimension."""
+    """Turns x into `[..., C]`, feature channels flattened into the last dimension."""
     rest = tuple(d for d in range(self.x_ndim) if d not in self.x_dims)
     x = x.transpose(rest + self.x_dims)
     return x.reshape(*x.shape[: len(rest)], self.in_channels)

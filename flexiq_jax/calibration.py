@@ -8,7 +8,7 @@ Four passes over the same images, each a compiled function applied batch by batc
 4. `grouping`: channel groups and extraction shifts from those histograms (no pass);
 5. `observe_errors`: exact local error of putting one group alone into 4 bits.
 
-Papers: FlexiQ section 1.3, steps A to D.
+See docs/flexiq.md, steps A to D.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import rules
-from flexiq_jax.graph import Apply, Layer, with_rule
+from flexiq_jax.graph import Apply, Layer, closest, with_rule
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
@@ -73,7 +73,7 @@ def observe_values(
   Args:
     apply: pure function `(params, x) -> y`.
     params: its parameters.
-    batches: calibration inputs `[B, ...]`; iterated over twice.
+    batches: calibration inputs `[B, ...]`; iterated over twice, so an iterator will not do.
     progress: called as `progress(pass name, examples done)`.
 
   Raises:
@@ -90,8 +90,6 @@ def observe_values(
       old = spans.get(name, np.array([np.inf, -np.inf], np.float32))
       # fmin would hide NaN, np.minimum keeps it
       spans[name] = np.array([np.minimum(old[0], low), np.maximum(old[1], high)])
-  if not spans:
-    raise ValueError("batches: no calibration batch")
   if bad := [name for name, s in spans.items() if not np.isfinite(s).all()]:
     raise ValueError(f"batches: the input of layer {bad[0]} is not finite during calibration")
 
@@ -106,8 +104,8 @@ def observe_values(
   for records in _passes(run, params, batches, "histograms", progress):
     _accumulate(counts, records)
   return {
-    name: Values(counts[name], np.linspace(*spans[name].astype(np.float64), BINS + 1))
-    for name in counts
+    name: Values(counts[name], np.linspace(float(low), float(high), BINS + 1))
+    for name, (low, high) in spans.items()
   }
 
 
@@ -128,7 +126,15 @@ def quantize(
     settings: how clipping ranges are found.
     bits: width of weights and activations, 2..8.
     keep8: names of layers that stay 8-bit whatever `bits` is.
+
+  Raises:
+    ValueError: `keep8` names no layer, or a layer was not calibrated.
   """
+  names = [layer.name for layer in layers]
+  if unknown := [name for name in keep8 if name not in names]:
+    raise ValueError(f"keep8: no layer {unknown[0]!r}; closest names: {closest(unknown[0], names)}")
+  if missing := [name for name in names if name not in values]:
+    raise ValueError(f"values: layer {missing[0]} was not calibrated")
   model = {}
   for layer in layers:
     b = 8 if layer.name in keep8 else bits
@@ -155,7 +161,7 @@ def quantize_layer(
   return rules.QLayer(
     w=layer.native(codes),
     w_scale=scale.reshape(-1),
-    x_scale=jnp.float32(x_scale),
+    x_scale=jnp.asarray(x_scale, jnp.float32),
     bits=bits,
     signed=signed,
   )
@@ -203,11 +209,12 @@ def observe_errors(
 
   Returns:
     layer name -> (float64 `[J]`, float): `sum |X_g W_g - X4_g W4_g - bias_g|^2` and the layer's
-    `sum |X W|^2`, both over examples, positions and outputs, in real units (papers: FlexiQ section
-    1.3 D; the bias correction of the group counts, because it goes with it).
+    `sum |X W|^2`, both over examples, positions and outputs, in real units
+    (docs/flexiq.md, step D; the bias correction of the group counts, because it goes with it).
   """
-  sizes = {name: int(q.low.group.max()) + 1 for name, q in model.items() if q.low is not None}
-  members = {name: _members(np.asarray(model[name].low.group)) for name in sizes}
+  members = {
+    name: _members(np.asarray(q.low.group)) for name, q in model.items() if q.low is not None
+  }
 
   def run(args, x):
     model, members, params = args
@@ -216,7 +223,7 @@ def observe_errors(
 
     def measure(layer, x, w, contract):
       y = base(layer, x, w, contract)
-      if layer.name in sizes:
+      if layer.name in members:
         errors = _group_errors(layer, x, model[layer.name], members[layer.name], contract)
         records[layer.name] = (errors, jnp.square(y).sum())
       return y
@@ -251,8 +258,10 @@ def _group_errors(layer, x, q, members, contract) -> Array:
       index, bias = group
       a = jnp.concatenate([_pick(v, index, 1) for v in wide], axis=1)
       b = jnp.concatenate([_pick(v, index, 0) for v in tall], axis=0)
-      squared = ((a.T @ a) * (b @ b.T)).sum()  # trace of b^T (a^T a) b
-      return squared + (bias * (len(a) * bias - 2 * a.sum(axis=0) @ b)).sum()
+      aa = jnp.matmul(a.T, a, precision="highest")
+      bb = jnp.matmul(b, b.T, precision="highest")  # sum (a b)^2 is the trace of b^T a^T a b
+      mean = jnp.matmul(a.sum(axis=0), b, precision="highest")
+      return (aa * bb).sum() + (bias * (len(a) * bias - 2 * mean)).sum()
 
     errors = jax.lax.map(gram, (members, bias))
   elif layer.groups == 1:
@@ -311,6 +320,11 @@ def _passes(run, params, batches, name: str, progress: Progress | None):
     done += len(x)
     if progress:
       progress(name, done)
+  if not done:
+    raise ValueError(
+      f"batches: no calibration batch in pass {name!r}; give a list, or something else that can be "
+      "iterated over anew for every pass"
+    )
 
 
 def _accumulate(total: dict[str, np.ndarray], records: Mapping[str, np.ndarray]) -> None:

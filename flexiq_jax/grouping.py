@@ -2,7 +2,7 @@
 
 A group shares one activation shift (and, by default, one weight shift), so it should be
 homogeneous: channels are sorted before they are cut into groups. Everything here is offline NumPy
-on code histograms and weight codes. Papers: FlexiQ section 1.3, steps B and C.
+on code histograms and weight codes. See docs/flexiq.md, steps B and C.
 """
 
 import dataclasses
@@ -165,13 +165,14 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
       np.add.at(bias[:, n * outputs : (n + 1) * outputs], group, own)
     bias *= np.asarray(q.w_scale, np.float64)[None] * float(q.x_scale)
   native = low.astype(np.int8).reshape(layer.canonical(np.asarray(q.w)).shape)
-  return q.replace(
+  return dataclasses.replace(
+    q,
     low=rules.Low(
       w=jnp.asarray(layer.native(native)),
       shift=jnp.asarray(np.asarray(cut.x_shift, np.int32)[group]),
       group=jnp.asarray(group, jnp.int32),
       bias=jnp.asarray(bias, jnp.float32),
-    )
+    ),
   )
 
 

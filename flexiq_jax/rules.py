@@ -10,7 +10,7 @@
 
 A product only ever pairs operands of the same channel, and a 4-bit code shifted back, `q4 << e`,
 fits the 8-bit grid. One int8 contraction on operands chosen per channel therefore *is* the mixed
-layer, bit for bit (papers: FlexiQ section 1.3 C); the mask is an ordinary traced array. Behind the
+layer, bit for bit (docs/flexiq.md, step C); the mask is an ordinary traced array. Behind the
 integer sum comes one multiplication by the scales, and for a mixed layer the groups' bias
 corrections.
 """
@@ -18,10 +18,11 @@ corrections.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
-from flexiq_jax.graph import Apply, Contract, Layer, Rule, with_rule
+from flexiq_jax.graph import Apply, Contract, Layer, Rule, closest, with_rule
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
@@ -129,15 +130,16 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     model: 8-bit layers, those in `masks` with their `low` side.
     masks: layer name -> bool `[J]`, true for groups in 4 bits. Layers without a mask stay 8-bit.
     dynamic: choose activation shifts at run time, per example: the smaller of the static shift and
-      the one the example's own range needs (papers: FlexiQ section 1.3 G).
+      the one the example's own range needs (docs/flexiq.md, step G).
 
   Raises:
     ValueError: a mask for a layer without a 4-bit side, or dynamic shifts for a layer whose input
       does not keep examples apart in its first dimension.
   """
   for name in masks:
-    if name not in model or model[name].low is None:
-      raise ValueError(f"masks: layer {name} has no 4-bit side")
+    if name not in model:
+      raise ValueError(f"masks: no layer {name!r}; closest names: {closest(name, [*model])}")
+    _check_mask(name, model[name], masks[name])
 
   def mixed(layer, x, w, contract):
     del w
@@ -145,7 +147,7 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     codes = quantizer.quantize(x, q.x_scale, 8, q.signed)
     if layer.name not in masks:
       return _scaled(layer, q, product(layer, q, codes, q.w, contract))
-    mask, low = masks[layer.name], q.low
+    mask, low = masks[layer.name], _low(q)
     channels = mask[low.group]
     shift = layer.x_vector(low.shift, x.shape)
     if dynamic:
@@ -154,9 +156,21 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     codes = jnp.where(layer.x_vector(channels, x.shape), lowered, codes)
     weights = jnp.where(layer.w_vector(channels), low.w, q.w)
     y = _scaled(layer, q, product(layer, q, codes, weights, contract))
-    return y + layer.y_vector(mask.astype(jnp.float32) @ low.bias, y.shape)
+    bias = jnp.where(mask[:, None], low.bias, 0).sum(axis=0)
+    return y + layer.y_vector(bias, y.shape)
 
   return mixed
+
+
+def _check_mask(name: str, q: QLayer, mask: Array) -> None:
+  if q.low is None or q.bits != 8:
+    raise ValueError(f"masks: layer {name} has no 4-bit side (see grouping.lower)")
+  groups = q.low.bias.shape[-2]
+  if mask.shape != (groups,) or mask.dtype != bool:
+    raise ValueError(
+      f"masks: layer {name} needs bool [{groups}], one for each channel group, not "
+      f"{mask.dtype} {list(mask.shape)}"
+    )
 
 
 def product(layer: Layer, q: QLayer, codes: Array, w: Array, contract: Contract) -> Array:
@@ -164,12 +178,23 @@ def product(layer: Layer, q: QLayer, codes: Array, w: Array, contract: Contract)
 
   Unsigned 8-bit codes enter as `code - 128`. The correction is the contraction of a constant 128,
   which meets the same padding, stride and groups (a constant would be wrong at padded borders).
+  XLA's int8 convolution is slow on CPUs where channels are few; there a float32 convolution is
+  taken if every partial sum is below 2^24, where float32 counts exactly.
   """
+  if _float_counts(layer, q):
+    return contract(codes.astype(jnp.float32), w.astype(jnp.float32), jnp.float32).astype(jnp.int32)
   if q.signed or q.bits < 8:
     return contract(codes.astype(jnp.int8), w, jnp.int32)
   one = codes if 0 in layer.x_dims else codes[:1]
   correction = contract(jnp.ones_like(one, jnp.int8), w, jnp.int32)
   return contract((codes - 128).astype(jnp.int8), w, jnp.int32) + 128 * correction
+
+
+def _float_counts(layer: Layer, q: QLayer) -> bool:
+  """Whether a float32 convolution is exact and, on this backend, the faster one."""
+  terms = layer.params // layer.out_channels
+  bound = terms * 128 * (128 if q.signed else 255)
+  return layer.kind == "conv" and bound < 2**24 and jax.default_backend() == "cpu"
 
 
 def _scaled(layer: Layer, q: QLayer, acc: Array) -> Array:
@@ -181,18 +206,29 @@ def _live_shift(layer: Layer, codes: Array, low: Low, groups: int, signed: bool)
   """Range shift of each (example, group) of live codes, spread over x."""
   if not layer.x_rows:
     raise ValueError(
-      f"dynamic: examples are not apart in the first dimension of the input of layer {layer.name}; "
-      "use static shifts for this model"
+      f"dynamic: the first dimension of the input of layer {layer.name} is not known to hold the "
+      "examples, so shifts cannot be chosen per example; use static shifts, or map the model over "
+      "single examples with jax.vmap"
     )
   per_channel = jnp.abs(layer.channels_last(codes))
-  rows, channels = codes.shape[0], layer.in_channels
-  per_channel = per_channel.reshape(rows // layer.x_rows, -1, channels).max(axis=1)
-  top = jnp.zeros((len(per_channel), groups), jnp.int32).at[:, low.group].max(per_channel)
+  examples = codes.shape[0] // layer.x_rows
+  per_channel = per_channel.reshape(examples, -1, layer.in_channels).max(axis=1)
+  top = jnp.zeros((examples, groups), jnp.int32).at[:, low.group].max(per_channel)
   shift = lowering.range_shift(top, signed)[:, low.group]
+  if examples == 1:
+    return layer.x_vector(shift[0], codes.shape)
   return layer.x_rows_vector(jnp.repeat(shift, layer.x_rows, axis=0), codes.shape)
+
+
+def _low(q: QLayer) -> Low:
+  if q.low is None:
+    raise ValueError("low: the layer has no 4-bit side")
+  return q.low
 
 
 def _of(model: QModel, layer: Layer) -> QLayer:
   if layer.name not in model:
-    raise ValueError(f"model: layer {layer.name} was not quantized")
+    raise ValueError(
+      f"model: layer {layer.name} was not quantized; quantized are {closest(layer.name, [*model])}"
+    )
   return model[layer.name]

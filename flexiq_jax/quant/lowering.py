@@ -3,7 +3,7 @@
     q4 = clip(round(q8 / 2^e), lo, hi)        value q4 * 2^e, in units of the 8-bit step
 
 with 4-bit codes -8..7, or 0..15 for unsigned activations, and an extraction shift e in 0..4 per
-channel group (papers: FlexiQ sections 1.2 and 1.3 C). How e is chosen:
+channel group (docs/flexiq.md, step C). How e is chosen:
 
 * `range`: the smallest e whose 4-bit codes reach the group's largest magnitude r, that is
   `bitlen(r) + 1 - 4` (unsigned `bitlen(r) - 4`), at least 0. r <= 7 (unsigned 15) is lossless.
@@ -49,7 +49,8 @@ def unused_bits(r: Array, signed: bool = True) -> Array:
 
 def lower_weights(q: Array, e: Array) -> Array:
   """8-bit weight codes -> 4-bit codes, rounded half to even (int32)."""
-  step = jnp.exp2(jnp.asarray(e, jnp.float32))
+  # Not exp2, which some backends only approximate.
+  step = jnp.left_shift(jnp.int32(1), jnp.asarray(e, jnp.int32)).astype(jnp.float32)
   lo, hi = low_range()
   return jnp.clip(jnp.round(jnp.asarray(q, jnp.float32) / step), lo, hi).astype(jnp.int32)
 

@@ -7,7 +7,7 @@
 | q | as x | integer codes, `q = clip(round(x / scale), lo, hi)` with ties to even |
 
 Signed 8-bit codes are -127..127, so that every magnitude fits 7 bits and an extraction shift is
-never above 4 (papers: FlexiQ section 1.2). Narrower signed codes use the whole two's complement
+never above 4 (docs/flexiq.md, step A). Narrower signed codes use the whole two's complement
 range.
 Unsigned codes are 0..2^bits - 1 and are for tensors that calibration never saw negative.
 """

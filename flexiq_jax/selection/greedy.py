@@ -6,7 +6,7 @@ from flexiq_jax.selection.space import Space
 
 
 def greedy(space: Space, scores: np.ndarray) -> np.ndarray:
-  """Smallest error per MAC first (papers: FlexiQ section 1.3 D).
+  """Smallest error per MAC first (docs/flexiq.md, step D).
 
   Args:
     space: the channel groups.

@@ -2,7 +2,7 @@
 
 Group i is 4-bit at ratio r iff the cost of the groups before it is below r of the total. So r is
 reached, and exceeded by less than one group; 0 is exactly none and 1 exactly all; and the groups of
-a lower ratio are always among those of a higher one (papers: FlexiQ section 1.8).
+a lower ratio are always among those of a higher one (docs/flexiq.md, Invariants).
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Schedule:
     return int(np.searchsorted(before, threshold(self.space, ratio), side="left"))
 
   def mask(self, ratio: float) -> np.ndarray:
-    """bool `[T]`, true for groups in 4 bits."""
+    """Which groups are in 4 bits at a ratio, bool `[T]`."""
     flat = np.zeros(self.space.total, bool)
     flat[self.order[: self.prefix(ratio)]] = True
     return flat

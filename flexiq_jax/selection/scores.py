@@ -1,7 +1,7 @@
 """How much a channel group alone disturbs its own layer's output when it goes to 4 bits.
 
 Both scores are relative to the layer's output energy, so that groups of different layers compare
-(papers: FlexiQ section 1.3 D).
+(docs/flexiq.md, step D).
 """
 
 from collections.abc import Mapping

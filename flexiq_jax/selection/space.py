@@ -48,8 +48,22 @@ class Space:
       macs_per_channel: for each layer the MACs of one example that read one channel.
 
     Raises:
-      ValueError: no groups, or a total cost that int32 cannot hold (a search counts in int32).
+      ValueError: no groups, repeated names, a group without channels or cost, lengths that differ,
+        or a total cost that int32 cannot hold (a search counts in int32).
     """
+    if not len(names) == len(channels) == len(macs_per_channel):
+      raise ValueError(
+        f"names, channels, macs_per_channel: of {len(names)}, {len(channels)} and "
+        f"{len(macs_per_channel)} layers; expected one entry each for every layer"
+      )
+    if len(set(names)) < len(names):
+      raise ValueError(f"names: {max(names, key=list(names).count)!r} is there more than once")
+    for name, groups, macs in zip(names, channels, macs_per_channel, strict=True):
+      if macs < 1 or min(groups, default=1) < 1:
+        raise ValueError(
+          f"channels, macs_per_channel: layer {name} has {macs} MACs a channel and a group of "
+          f"{min(groups, default=1)} channels; expected at least 1 of each"
+        )
     sizes = tuple(len(c) for c in channels)
     if not sum(sizes):
       raise ValueError("channels: no channel group may go to 4 bits; every layer stays 8-bit")
@@ -83,5 +97,14 @@ class Space:
     return np.concatenate([np.asarray(per_layer[name]) for name in self.names])
 
   def index(self, name: str, group: int) -> int:
-    """Flat number of a layer's group."""
-    return sum(self.sizes[: self.names.index(name)]) + group
+    """Flat number of a layer's group.
+
+    Raises:
+      ValueError: no such layer, or no such group in it.
+    """
+    if name not in self.names:
+      raise ValueError(f"name: no layer {name!r} in this space")
+    layer = self.names.index(name)
+    if not 0 <= group < self.sizes[layer]:
+      raise ValueError(f"group: {group} is not in 0..{self.sizes[layer] - 1}, layer {name}")
+    return sum(self.sizes[:layer]) + group

@@ -78,7 +78,7 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   )
 
   config.ranges = config_dict.create(
-    activation="mse", weight="mse", percentile=99.99, unsigned=True
+    activation="joint", weight="mse", percentile=99.99, unsigned=True
   )
   config.groups = config_dict.create(
     group_size=4,

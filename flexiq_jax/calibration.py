@@ -34,20 +34,21 @@ class RangeSettings:
   """How clipping ranges are found.
 
   Attributes:
-    activation: `max`, `percentile`, or `mse` (least squared error).
-    weight: the same, per output channel.
+    activation: `max`, `percentile`, `mse` (least squared error), or `joint` (least squared error
+      of the 8-bit codes and of the 4-bit codes inside them; see `quantizer.activation_scale`).
+    weight: `max`, `percentile` or `mse`, per output channel.
     percentile: of magnitudes, 0 < p <= 100; read by `percentile` only.
     unsigned: use unsigned codes for inputs that calibration never saw negative.
   """
 
-  activation: quantizer.RangeMethod = "mse"
+  activation: quantizer.RangeMethod = "joint"
   weight: quantizer.RangeMethod = "mse"
   percentile: float = 99.99
   unsigned: bool = True
 
   def __post_init__(self):
-    for field in ("activation", "weight"):
-      quantizer.check_one_of(field, getattr(self, field), quantizer.RANGE_METHODS)
+    quantizer.check_one_of("activation", self.activation, quantizer.ACTIVATION_RANGES)
+    quantizer.check_one_of("weight", self.weight, quantizer.WEIGHT_RANGES)
     if not 0 < self.percentile <= 100:
       raise ValueError(f"percentile: {self.percentile} is not in (0, 100]")
 

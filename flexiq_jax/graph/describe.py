@@ -161,9 +161,8 @@ def layer_names(paths: Sequence[str]) -> dict[str, str]:
 
   Linen's collection name `params/` is left out when every layer has it.
   """
-  modules = {path: path.rpartition("/")[0] for path in paths}
+  linen = all(path.startswith("params/") for path in paths)
+  short = {path: path.removeprefix("params/") if linen else path for path in paths}
+  modules = {path: name.rpartition("/")[0] for path, name in short.items()}
   count = collections.Counter(modules.values())
-  names = {path: m if m and count[m] == 1 else path for path, m in modules.items()}
-  if all(name.startswith("params/") for name in names.values()):
-    names = {path: name.removeprefix("params/") for path, name in names.items()}
-  return names
+  return {path: m if m and count[m] == 1 else short[path] for path, m in modules.items()}

@@ -135,14 +135,15 @@ def with_rule(apply: Apply, rule: Rule) -> Apply:
 
 
 def weights(apply: Apply, params: Any, x: Any) -> dict[str, Array]:
-  """The weight operand of every layer, `{name: w}` with `w.shape == layer.w_shape`."""
+  """The weight operand of every layer in execution order, `{name: w}`, `w.shape == w_shape`."""
   traced = trace(apply, params, x)
 
   @jax.jit
   def compute(params):
     return static_weights(traced, static_values(traced, jax.tree.leaves(params)))
 
-  return compute(params)
+  found = compute(params)  # jit sorts the keys
+  return {layer.name: found[layer.name] for layer in traced.layers.values()}
 
 
 def trace(apply: Apply, params: Any, x: Any) -> Traced:

@@ -93,7 +93,7 @@ def plain_model():
     return x.reshape(x.shape[0], 6)
 
   def apply(params, x):
-    return jnp.einsum("of,bf->bo", params["out"]["w"], body(params, x)) + params["out"]["b"]
+    return jnp.einsum("of,bf->bo", params["out"]["w"], body(params, x)) + params["out"]["b"][None]
 
   return apply, params
 

@@ -26,8 +26,8 @@ RangeMethod = Literal["max", "percentile", "mse", "joint"]
 WEIGHT_RANGES: tuple[RangeMethod, ...] = ("max", "percentile", "mse")
 ACTIVATION_RANGES: tuple[RangeMethod, ...] = (*WEIGHT_RANGES, "joint")
 
-# What one squared error of 8-bit codes counts beside one of 4-bit codes, whose steps are 16 times as
-# wide: enough that the 8-bit model does not suffer (measured on training images of CIFAR-10).
+# What one squared error of 8-bit codes counts beside one of 4-bit codes, whose steps are 16 times
+# as wide: enough that the 8-bit model does not suffer (measured on training images of CIFAR-10).
 JOINT_WEIGHT = 16.0
 # Candidate clipping ranges, as fractions of the largest magnitude.
 _FRACTIONS = {8: np.linspace(0.3, 1.0, 71), 4: np.linspace(0.1, 1.0, 91)}

@@ -73,7 +73,8 @@ def describe(eqn: JaxprEqn, side: int, name: str, param: str, batch: int, exampl
   if batch == 1:
     rows = x.shape[0]
   else:
-    rows = x.shape[0] // batch if examples == 0 and 0 not in x_dims else 0
+    apart = examples == 0 and 0 not in (*x_dims, *x_window)
+    rows = x.shape[0] // batch if apart else 0
   return Layer(
     name=name,
     param=param,

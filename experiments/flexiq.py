@@ -18,6 +18,7 @@ Stages, each kept in the workdir so that a stopped run goes on behind the last c
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def run(config, workdir: Path, writer: Writer, command: str) -> Path:
     recipes.require_fit(recipe, layers)
   evaluation_source, calibration_source, params = setup.require_inputs(config, module)
   writer.event("start", command=command, **runtime.describe())
+  started = time.monotonic()
 
   if params is None:
     module = setup.build(config, settings)
@@ -140,7 +142,8 @@ def run(config, workdir: Path, writer: Writer, command: str) -> Path:
 
   chosen = next(iter(methods.values()))[0]
   writer.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
-  path = _report(config, workdir, writer, command, network, chosen, groups, rows.images)
+  seconds = time.monotonic() - started
+  path = _report(config, workdir, writer, command, network, chosen, groups, rows.images, seconds)
   report.print_results(writer.rows(), title=_title(config))
   best = max((r for r in writer.rows() if r["ratio"] == 1), key=lambda r: r["top1"], default=None)
   writer.finish(top1_at_100=best["top1"] if best else None)
@@ -341,7 +344,7 @@ def _title(config) -> str:
   return f"FlexiQ: {config.model} on {Path(config.data.root or config.data.name).name}"
 
 
-def _report(config, workdir, writer, command, network, chosen, groups, images) -> Path:
+def _report(config, workdir, writer, command, network, chosen, groups, images, seconds) -> Path:
   """Draws the pictures and writes `report.md`."""
   title, rows = _title(config), writer.rows()
   space = chosen.schedule.space
@@ -370,6 +373,7 @@ def _report(config, workdir, writer, command, network, chosen, groups, images) -
       "evaluation images": images,
       "calibration images": config.calibration.images if not config.recipe else None,
       "seed": config.seed,
+      "wall time": runtime.duration(seconds),
       "peak memory (GiB)": round(memory["host"] / 2**30, 2),
     },
     rows=rows,

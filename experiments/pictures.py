@@ -54,11 +54,15 @@ def draw(workdir: Path, title: str, rows, network, chosen, groups) -> list[tuple
     path = plots.unused_bits(
       workdir / "unused_bits.png", chosen_names, counts["x"], counts["w"], title=title
     )
-    drawn.append(("Unused top bits of the 8-bit codes, by channel group", path))
+    caption = (
+      "Unused top bits of the 8-bit codes: activations by channel group, weights by channel group "
+      "and output channel"
+    )
+    drawn.append((caption, path))
   return drawn
 
 
 def _unused(group, side: str, signed: bool) -> np.ndarray:
-  """How many groups leave 0, 1, 2, 3, 4 bits unused."""
+  """How many groups (of weights: pairs of group and output) leave 0, 1, 2, 3, 4 bits unused."""
   top, signed = (group.x_top, signed) if side == "x" else (group.w_top, True)
-  return np.bincount(np.asarray(lowering.unused_bits(top, signed)), minlength=5)
+  return np.bincount(np.asarray(lowering.unused_bits(top, signed)).ravel(), minlength=5)

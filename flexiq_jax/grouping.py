@@ -72,7 +72,8 @@ class Groups(Cut):
 
   Attributes:
     w_shift: int32 `[J]`, or `[J, N/g]` when shifts are per output.
-    x_top, w_top: int32 `[J]`, largest magnitude code of activation and weights.
+    x_top: int32 `[J]`, largest magnitude code of the activation.
+    w_top: int32 `[J, N/g]`, largest magnitude code of the weights, per output channel.
     x_power: float64 `[J]`, mean squared activation code, summed over channels.
     w_power: float64 `[J]`, squared weights in real units, summed over the group.
     w_step: float64 `[J]`, squared weight scales summed over the group's weights.
@@ -126,7 +127,7 @@ def group_channels(
     low_mean=(share * values).sum(axis=1),
     w_shift=_weight_shifts(w, channels, settings),
     x_top=tops,
-    w_top=_over(channels, np.abs(w).max(axis=(1, 2)), np.max),
+    w_top=_over(channels, np.abs(w).max(axis=1), np.max),
     x_power=_over(channels, x_power, np.sum),
     w_power=_over(channels, w_power, np.sum),
     w_step=_over(channels, np.square(steps).sum(axis=1) * w.shape[1], np.sum),

@@ -126,6 +126,33 @@ def test_activation_scale_from_a_histogram_is_close_to_the_direct_search(bits, s
   assert direct * 0.999 <= chosen <= direct * 1.01
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_joint_scale_is_the_least_error_of_both_widths(signed):
+  x = np.random.default_rng(2).laplace(size=4000)
+  x = x if signed else np.abs(x)
+  counts, edges = histogram(x)
+  top, hi = np.abs(x).max(), quantizer.code_range(8, signed)[1]
+  lo4, hi4 = (-8, 7) if signed else (0, 15)
+
+  def error(scale):
+    q = np.clip(np.rint(x / scale), -hi if signed else 0, hi)
+    wide = np.square(x - q * scale).sum()
+    narrow = [
+      np.square(x - np.clip(np.floor(q / 2**e + 0.5), lo4, hi4) * 2**e * scale).sum()
+      for e in range(5)
+    ]
+    return quantizer.JOINT_WEIGHT * wide + min(narrow)
+
+  chosen = quantizer.activation_scale(counts, edges, 8, signed, "joint")
+  candidates = [error(f * top / hi) for f in np.linspace(0.3, 2, 171)]
+  assert error(chosen) <= min(candidates) * 1.01
+  assert error(chosen) < error(top / hi)
+  assert error(chosen) <= error(quantizer.activation_scale(counts, edges, 8, signed, "mse"))
+  # Without codes in the codes there is nothing joint.
+  four = [quantizer.activation_scale(counts, edges, 4, signed, m) for m in ("joint", "mse")]
+  assert four[0] == four[1]
+
+
 def test_activation_scale_counts_how_often_values_occur():
   """One outlier decides where it stands alone, and not where 10^6 small values outvote it."""
   edges = np.linspace(-1, 1, 4097)
@@ -139,11 +166,11 @@ def test_activation_scale_counts_how_often_values_occur():
 def test_activation_scale_of_nothing_and_of_zeros():
   edges = np.linspace(0, 0, 5)
   assert quantizer.activation_scale(np.zeros(4, int), edges, 8, True, "mse") == 1
-  for method in quantizer.RANGE_METHODS:
+  for method in quantizer.ACTIVATION_RANGES:
     assert quantizer.activation_scale(np.array([9, 0, 0, 0]), edges, 8, False, method) == 1
 
 
 def test_unknown_names_are_refused():
-  quantizer.check_one_of("weight", "mse", quantizer.RANGE_METHODS)
-  with pytest.raises(ValueError, match="weight: 'kl' is not one of max, percentile, mse"):
-    quantizer.check_one_of("weight", "kl", quantizer.RANGE_METHODS)
+  quantizer.check_one_of("weight", "mse", quantizer.WEIGHT_RANGES)
+  with pytest.raises(ValueError, match=r"weight: 'joint' is not one of max, percentile, mse$"):
+    quantizer.check_one_of("weight", "joint", quantizer.WEIGHT_RANGES)

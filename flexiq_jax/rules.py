@@ -185,7 +185,8 @@ def product(layer: Layer, q: QLayer, codes: Array, w: Array, contract: Contract)
     return contract(codes.astype(jnp.float32), w.astype(jnp.float32), jnp.float32).astype(jnp.int32)
   if q.signed or q.bits < 8:
     return contract(codes.astype(jnp.int8), w, jnp.int32)
-  one = codes if 0 in layer.x_dims else codes[:1]
+  # One entry of a dimension that only repeats the contraction stands for all of them.
+  one = codes if 0 in (*layer.x_dims, *layer.x_window_dims) else codes[:1]
   correction = contract(jnp.ones_like(one, jnp.int8), w, jnp.int32)
   return contract((codes - 128).astype(jnp.int8), w, jnp.int32) + 128 * correction
 

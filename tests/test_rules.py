@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,30 @@ from hypothesis import strategies as st
 
 from flexiq_jax import graph, rules
 from tests.graph import models_for_test
-from tests.layers_for_test import CASES, codes, lowered, random_layer, scaled
+from tests.layers_for_test import CASES, codes, conv, lowered, random_layer, scaled
 
 MASKS = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 
 
 @functools.cache
-def runner(name):
-  """Every rule on one layer, compiled once: (int8, mixed and dynamic per mask)."""
+def runner(name, integers=False):
+  """Every rule on one layer, compiled once: (int8, mixed and dynamic per mask).
+
+  Args:
+    name: of the case.
+    integers: whether convolutions are of integers even where floats count as exactly.
+  """
   case = CASES[name]
   layer = case.layer
 
   @jax.jit
   def run(q, masks, params, x):
+    if integers:
+      with mock.patch.object(rules, "_float_counts", lambda layer, q: False):
+        return every_rule(q, masks, params, x)
+    return every_rule(q, masks, params, x)
+
+  def every_rule(q, masks, params, x):
     model = {layer.name: q}
 
     def mixed(mask, dynamic):
@@ -75,10 +87,16 @@ def live_shift(layer, made, examples_dim=0):
   return own
 
 
+CONVOLUTIONS = [name for name, case in CASES.items() if case.layer.kind == "conv"]
+
+
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
-@pytest.mark.parametrize("name", CASES)
-def test_layers_are_exact(name, signed):
-  case, layer, run = runner(name)
+@pytest.mark.parametrize(
+  ("name", "integers"),
+  [*((name, False) for name in CASES), *((name, True) for name in CONVOLUTIONS)],
+)
+def test_layers_are_exact(name, integers, signed):
+  case, layer, run = runner(name, integers)
   made = random_layer(case, signed)
   scale = np.array([1.0, 0.1, 0.01])[:, None]  # a loud example and quiet ones
   if layer.x_rows:
@@ -94,6 +112,39 @@ def test_layers_are_exact(name, signed):
     assert np.any(own < spread(layer, made.shift[made.group], own))
     for mask, got in zip(MASKS, modes[1], strict=True):
       np.testing.assert_array_equal(got, expected(case, layer, made, mask, own))
+
+
+def test_floats_count_only_where_they_count_exactly(monkeypatch):
+  def counts(channels, signed=True):
+    x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
+    params = {"w": jax.ShapeDtypeStruct((3, 3, channels, 7), jnp.float32)}
+    (layer,) = graph.layers(lambda p, x: CASES["convolution"].contract(x, p["w"]), params, x)
+    q = random_layer(CASES["convolution"], signed).q
+    return rules._float_counts(layer, q)
+
+  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+  assert counts(113) and not counts(114)  # 9 * 113 * 128 * 128 < 2^24
+  assert counts(57, signed=False) and not counts(58, signed=False)
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert not counts(1)
+
+
+def test_the_largest_sums_are_exact():
+  """Every operand at its largest magnitude, just below the bound of the float path."""
+  case = conv((1, 3, 3, 57), (3, 3, 57, 2))
+  for signed, code in ((True, -127), (False, 255)):
+    q = rules.QLayer(
+      w=jnp.full(case.w, 127, jnp.int8).at[..., 1].set(-127).at[0, 0, 0, :].set(126),
+      w_scale=jnp.ones(2),
+      x_scale=jnp.float32(1),
+      signed=signed,
+    )
+    x = jnp.full(case.x, code, jnp.float32)
+    acc = case.exact(np.full(case.x, code), np.asarray(q.w, np.int64))
+    apply = lambda p, x: case.contract(x, p["w"])
+    got = graph.with_rule(apply, rules.int8_rule({"w": q}))({"w": q.w.astype(jnp.float32)}, x)
+    np.testing.assert_array_equal(got, acc)
+    assert np.abs(acc).max() > 0.97 * 2**24 or signed
 
 
 def test_cases_are_what_they_say():

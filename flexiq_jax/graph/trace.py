@@ -287,9 +287,10 @@ def _inline(
   for eqn in jaxpr.eqns:
     operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
     origins = [origin(v, known) for v in eqn.invars]
-    key = _TRANSPARENT.get(eqn.primitive) or _WRAPPED.get(eqn.primitive)
-    inside = contracted_params(eqn, origins)
-    if key and (eqn.primitive in _TRANSPARENT or inside):
+    transparent = _TRANSPARENT.get(eqn.primitive)
+    inside = frozenset() if transparent else contracted_params(eqn, origins)
+    key = transparent or (_WRAPPED.get(eqn.primitive) if inside else None)
+    if key:
       inner = open_jaxpr(eqn.params[key])
       outs = _inline(inner[0], inner[1], operands, origins, paths)
     elif inside:

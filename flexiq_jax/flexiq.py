@@ -298,7 +298,7 @@ def to_recipe(
   layers = []
   for layer in flexiq.network.layers:
     q, cut = flexiq.model[layer.name], cuts.get(layer.name)
-    chosen = {}
+    chosen: dict[str, Any] = {}
     if cut is not None:
       chosen = {
         "groups": tuple(tuple(g.tolist()) for g in cut.channels),

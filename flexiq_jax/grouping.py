@@ -100,7 +100,14 @@ def group_channels(
     q: its 8-bit quantization.
     counts: int `[C, 256]`, from `observe_codes`.
     settings: group size and how shifts are chosen.
+
+  Raises:
+    ValueError: histograms of another number of channels.
   """
+  if counts.shape != (layer.in_channels, 256):
+    raise ValueError(
+      f"counts: shape {counts.shape} for layer {layer.name}, expected ({layer.in_channels}, 256)"
+    )
   codes = np.arange(256) - (128 if q.signed else 0)
   share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   x_errors = share @ lowering.squared_errors(q.signed, half_even=False).T  # [C, 5]
@@ -150,7 +157,15 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
     q: its 8-bit quantization.
     cut: channel groups, activation shifts and mean codes; weight shifts follow from the weights.
     settings: how weight shifts are chosen, and whether biases are corrected.
+
+  Raises:
+    ValueError: the groups do not hold each channel once.
   """
+  if not np.array_equal(np.sort(np.concatenate(cut.channels)), np.arange(layer.in_channels)):
+    raise ValueError(
+      f"cut: its groups do not hold each of the {layer.in_channels} channels of layer "
+      f"{layer.name} once"
+    )
   w, _ = _weight_codes(layer, q)
   w_shift = _weight_shifts(w, cut.channels, settings)
   group = _per_channel(cut.channels, np.arange(len(cut.channels)))

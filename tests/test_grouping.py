@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq_jax import calibration, graph, grouping, rules
+from flexiq_jax import calibration, graph, grouping, rules, selection
 from flexiq_jax.grouping import LowSettings
 from tests.layers_for_test import conv, einsum, lowered
 
@@ -234,6 +235,19 @@ def test_channels_never_seen_are_lossless():
   assert not np.any(cut.x_mean) and not np.any(cut.low_mean) and not np.any(cut.x_top)
 
 
+def test_histograms_and_groups_of_another_layer_are_refused():
+  m = made("dense")
+  with pytest.raises(
+    ValueError, match=r"counts: shape \(10, 256\) for layer w, expected \(11, 256"
+  ):
+    grouping.group_channels(m.layer, m.q, m.counts[1:], LowSettings())
+  cut = group(m)
+  for channels in (cut.channels[1:], (*cut.channels, cut.channels[0])):
+    wrong = dataclasses.replace(cut, channels=channels)
+    with pytest.raises(ValueError, match="cut: its groups do not hold each of the 11 channels"):
+      grouping.lower(m.layer, m.q, wrong, LowSettings())
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -246,3 +260,21 @@ def test_channels_never_seen_are_lossless():
 def test_refused_settings(arguments, message):
   with pytest.raises(ValueError, match=message):
     LowSettings(**arguments)
+
+
+@pytest.mark.parametrize("name", ["dense", "grouped", "convolution"])
+def test_closed_form_scores_rank_groups_as_their_errors_do(name):
+  """Ranges alone know little, but which group is bad they must know."""
+  case, m = LAYERS[name], made(name)
+  low_settings = LowSettings(
+    group_size=1, activation_shift="range", weight_shift="range", bias_correction=False
+  )
+  cut = grouping.group_channels(m.layer, m.q, m.counts, low_settings)
+  q = grouping.lower(m.layer, m.q, cut, low_settings)
+  params = {"w": jnp.zeros(case.w)}
+  errors = calibration.observe_errors(case.apply, params, {"w": q}, [m.x])
+  space = selection.Space.create(["w"], [[len(c) for c in cut.channels]], [1])
+  exact = selection.exact_scores(space, errors)
+  closed = selection.range_scores(space, {"w": cut})
+  assert scipy.stats.spearmanr(exact, closed).statistic > 0.85
+  assert 0.2 < closed.sum() / exact.sum() < 5

@@ -30,8 +30,13 @@ class Schedule:
   order: np.ndarray
 
   def __post_init__(self):
-    if not np.array_equal(np.sort(self.order), np.arange(self.space.total)):
-      raise ValueError(f"order: not a permutation of the {self.space.total} channel groups")
+    total = self.space.total
+    if not np.array_equal(np.sort(self.order), np.arange(total)):
+      missing = np.setdiff1d(np.arange(total), self.order)
+      raise ValueError(
+        f"order: {len(self.order)} entries, not a permutation of the {total} channel groups"
+        + (f"; group {missing[0]} is missing" if len(missing) else "")
+      )
 
   def prefix(self, ratio: float) -> int:
     """How many groups of the order are 4-bit at a ratio in 0..1."""

@@ -22,7 +22,8 @@ def exact_scores(space: Space, errors: Mapping[str, tuple[np.ndarray, float]]) -
   Returns:
     float64 `[T]`.
   """
-  return space.join({n: errors[n][0] / max(errors[n][1], 1e-30) for n in space.names})
+  relative = {n: e / max(energy, 1e-30) for n, (e, energy) in errors.items()}
+  return space.join(relative)
 
 
 def range_scores(space: Space, groups: Mapping[str, Any]) -> np.ndarray:
@@ -41,8 +42,7 @@ def range_scores(space: Space, groups: Mapping[str, Any]) -> np.ndarray:
     float64 `[T]`.
   """
   scores = {}
-  for name in space.names:
-    g = groups[name]
+  for name, g in groups.items():
     members = np.array([len(c) for c in g.channels], np.float64)
     w_noise = _rounding_variance(g.w_shift).reshape(len(members), -1).mean(axis=1)
     x_noise = _rounding_variance(g.x_shift)

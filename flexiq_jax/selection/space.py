@@ -93,7 +93,18 @@ class Space:
     }
 
   def join(self, per_layer: Mapping[str, np.ndarray]) -> np.ndarray:
-    """`{layer name: [J_l]}` -> values per group `[T]`."""
+    """`{layer name: [J_l]}` -> values per group `[T]`.
+
+    Raises:
+      ValueError: a layer is missing, or has another number of groups.
+    """
+    for name, size in zip(self.names, self.sizes, strict=True):
+      if name not in per_layer:
+        raise ValueError(f"per_layer: layer {name} is missing")
+      if len(per_layer[name]) != size:
+        raise ValueError(
+          f"per_layer: layer {name} has {len(per_layer[name])} values for {size} groups"
+        )
     return np.concatenate([np.asarray(per_layer[name]) for name in self.names])
 
   def index(self, name: str, group: int) -> int:

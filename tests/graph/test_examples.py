@@ -69,6 +69,8 @@ NOT_FOLLOWED = {
   "tokens first": lambda p, x: x.transpose(1, 0, 2),  # six tokens: a multiple of the batch
   "tokens major": lambda p, x: x.transpose(1, 0, 2).reshape(-1, WIDTH),
   "mixed over the batch": lambda p, x: x + x.sum(axis=0, keepdims=True),
+  "summed over the batch": lambda p, x: x.sum(axis=0),
+  "largest of the batch": lambda p, x: x.max(axis=(0, 1))[None],
   "reversed batch": lambda p, x: x[::-1] + x,
   "gathered batch": lambda p, x: x[np.array([0, 0, 1])],
   "batch attends": lambda p, x: (

@@ -42,6 +42,15 @@ def test_index_refuses(name, group, message):
     space().index(name, group)
 
 
+def test_join_refuses_what_does_not_fit():
+  s = space()
+  parts = s.split(np.arange(5))
+  with pytest.raises(ValueError, match="per_layer: layer c has 1 values for 2 groups"):
+    s.join({**parts, "c": np.zeros(1)})
+  with pytest.raises(ValueError, match="per_layer: layer b is missing"):
+    s.join({name: parts[name] for name in ("a", "c")})
+
+
 def test_costs_beyond_int32_are_refused():
   largest = 2**31 - 1
   fits = Space.create(["a"], [[1, 1]], [largest])  # the unit is taken out first

@@ -3,67 +3,173 @@
     python run.py --config=configs/NAME.py[:argument,...] [--workdir=DIR] [--config.field=value ...]
 
 The same command with the same workdir resumes a run that was stopped; a finished one is left alone.
+Every field of a config can be overridden, as --config.groups.group_size=8; --dry_run lists them,
+configs/common.py says what they mean.
 """
 
+import difflib
+import os
+import re
 import shlex
 import sys
 import traceback
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-import experiments
-from experiments import setup
-from flexiq_jax import runtime
-from flexiq_jax.metrics import Writer
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file of the run, as configs/digits.py or configs/digits.py:runlocal."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run, made if missing; by default one below runs/."
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Print the config's fields and the model's layers, run and write nothing."
+)
+_OVERRULE = flags.DEFINE_bool(
+  "overrule", False, "Go on in a workdir of another config: its result rows stay as they are."
+)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error, too.")
+_CACHE = flags.DEFINE_string(
+  "compilation_cache", None, "Folder that keeps compiled programs for later runs."
+)
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show config and layers, run nothing.")
-_OVERRULE = flags.DEFINE_bool("overrule", False, "Go on in a workdir of another config.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-_CACHE = flags.DEFINE_string("compilation_cache", None, "Folder for compiled programs.")
+_ROOT = Path(__file__).parent
+_VALUES = {  # what the flag parsers say -> what is accepted
+  "invalid literal for int": "an integer is accepted",
+  "could not convert string to float": "a number is accepted",
+  "Non-boolean argument": "true or false is accepted",
+}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Checks the config, then hands over to the experiment."""
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}: flags begin with --")
-  config = _CONFIG.value
-  if config.experiment not in experiments.EXPERIMENTS:
-    known = ", ".join(experiments.EXPERIMENTS)
-    raise ValueError(f"config.experiment: {config.experiment!r} is not one of {known}")
-  experiment = experiments.EXPERIMENTS[config.experiment]
-  if _DRY_RUN.value:
-    print(config)
-    print(experiment.describe(config))
-    return
-  workdir = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
-  if not _WORKDIR.value:
-    print(f"workdir: {workdir}")
-  runtime.enable_compilation_cache(_CACHE.value)
-  writer = Writer(workdir)
-  writer.config(config.to_dict(), overrule=_OVERRULE.value)
-  if message := writer.finished_message():
-    print(message)
-    return
-  command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-  path = experiment.run(config, workdir, writer, command)
-  print(f"report: {path}")
+    raise ValueError(f"unexpected argument {argv[1]!r}: flags begin with --")
+  # Here, not above: a wrong flag is told before a second of imports.
+  import experiments
+  from experiments import setup
+  from flexiq_jax import runtime
+  from flexiq_jax.metrics import Writer
 
-
-def _entry(argv):
   with runtime.interruptible():
-    try:
-      main(argv)
-    except (ValueError, OSError) as error:
-      if _DEBUG.value:
-        traceback.print_exc()
-      sys.exit(f"error: {error}")
+    config = _CONFIG.value
+    if config.experiment not in experiments.EXPERIMENTS:
+      known = ", ".join(experiments.EXPERIMENTS)
+      raise ValueError(f"config.experiment: {config.experiment!r} is not one of {known}")
+    experiment = experiments.EXPERIMENTS[config.experiment]
+    if _DRY_RUN.value:
+      layers = experiment.describe(config)
+      print("\n".join((*_fields(config.to_dict(), "config"), "", layers)))
+      return
+    runtime.enable_compilation_cache(_CACHE.value)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
+    writer = Writer(workdir)
+    plain = config.to_dict()
+    # A workdir that is finished, or of another run, is told at once; --overrule may change it, so
+    # that comes behind all checks. A run whose inputs are wrong leaves no config behind.
+    begun = (workdir / "config.json").is_file()
+    if begun and not _OVERRULE.value and _finished(writer, plain):
+      return
+    inputs = experiment.prepare(config)
+    if _finished(writer, plain):
+      return
+    if not _WORKDIR.value:
+      print(f"workdir: {workdir}", flush=True)
+    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    path = experiment.run(config, inputs, workdir, writer, command)
+    print(f"report: {path}")
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Reads the flags and the config file.
+
+  Args:
+    argv: name of the program and its arguments.
+
+  Returns:
+    The name and what is no flag.
+
+  Raises:
+    SystemExit: something is wrong; says in one line what.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is None:
+      raise ValueError("--config is missing: name a config file, as --config=configs/digits.py")
+    # A config file that cannot be read is an object that raises whenever it is touched.
+    _ = _CONFIG.value.experiment
+    return rest
+  except OSError as error:
+    text = str(error)
+    message = _missing_config(argv) if "[Errno 2]" in text else text.split("\n")[-1].strip()
+  except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+    message = _flag_error(error, argv)
+  raise SystemExit(f"error: {message}")
+
+
+def entry(argv: list[str]) -> None:
+  """Runs `main`; errors that a user can mend end in one message."""
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
+  try:
+    main(argv)
+  except (ValueError, OSError) as error:
+    if _DEBUG.value:
+      traceback.print_exc()
+    sys.exit(f"error: {error}")
+
+
+def _finished(writer, plain: dict) -> bool:
+  """Writes or compares the workdir's config; says so where the run is complete."""
+  writer.config(plain, overrule=_OVERRULE.value)
+  message = writer.finished_message()
+  if message:
+    print(message)
+  return bool(message)
+
+
+def _fields(value, name: str) -> list[str]:
+  """`name=value` lines of a nested config, as they can be given on the command line."""
+  if isinstance(value, dict):
+    return [line for key in sorted(value) for line in _fields(value[key], f"{name}.{key}")]
+  return [f"--{name}={shlex.quote(str(value))}"]
+
+
+def _missing_config(argv: list[str]) -> str:
+  path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "")
+  path = path.partition(":")[0] or "(empty)"
+  names = sorted(p.name for p in (_ROOT / "configs").glob("*.py") if p.stem != "common")
+  close = difflib.get_close_matches(os.path.basename(path), names, n=1)
+  hint = f"did you mean configs/{close[0]}? " if close else ""
+  return f"--config: there is no file {path}; {hint}in configs/: {', '.join(names)}"
+
+
+def _flag_error(error: Exception, argv: list[str]) -> str:
+  """What a flag parser's exception means, in one line."""
+  text = str(error.args[0] if error.args else error)
+  if isinstance(error, AttributeError | KeyError):  # an override of a field that is not there
+    wrong = re.match(r"'(\w+)'", text)
+    name = wrong[1] if wrong else ""
+    given = next(
+      (a.partition("=")[0] for a in argv if re.match(rf"--config(\.\w+)*\.{name}\b", a)),
+      name or text,
+    )
+    better = re.search(r'Did you mean "(\w+)"', text)
+    hint = f"did you mean {better[1]}? " if better else ""
+    return f"{given}: there is no such field; {hint}--dry_run lists all fields"
+  if "whilst parsing config file" in text:
+    return text.strip().split("\n")[-1].partition("Error: ")[2]
+  text = re.sub(r"^flag (--[^:]*)=(.*?): ", r"\1: \2: ", text.strip())
+  for said, accepted in _VALUES.items():
+    if said in text:
+      return f"{text[: text.index(said)]}{accepted}"
+  unknown = re.match(r"Unknown command line flag '(config\..*)'", text)
+  if unknown:
+    return f"--{unknown[1]}: overrides come behind --config=FILE"
+  return " ".join(text.split())
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
-  flags.FLAGS.set_default("verbosity", -1)  # warnings: libraries log every file they write
-  app.run(_entry)
+  app.run(entry, flags_parser=parse)

@@ -47,9 +47,10 @@ def draw(workdir: Path, title: str, rows, network, chosen, groups) -> list[tuple
   )
   if groups is not None:
     chosen_names = [name for name in names if name in groups]
+    signed = [chosen.model[name].signed for name in chosen_names]
     counts = {
-      side: np.stack([_unused(groups[n], side, chosen.model[n].signed) for n in chosen_names])
-      for side in ("x", "w")
+      "x": _unused([groups[name].x_top for name in chosen_names], signed),
+      "w": _unused([groups[name].w_top for name in chosen_names], [True] * len(chosen_names)),
     }
     path = plots.unused_bits(
       workdir / "unused_bits.png", chosen_names, counts["x"], counts["w"], title=title
@@ -62,7 +63,22 @@ def draw(workdir: Path, title: str, rows, network, chosen, groups) -> list[tuple
   return drawn
 
 
-def _unused(group, side: str, signed: bool) -> np.ndarray:
-  """How many groups (of weights: pairs of group and output) leave 0, 1, 2, 3, 4 bits unused."""
-  top, signed = (group.x_top, signed) if side == "x" else (group.w_top, True)
-  return np.bincount(np.asarray(lowering.unused_bits(top, signed)).ravel(), minlength=5)
+def _unused(tops: list[np.ndarray], signed: list[bool]) -> np.ndarray:
+  """How many groups (of weights: pairs of group and output) leave 0, 1, 2, 3, 4 bits unused.
+
+  Args:
+    tops: largest magnitude codes of each layer.
+    signed: whether a layer's codes are signed.
+
+  Returns:
+    int `[L, 5]`.
+  """
+  layer = np.repeat(np.arange(len(tops)), [top.size for top in tops])
+  flat = np.concatenate([np.asarray(top).ravel() for top in tops])
+  # All layers at once: every shape is a compilation of its own.
+  bits = np.where(
+    np.array(signed)[layer], *(np.asarray(lowering.unused_bits(flat, s)) for s in (True, False))
+  )
+  counts = np.zeros((len(tops), 5), int)
+  np.add.at(counts, (layer, bits), 1)
+  return counts

@@ -8,7 +8,7 @@ import ast
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from flax import nnx
 from flexiq_jax import data, flexiq, graph, models
 from flexiq_jax.calibration import RangeSettings
 from flexiq_jax.grouping import LowSettings
+from flexiq_jax.selection import recipe as recipes
 from flexiq_jax.train_recipe import TrainSettings
 
 WEIGHTS = "a safetensors file, hf:owner/repository, train or random"
@@ -45,22 +46,58 @@ class Settings:
   ratios: tuple[float, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What a config means for its model, before there are weights.
+
+  Attributes:
+    settings: the config's values.
+    module: the model, abstract.
+    layers: its layers.
+    skipped: contractions with parameters that are no layers.
+    selectable: names of the layers that may go to 4 bits.
+  """
+
+  settings: Settings
+  module: Any
+  layers: tuple[graph.Layer, ...]
+  skipped: tuple
+  selectable: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs(Plan):
+  """A plan with what it reads.
+
+  Attributes:
+    evaluation, calibration: image sources.
+    params: pretrained parameters, None where weights are trained or random.
+    recipe: the recipe to evaluate, None where the run makes its own.
+  """
+
+  evaluation: data.Source
+  calibration: data.Source
+  params: Any
+  recipe: recipes.Recipe | None
+
+
 def check(config) -> Settings:
   """Reads and checks all values of a config that need neither weights nor data."""
-  spec = models.get(config.model)
+  with field("config.model"):
+    spec = models.get(config.model)
   with field("config.model_args"):
     model_args = _model_args(config.model_args, spec)
   given = {k: v for k, v in config.preprocess.items() if v is not None}
   if given.get("resize") == 0:
     given["resize"] = None
   usual = {k: getattr(spec, k) for k in ("resize", "crop", "interpolation", "mean", "std")}
-  with field("config.preprocess"):
+  with field("config.preprocess", config.preprocess):
     preprocess = data.Preprocess(**(usual | given))
-  with field("config.ranges"):
+  with field("config.ranges", config.ranges):
     ranges = RangeSettings(**config.ranges)
-  with field("config.groups"):
+  with field("config.groups", config.groups):
     groups = LowSettings(**config.groups)
-  with field("config.train"):
+  with field("config.train", config.train):
     train = TrainSettings(seed=config.seed, **config.train)
   if config.score not in ("exact", "range"):
     raise ValueError(f"config.score: {config.score!r} is not one of exact, range")
@@ -84,17 +121,69 @@ def check(config) -> Settings:
   )
 
 
-def abstract_layers(config, settings: Settings) -> tuple[tuple[graph.Layer, ...], tuple, Any]:
-  """Layers and skipped contractions of the config's model without making its weights.
+def plan(config) -> Plan:
+  """Checks a config and traces its model without making its weights.
 
-  Returns:
-    (layers, skipped, the abstract module).
+  Raises:
+    ValueError: a value is wrong; names the field.
   """
+  settings = check(config)
   with field("config.model_args"):
-    module = nnx.eval_shape(lambda: build(config, settings))
+    module: Any = nnx.eval_shape(lambda: build(config, settings))
+  height, width, channels = module.input_shape
+  preprocess = settings.preprocess
+  if (preprocess.crop, preprocess.channels) != (height, channels) or height != width:
+    raise ValueError(
+      f"config.preprocess: crop {preprocess.crop} and {preprocess.channels} values of mean and std "
+      f"give images {preprocess.crop}x{preprocess.crop}x{preprocess.channels}; "
+      f"model {config.model!r} takes {height}x{width}x{channels}"
+    )
   apply, params = models.functional(module)
   x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  return graph.layers(apply, params, x), graph.skipped(apply, params, x), module
+  layers = graph.layers(apply, params, x)
+  with field("config", config):
+    selectable = flexiq.selectable(
+      layers,
+      keep8=tuple(config.keep8),
+      first_last=config.keep_first_last,
+      depthwise=config.select_depthwise,
+    )
+  return Plan(
+    settings=settings,
+    module=module,
+    layers=layers,
+    skipped=graph.skipped(apply, params, x),
+    selectable=selectable,
+  )
+
+
+def prepare(config) -> Inputs:
+  """Checks a config and opens what it reads; all that is missing is told at once.
+
+  Raises:
+    ValueError: a value is wrong, or weights, data or a recipe are missing or do not fit; one line
+      for each, with the field's name.
+  """
+  planned = plan(config)
+  found, problems = {}, []
+  for name, action in {
+    "evaluation": lambda: _open_data(config, "data", planned),
+    "calibration": lambda: _open_data(config, "calibration", planned),
+    "params": lambda: _load_params(config, planned),
+    "recipe": lambda: _load_recipe(config, planned),
+  }.items():
+    try:
+      found[name] = action()
+    except (ValueError, OSError) as error:
+      problems.append(str(error))
+  if problems:
+    raise ValueError("\n".join(_merge(problems)))
+  with field("config.calibration"):
+    data.require_separate(found["calibration"], found["evaluation"])
+  images, source = config.calibration.images, found["calibration"]
+  if not config.recipe and images > len(source):
+    raise ValueError(f"config.calibration.images: {images}; 1..{len(source)} is accepted, {source}")
+  return Inputs(**{f.name: getattr(planned, f.name) for f in dataclasses.fields(Plan)}, **found)
 
 
 def build(config, settings: Settings) -> nnx.Module:
@@ -102,80 +191,33 @@ def build(config, settings: Settings) -> nnx.Module:
   return models.create(config.model, seed=config.seed, dtype=config.dtype, **settings.model_args)
 
 
-def selectable(config, layers) -> tuple[str, ...]:
-  """Names of the layers that may go to 4 bits."""
-  with field("config"):
-    return flexiq.selectable(
-      layers,
-      keep8=tuple(config.keep8),
-      first_last=config.keep_first_last,
-      depthwise=config.select_depthwise,
-    )
-
-
-def weights_source(config) -> str:
-  """The `weights` field with `{model}` filled in."""
-  if not config.weights:
-    raise ValueError(f"config.weights: empty; give {WEIGHTS}")
-  return config.weights.replace("{model}", config.model)
-
-
-def load_params(config, module) -> Any:
-  """Pretrained parameters of an (abstract) module."""
-  _, params = models.functional(module)
-  with field("config.weights"):
-    return models.weights.load(weights_source(config), module, params)
-
-
-def require_inputs(config, module) -> tuple[data.Source, data.Source, Any]:
-  """Opens data and weights; what is missing is told in one message.
-
-  Returns:
-    (evaluation source, calibration source, params or None where weights are trained or random).
-  """
-  problems, found = [], []
-  classes = module.num_classes
-
-  def open_data(name):
-    part = config[name]
-    with field(f"config.{name}"):
-      return data.open_source(part.name, part.split, root=part.root or None, num_classes=classes)
-
-  def load():
-    if weights_source(config) in ("train", "random"):
-      return None
-    return load_params(config, module)
-
-  for action in (lambda: open_data("data"), lambda: open_data("calibration"), load):
-    try:
-      found.append(action())
-    except (ValueError, OSError) as error:
-      if str(error).partition(": ")[2] not in "\n".join(problems):
-        problems.append(str(error))
-  if problems:
-    raise ValueError("\n".join(problems))
-  evaluation, calibration, params = found
-  with field("config.calibration"):
-    data.require_separate(calibration, evaluation)
-  return evaluation, calibration, params
-
-
-def calibration_batches(config, settings: Settings, source: data.Source) -> list[np.ndarray]:
+def calibration_batches(config, inputs: Inputs) -> list[np.ndarray]:
   """The calibration images, `[B, H, W, C]` each, the last one possibly shorter."""
   part = config.calibration
-  with field("config.calibration.images"):
-    indices = data.calibration_indices(source, part.images, config.seed)
-  with field("config.calibration"):
-    batches = data.batches(source, settings.preprocess, part.batch_size, indices=indices)
+  with field("config.calibration", part):
+    indices = data.calibration_indices(inputs.calibration, part.images, config.seed)
+    batches = data.batches(
+      inputs.calibration, inputs.settings.preprocess, part.batch_size, indices=indices
+    )
     return [batch.images[batch.mask] for batch in batches]
 
 
-def evaluation_batches(config, settings: Settings, source: data.Source):
+def evaluation_batches(config, inputs: Inputs) -> tuple[Iterator[data.Batch], int]:
   """A fresh stream over the evaluation images, and their number."""
-  count = min(config.data.limit or len(source), len(source))
-  with field("config.data"):
-    batches = data.batches(source, settings.preprocess, config.batch_size, indices=np.arange(count))
+  count = evaluation_count(config, inputs)
+  with field("config", config):
+    batches = data.batches(
+      inputs.evaluation,
+      inputs.settings.preprocess,
+      config.batch_size,
+      indices=np.arange(count),
+    )
   return batches, count
+
+
+def evaluation_count(config, inputs: Inputs) -> int:
+  """How many images a row is measured on."""
+  return min(config.data.limit or len(inputs.evaluation), len(inputs.evaluation))
 
 
 def default_workdir(config) -> Path:
@@ -184,16 +226,61 @@ def default_workdir(config) -> Path:
 
 
 @contextlib.contextmanager
-def field(name: str) -> Iterator[None]:
-  """Puts the config field's name in front of a ValueError or FileNotFoundError."""
+def field(name: str, known: Container[str] = ()) -> Iterator[None]:
+  """Puts the config field's name in front of a ValueError or FileNotFoundError.
+
+  Args:
+    name: the field or section, as `config.train`.
+    known: fields of that section. Where the message begins with one of them, as `epochs is 0`, it
+      is joined by a dot: `config.train.epochs is 0`.
+  """
   try:
     yield
   except (ValueError, OSError) as error:
     text = str(error)
     if text.startswith("config."):
       raise
-    joint = "." if re.match(r"\w+(: | is )", text) and not text.startswith("dataset") else ": "
+    first = re.match(r"(\w+)(: | is )", text)
+    joint = "." if first and first[1] in known else ": "
     raise ValueError(f"{name}{joint}{text}") from error
+
+
+def _open_data(config, name: str, planned: Plan) -> data.Source:
+  part = config[name]
+  with field(f"config.{name}", part):
+    classes = planned.module.num_classes
+    return data.open_source(part.name, part.split, root=part.root or None, num_classes=classes)
+
+
+def _load_params(config, planned: Plan) -> Any:
+  if not config.weights:
+    raise ValueError(f"config.weights: empty; give {WEIGHTS}")
+  if config.weights in ("train", "random"):
+    return None
+  source = config.weights.replace("{model}", config.model)
+  _, params = models.functional(planned.module)
+  # Overrides make another model than the name says.
+  model = planned.module if config.model_args else config.model
+  with field("config.weights"):
+    return models.weights.load(source, model, params)
+
+
+def _load_recipe(config, planned: Plan) -> recipes.Recipe | None:
+  if not config.recipe:
+    return None
+  with field("config", config):
+    recipe = recipes.load(data.source.expand_path(config.recipe))
+    recipes.require_fit(recipe, planned.layers)
+  return recipe
+
+
+def _merge(problems: list[str]) -> list[str]:
+  """Joins problems that differ in the field only: one missing dataset is one message."""
+  fields: dict[str, list[str]] = {}
+  for problem in problems:
+    name, _, text = problem.partition(": ")
+    fields.setdefault(text, []).append(name)
+  return [": ".join((" and ".join(names), text)) for text, names in fields.items()]
 
 
 def _model_args(text: str, spec: models.ModelSpec) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Result rows: one evaluation each, written to the workdir as soon as it is complete."""
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments import setup
+from flexiq_jax import evaluation, flexiq, runtime
+from flexiq_jax.metrics import Writer
+
+
+class Rows:
+  """Evaluates methods on the evaluation images; a row that is in the workdir is left alone."""
+
+  def __init__(self, config, inputs: setup.Inputs, writer: Writer):
+    """Keeps what every row needs.
+
+    Args:
+      config: the config.
+      inputs: what `setup.prepare` made of it.
+      writer: of the workdir.
+    """
+    self._config, self._inputs, self._writer = config, inputs, writer
+
+  def add(
+    self,
+    method: str,
+    ratio: float | None,
+    seed: int | None,
+    predict: Callable[[Any], Any],
+    **columns: float,
+  ) -> None:
+    """Evaluates one row.
+
+    Args:
+      method: its name in the table.
+      ratio: 4-bit ratio, None where the method knows none.
+      seed: of the run or of a random order.
+      predict: images `[B, H, W, C]` -> logits `[B, K]`.
+      **columns: further columns of the row.
+    """
+    if self._writer.has(method, ratio, seed):
+      return
+    batches, count = setup.evaluation_batches(self._config, self._inputs)
+    label = method if ratio is None else f"{method} at {100 * ratio:g} %"
+    with runtime.Progress(f"{label}, images", count) as progress:
+
+      def counted():
+        for batch in batches:
+          yield batch
+          progress.update(int(batch.mask.sum()))
+
+      with setup.field("config.data", self._config.data):
+        top1, images = evaluation.top1(predict, counted())
+    self._writer.row(
+      method, ratio, seed, top1=top1, images=images, **self._drops(method, top1), **columns
+    )
+
+  def add_flexiq(self, method: str, model: flexiq.FlexiQ, ratio: float, seed: int | None) -> None:
+    """Evaluates a FlexiQ model at one ratio."""
+    share = model.schedule.mac_share(ratio)
+    self.add(
+      method,
+      ratio,
+      seed,
+      lambda x: model(x, ratio),
+      avg_bits=8 - 4 * share,
+      mac_share=share,
+      channel_share=model.schedule.channel_share(ratio),
+    )
+
+  def _drops(self, method: str, top1: float) -> dict[str, float]:
+    """Columns drop_float and drop_int8, as far as the rows they refer to are there."""
+    reference = {r["method"]: r["top1"] for r in self._writer.rows() if r["ratio"] is None}
+    reference[method] = top1
+    return {
+      column: reference[row] - top1
+      for column, row in (("drop_float", "float"), ("drop_int8", "uniform_int8"))
+      if row == method or (row in reference and method != "float")
+    }

@@ -21,6 +21,7 @@ OURS = {
   "configs": (),
   "experiments": ("flexiq_jax",),
   "benchmarks": ("flexiq_jax",),
+  "examples": ("flexiq_jax",),
   "tests": ("*",),
   "flexiq_jax": (),
   "flexiq_jax.quant": (),
@@ -65,7 +66,7 @@ FORBIDDEN = {
   "experiments": ("absl.flags", "absl.app", "torch", "tensorflow"),
 }
 
-FOLDERS = ("flexiq_jax", "experiments", "configs", "benchmarks")
+FOLDERS = ("flexiq_jax", "experiments", "configs", "benchmarks", "examples")
 ROOTS = (*FOLDERS, "run", "tests")
 
 

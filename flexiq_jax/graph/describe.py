@@ -11,6 +11,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as prim
 
+from flexiq_jax.graph import depthwise
 from flexiq_jax.graph.layer import Array, Layer
 from flexiq_jax.graph.origins import aval
 
@@ -116,6 +117,8 @@ def contraction(eqn: JaxprEqn, side: int) -> Contract:
         precision=precision,
         preferred_element_type=preferred_element_type,
       )
+    if depthwise.applies(p, lhs, rhs):
+      return depthwise.multiply_add(p, lhs, rhs).astype(preferred_element_type or jnp.int32)
     return lax.conv_general_dilated(
       lhs,
       rhs,

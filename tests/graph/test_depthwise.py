@@ -1,0 +1,81 @@
+"""Depthwise convolution by multiply-adds equals XLA's own, bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from flexiq_jax.graph import depthwise
+
+CASES = {
+  "same": {},
+  "stride and asymmetric padding": {"strides": (2, 1), "padding": ((0, 1), (2, 1))},
+  "dilation": {"dilation": (2, 3)},
+  "negative padding": {"padding": ((-1, 2), (0, -1))},
+  "multiplier": {"multiplier": 3},
+  "channels first": {"layout": ("NCHW", "OIHW", "NCHW")},
+  "one dimension": {"size": (9,), "window": (5,), "layout": ("NWC", "WIO", "NWC")},
+}
+
+
+def parameters(size=(7, 8), window=(3, 3), multiplier=1, layout=("NHWC", "HWIO", "NHWC"), **given):
+  channels, rank = 6, len(size)
+  shapes = {"N": 2, "C": channels, "I": 1, "O": channels * multiplier}
+  spatial = dict(zip(layout[0].replace("N", "").replace("C", ""), size, strict=True))
+  kernel = dict(zip(layout[1].replace("I", "").replace("O", ""), window, strict=True))
+  x_shape = [(shapes | spatial)[d] for d in layout[0]]
+  w_shape = [(shapes | kernel)[d] for d in layout[1]]
+  params = {
+    "window_strides": given.get("strides", (1,) * rank),
+    "padding": given.get("padding", ((1, 1),) * rank),
+    "lhs_dilation": (1,) * rank,
+    "rhs_dilation": given.get("dilation", (1,) * rank),
+    "dimension_numbers": lax.conv_dimension_numbers(x_shape, w_shape, layout),
+    "feature_group_count": channels,
+    "batch_group_count": 1,
+  }
+  return params, x_shape, w_shape
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_integer_convolution(case):
+  params, x_shape, w_shape = parameters(**CASES[case])
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.integers(0, 256, x_shape), jnp.int32)
+  w = jnp.asarray(rng.integers(-128, 128, w_shape), jnp.int32)
+  assert depthwise.applies(params, x, w)
+  expected = lax.conv_general_dilated(x, w, **params, preferred_element_type=jnp.int32)
+  got = depthwise.multiply_add(params, x, w)
+  assert got.dtype == jnp.float32
+  np.testing.assert_array_equal(got.astype(jnp.int32), expected)
+
+
+def test_under_vmap_over_weights():
+  params, x_shape, w_shape = parameters()
+  rng = np.random.default_rng(1)
+  x = jnp.asarray(rng.integers(-127, 128, x_shape), jnp.int8)
+  w = jnp.asarray(rng.integers(-127, 128, (3, *w_shape)), jnp.int8)
+  got = jax.vmap(lambda w: depthwise.multiply_add(params, x, w))(w)
+  for y, one in zip(got, w, strict=True):
+    np.testing.assert_array_equal(y, depthwise.multiply_add(params, x, one))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"feature_group_count": 3},
+    {"batch_group_count": 2},
+    {"lhs_dilation": (2, 1)},
+  ],
+)
+def test_leaves_other_convolutions_alone(change):
+  params, x_shape, w_shape = parameters()
+  x, w = jnp.zeros(x_shape, jnp.int8), jnp.zeros(w_shape, jnp.int8)
+  assert not depthwise.applies(params | change, x, w)
+  assert not depthwise.applies(params, x.astype(jnp.float32), w.astype(jnp.float32))
+
+
+def test_leaves_windows_alone_that_float32_cannot_count():
+  params, x_shape, w_shape = parameters(size=(30, 30), window=(23, 23))
+  assert not depthwise.applies(params, jnp.zeros(x_shape, jnp.int8), jnp.zeros(w_shape, jnp.int8))

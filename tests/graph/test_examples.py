@@ -71,6 +71,9 @@ NOT_FOLLOWED = {
   "mixed over the batch": lambda p, x: x + x.sum(axis=0, keepdims=True),
   "summed over the batch": lambda p, x: x.sum(axis=0),
   "largest of the batch": lambda p, x: x.max(axis=(0, 1))[None],
+  "added to its transpose": lambda p, x: (x[:, :3] + x[:, :3].transpose(1, 0, 2)).transpose(
+    1, 0, 2
+  ),
   "reversed batch": lambda p, x: x[::-1] + x,
   "gathered batch": lambda p, x: x[np.array([0, 0, 1])],
   "batch attends": lambda p, x: (

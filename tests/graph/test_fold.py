@@ -10,7 +10,7 @@ import pytest
 from flexiq_jax import graph, models
 from tests.graph import models_for_test
 
-FAMILIES = ("resnet18", "resnet20", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t")
+FAMILIES = ("resnet18", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t")
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def test_folding_once_more_changes_nothing():
   x = models_for_test.image()
   folded_apply, folded = graph.fold_batch_norm(apply, params, x)
   again_apply, again = graph.fold_batch_norm(folded_apply, folded, x)
-  assert relative(again_apply(again, x), apply(params, x)) < 1e-5
+  assert relative(jax.jit(again_apply)(again, x), jax.jit(apply)(params, x)) < 1e-5
   assert set(models.flatten(again)) == set(models.flatten(folded))
 
 
@@ -180,7 +180,7 @@ def test_bfloat16_models_fold_in_float32():
   x = models_for_test.image()
   folded_apply, folded = graph.fold_batch_norm(apply, params, x)
   assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(jnp.float32)}
-  want = apply(params, x)
-  got = folded_apply(folded, x)
+  want = jax.jit(apply)(params, x)
+  got = jax.jit(folded_apply)(folded, x)
   assert got.dtype == want.dtype == jnp.bfloat16
   assert relative(got.astype(jnp.float32), want.astype(jnp.float32)) < 5e-2

@@ -266,7 +266,7 @@ def test_dynamic_shifts_do_not_depend_on_batch_mates():
   np.testing.assert_array_equal(run(params, louder)[:3], together[:3])
   for i in range(4):
     np.testing.assert_array_equal(run(params, x[i : i + 1])[0], together[i])
-  static = graph.with_rule(fold_windows, rules.mixed_rule(model, masks))(params, x)
+  static = jax.jit(graph.with_rule(fold_windows, rules.mixed_rule(model, masks)))(params, x)
   changed = np.any(np.asarray(static) != together, axis=1)
   assert changed[0] and not changed[3]  # quiet examples keep more bits, loud ones the static
 
@@ -292,12 +292,12 @@ def test_float_and_observe_rules_compute_the_model():
   x = models_for_test.image()
   top = lambda layer, x: jnp.abs(x).max()
   y, records = jax.jit(rules.observing(apply, top))(params, x)
-  np.testing.assert_allclose(y, apply(params, x), rtol=1e-6)
+  np.testing.assert_allclose(y, jax.jit(apply)(params, x), rtol=1e-6)
   assert set(records) == {"stem", "heads", "out"}
   assert float(records["stem"]) == float(jnp.abs(x).max())
   half = lambda layer, x, w, contract: contract(x, w) / 2
-  y, records = rules.observing(apply, top, half)(params, x)
-  want = graph.with_rule(apply, half)(params, x)
+  y, records = jax.jit(rules.observing(apply, top, half))(params, x)
+  want = jax.jit(graph.with_rule(apply, half))(params, x)
   np.testing.assert_allclose(y, want, rtol=1e-6)
 
 

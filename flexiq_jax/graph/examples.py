@@ -109,10 +109,13 @@ def _moved(eqn: JaxprEqn, states: list[int], d: int, batch: int) -> int | None:
     return _reshaped(shape, out, d, batch) if p["dimensions"] is None else None
   if name == "squeeze":
     return None if d in p["dimensions"] else d - sum(a < d for a in p["dimensions"])
-  if name in ("slice", "dynamic_slice", "pad", "dynamic_update_slice"):
+  if name in ("slice", "dynamic_slice", "pad"):
     # Of the same size and, where it could be shifted in place (pad), unpadded.
     padded = name == "pad" and tuple(p["padding_config"][d]) != (0, 0, 0)
     return d if states[0] == d and out[d] == shape[d] and not padded else None
+  if name == "dynamic_update_slice":
+    parts = [aval(v).shape[d] for v, s in zip(eqn.invars[:2], states[:2], strict=True) if s == d]
+    return d if set(parts) == {out[d]} else None
   if name in ("concatenate", "sort"):
     return None if d == p["dimension"] else d
   if name == "split":

@@ -63,6 +63,7 @@ FOLLOWED = {  # preparation of x, and the entries per example it leaves
   "gather and sort": (looked_up, 1),
   "convolution": (conv, 1),
   "scan over channels": (lambda p, x: jnp.cumsum(x, axis=2), 1),
+  "token overwritten": (lambda p, x: jax.lax.dynamic_update_slice(x, x[:, :1], (0, 2, 0)), 1),
   "remat": (lambda p, x: jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x)))(x), 1),
 }
 NOT_FOLLOWED = {
@@ -73,6 +74,9 @@ NOT_FOLLOWED = {
   "largest of the batch": lambda p, x: x.max(axis=(0, 1))[None],
   "added to its transpose": lambda p, x: (x[:, :3] + x[:, :3].transpose(1, 0, 2)).transpose(
     1, 0, 2
+  ),
+  "overwritten in part": lambda p, x: jax.lax.dynamic_update_slice(
+    x.reshape(-1, WIDTH), x[:, 0], (5, 0)
   ),
   "reversed batch": lambda p, x: x[::-1] + x,
   "gathered batch": lambda p, x: x[np.array([0, 0, 1])],

@@ -8,6 +8,7 @@ from ml_collections import config_dict
 
 # Further rows that show what each part of the method contributes (see experiments/flexiq.py).
 VARIANTS = ("naive", "range", "per_output", "uncorrected", "dynamic")
+BRIEF = ("naive", "uncorrected")
 
 
 def parse_arg(arg: str | None, **defaults):

@@ -23,7 +23,8 @@ def get_config(arg=None):
   config = common.imagenet("mobilenet_v2", "mobilenet_v2_tf", WEIGHTS, None)
   if not options.imagenet:
     common.photographs(config)
-  config.variants = common.VARIANTS
+  config.variants = common.BRIEF
+  config.random_seeds = (0,)
   if options.runlocal:
     common.runlocal(config)
   return config

@@ -18,7 +18,8 @@ def get_config(arg=None):
   config.data.name = config.calibration.name = "cifar10"
   config.data.root = config.calibration.root = "$FLEXIQ_DATA/cifar10"
   config.batch_size = 250
-  config.variants = common.VARIANTS
+  config.variants = common.BRIEF
+  config.random_seeds = (0,)
   if options.runlocal:
     common.runlocal(config)
   return config

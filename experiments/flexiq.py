@@ -107,7 +107,8 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
     )
   for method, (model, seed) in methods.flexiq.items():
     for ratio in inputs.settings.ratios:
-      rows.add_flexiq(method, model, ratio, seed)
+      if ratio or model is methods.chosen:  # at 0 all variants are the same 8-bit model
+        rows.add_flexiq(method, model, ratio, seed)
   space = methods.chosen.schedule.space
   for seed in () if inputs.recipe else config.random_seeds:
     schedule = selection.Schedule(space, selection.random(space, seed))

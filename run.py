@@ -101,9 +101,8 @@ def parse(argv: list[str]) -> list[str]:
     # A config file that cannot be read is an object that raises whenever it is touched.
     _ = _CONFIG.value.experiment
     return rest
-  except OSError as error:
-    text = str(error)
-    message = _missing_config(argv) if "[Errno 2]" in text else text.split("\n")[-1].strip()
+  except OSError:
+    message = _unreadable_config(argv)
   except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
     message = _flag_error(error, argv)
   raise SystemExit(f"error: {message}")
@@ -137,19 +136,20 @@ def _fields(value, name: str) -> list[str]:
   return [f"--{name}={shlex.quote(str(value))}"]
 
 
-def _missing_config(argv: list[str]) -> str:
+def _unreadable_config(argv: list[str]) -> str:
   path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "")
-  path = path.partition(":")[0] or "(empty)"
+  path = path.partition(":")[0]
   names = sorted(p.name for p in (_ROOT / "configs").glob("*.py") if p.stem != "common")
   close = difflib.get_close_matches(os.path.basename(path), names, n=1)
   hint = f"did you mean configs/{close[0]}? " if close else ""
-  return f"--config: there is no file {path}; {hint}in configs/: {', '.join(names)}"
+  return f"--config: there is no file {path or '(empty)'}; {hint}in configs/: {', '.join(names)}"
 
 
 def _flag_error(error: Exception, argv: list[str]) -> str:
   """What a flag parser's exception means, in one line."""
-  text = str(error.args[0] if error.args else error)
+  text = str(error)
   if isinstance(error, AttributeError | KeyError):  # an override of a field that is not there
+    text = str(error.args[0]) if error.args else text  # without the quotes of a KeyError
     wrong = re.match(r"'(\w+)'", text)
     name = wrong[1] if wrong else ""
     given = next(
@@ -161,10 +161,10 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
     return f"{given}: there is no such field; {hint}--dry_run lists all fields"
   if "whilst parsing config file" in text:
     return text.strip().split("\n")[-1].partition("Error: ")[2]
-  text = re.sub(r"^flag (--[^:]*)=(.*?): ", r"\1: \2: ", text.strip())
+  text = text.strip().removeprefix("flag ")
   for said, accepted in _VALUES.items():
     if said in text:
-      return f"{text[: text.index(said)]}{accepted}"
+      return text[: text.index(said)].removesuffix("('") + accepted
   unknown = re.match(r"Unknown command line flag '(config\..*)'", text)
   if unknown:
     return f"--{unknown[1]}: overrides come behind --config=FILE"

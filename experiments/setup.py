@@ -83,6 +83,12 @@ class Inputs(Plan):
 
 def check(config) -> Settings:
   """Reads and checks all values of a config that need neither weights nor data."""
+  if not 0 <= config.seed < 2**31:
+    raise ValueError(f"config.seed: {config.seed} is not in 0..{2**31 - 1}")
+  if config.dtype not in models.registry.DTYPES:
+    raise ValueError(
+      f"config.dtype: {config.dtype!r} is not one of {', '.join(models.registry.DTYPES)}"
+    )
   with field("config.model"):
     spec = models.get(config.model)
   with field("config.model_args"):
@@ -109,8 +115,6 @@ def check(config) -> Settings:
       raise ValueError(f"config.{name}: {value} is not a positive number")
   if config.data.limit < 0:
     raise ValueError(f"config.data.limit: {config.data.limit} is negative; 0 takes all images")
-  if config.seed < 0:
-    raise ValueError(f"config.seed: {config.seed} is negative")
   return Settings(
     model_args=model_args,
     preprocess=preprocess,
@@ -165,7 +169,7 @@ def prepare(config) -> Inputs:
       for each, with the field's name.
   """
   planned = plan(config)
-  found, problems = {}, []
+  found, problems, missing = {}, [], False
   for name, action in {
     "evaluation": lambda: _open_data(config, "data", planned),
     "calibration": lambda: _open_data(config, "calibration", planned),
@@ -176,13 +180,24 @@ def prepare(config) -> Inputs:
       found[name] = action()
     except (ValueError, OSError) as error:
       problems.append(str(error))
+      missing |= isinstance(error.__cause__, FileNotFoundError) and name != "recipe"
   if problems:
-    raise ValueError("\n".join(_merge(problems)))
+    problems = _merge(problems)
+    if missing and not config.name.endswith("_runlocal"):
+      problems.append("to try the pipeline with neither: --config=FILE.py:runlocal")
+    raise ValueError("\n".join(problems))
   with field("config.calibration"):
     data.require_separate(found["calibration"], found["evaluation"])
   images, source = config.calibration.images, found["calibration"]
   if not config.recipe and images > len(source):
     raise ValueError(f"config.calibration.images: {images}; 1..{len(source)} is accepted, {source}")
+  train = planned.settings.train
+  trained_on = len(source) - round(train.held_out * len(source))
+  if config.weights == "train" and train.batch_size > trained_on:
+    raise ValueError(
+      f"config.train.batch_size: {train.batch_size}; 1..{trained_on} is accepted: so many images "
+      f"of {source} are trained on"
+    )
   return Inputs(**{f.name: getattr(planned, f.name) for f in dataclasses.fields(Plan)}, **found)
 
 
@@ -271,6 +286,7 @@ def _load_recipe(config, planned: Plan) -> recipes.Recipe | None:
   with field("config", config):
     recipe = recipes.load(data.source.expand_path(config.recipe))
     recipes.require_fit(recipe, planned.layers)
+    flexiq.recipe_settings(recipe)
   return recipe
 
 

@@ -62,8 +62,16 @@ class Network:
     return self._weights()
 
   def layer(self, name: str) -> Layer:
-    """A layer by its name."""
-    return next(layer for layer in self.layers if layer.name == name)
+    """A layer by its name.
+
+    Raises:
+      ValueError: there is no such layer.
+    """
+    for layer in self.layers:
+      if layer.name == name:
+        return layer
+    near = graph.closest(name, [layer.name for layer in self.layers])
+    raise ValueError(f"name: no layer {name!r}; closest names: {near}")
 
   def float(self, x: Array) -> Array:
     """Logits of the float model."""
@@ -332,6 +340,19 @@ def to_recipe(
   )
 
 
+def recipe_settings(recipe: recipes.Recipe) -> tuple[RangeSettings, LowSettings]:
+  """The settings that a recipe was made with.
+
+  Raises:
+    ValueError: this release does not know them.
+  """
+  try:
+    ranges = RangeSettings(**recipe.settings["ranges"])
+    return ranges, LowSettings(**recipe.settings["groups"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"recipe: its settings do not fit this release ({error})") from None
+
+
 def from_recipe(network: Network, recipe: recipes.Recipe, dynamic: bool = False) -> FlexiQ:
   """Quantizes a float model as a recipe says, without calibration images.
 
@@ -339,8 +360,7 @@ def from_recipe(network: Network, recipe: recipes.Recipe, dynamic: bool = False)
     ValueError: the recipe does not fit the model.
   """
   recipes.require_fit(recipe, network.layers)
-  ranges = RangeSettings(**recipe.settings["ranges"])
-  settings = LowSettings(**recipe.settings["groups"])
+  ranges, settings = recipe_settings(recipe)
   model, cuts = {}, {}
   for entry in recipe.layers:
     layer = network.layer(entry.name)

@@ -98,8 +98,8 @@ class Writer:
         more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise ValueError(
           f"workdir {str(self.workdir)!r} holds a run with another config: {shown}{more}. Name "
-          "another workdir; or, to keep its rows and go on with the new config, delete its "
-          "config.json"
+          "another workdir; or, to keep its rows and go on with the new config, overrule the old "
+          "one (--overrule)"
         )
       self.event("config_overruled", changes=[list(change) for change in changes])
     # A marker without its config, or of another config, says nothing about this run.

@@ -59,7 +59,7 @@ def test_other_config_is_refused_by_name(tmp_path):
   assert "search.population was 8, is now 16" in message
   assert "seed was absent, is now 1" in message
   assert str(tmp_path) in message
-  assert "delete its config.json" in message
+  assert "overrule the old one (--overrule)" in message
   assert json.loads((tmp_path / "config.json").read_text())["search"]["population"] == 8
 
 

@@ -226,6 +226,15 @@ def get(name: str) -> ModelSpec:
   raise ValueError(f"model {name!r} is unknown; {hint}")
 
 
+def family(name: str) -> type:
+  """The class of a model, which is not made for it.
+
+  Raises:
+    ValueError: no model has this name.
+  """
+  return _class(get(name).build)
+
+
 def create(
   name: str,
   *,
@@ -272,7 +281,13 @@ def create(
 
 
 def _arguments(build: Callable[..., nnx.Module]) -> tuple[str, ...]:
-  """Names of the arguments of the class behind a partial; NNX hides them from `signature(cls)`."""
+  """Names of the arguments of a model's class; NNX hides them from `signature(cls)`."""
+  return tuple(inspect.signature(_class(build).__init__).parameters)
+
+
+def _class(build: Callable[..., nnx.Module]) -> type:
+  """The class behind a partial."""
   while isinstance(build, functools.partial):
     build = build.func
-  return tuple(inspect.signature(build.__init__).parameters)
+  assert isinstance(build, type)
+  return build

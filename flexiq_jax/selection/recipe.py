@@ -12,6 +12,7 @@ readers.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -140,8 +141,10 @@ def load(path: str | os.PathLike) -> Recipe:
       order=order,
     )
     _check(recipe)
-  except (KeyError, TypeError, AttributeError, ValueError) as error:
-    raise ValueError(f"recipe: {path} is damaged: {type(error).__name__}: {error}") from None
+  except KeyError as error:
+    raise ValueError(f"recipe: {path} is damaged: it lacks {error}") from None
+  except (TypeError, AttributeError, ValueError) as error:
+    raise ValueError(f"recipe: {path} is damaged: {error}") from None
   return recipe
 
 
@@ -177,20 +180,33 @@ def require_fit(recipe: Recipe, layers: Sequence[Any]) -> None:
         )
 
 
-def _layer(entry: Mapping[str, Any]) -> RecipeLayer:
-  lists: dict[str, Any] = {
+def _layer(entry: Any) -> RecipeLayer:
+  if not isinstance(entry, dict):
+    raise ValueError(f"{entry!r:.40} is no layer")
+  values: dict[str, Any] = {
+    "x_scale": float(entry["x_scale"]),
     "groups": tuple(tuple(int(c) for c in g) for g in entry["groups"]),
     "x_shift": tuple(int(e) for e in entry["x_shift"]),
     "x_mean": tuple(float(m) for m in entry["x_mean"]),
     "low_mean": tuple(float(m) for m in entry["low_mean"]),
   }
-  return RecipeLayer(**(dict(entry) | lists))
+  return RecipeLayer(**(entry | values))
 
 
 def _check(recipe: Recipe) -> None:
+  for part in ("ranges", "groups"):
+    if not isinstance(recipe.settings[part], Mapping):
+      raise ValueError(f"settings: {part} is no object")
+  names = [layer.name for layer in recipe.layers]
+  if len(set(names)) < len(names):
+    raise ValueError(f"layer {max(names, key=names.count)} is there more than once")
+  grouped = {layer.name for layer in recipe.layers if layer.groups}
+  for name, group in recipe.order:
+    if name not in grouped:
+      raise ValueError(f"order: '{name}#{group}' is of no layer that has groups")
   for layer in recipe.layers:
-    if not layer.x_scale > 0:
-      raise ValueError(f"layer {layer.name}: x_scale {layer.x_scale} is not positive")
+    if not 0 < layer.x_scale < math.inf:
+      raise ValueError(f"layer {layer.name}: x_scale {layer.x_scale} is not positive and finite")
     if not layer.groups:
       continue
     if sorted(c for g in layer.groups for c in g) != list(range(layer.in_channels)):
@@ -198,8 +214,9 @@ def _check(recipe: Recipe) -> None:
     if len(layer.x_shift) != len(layer.groups) or not all(0 <= e <= 4 for e in layer.x_shift):
       raise ValueError(f"layer {layer.name}: x_shift needs one value in 0..4 for each group")
     for field in ("x_mean", "low_mean"):
-      if len(getattr(layer, field)) != layer.in_channels:
-        raise ValueError(f"layer {layer.name}: {field} needs {layer.in_channels} values")
+      values = getattr(layer, field)
+      if len(values) != layer.in_channels or not all(map(math.isfinite, values)):
+        raise ValueError(f"layer {layer.name}: {field} needs {layer.in_channels} finite values")
   recipe.schedule()
 
 

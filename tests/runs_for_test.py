@@ -1,0 +1,73 @@
+"""Starts of `run.py` inside the test's own process, which saves the imports of a new one."""
+
+import contextlib
+import dataclasses
+import io
+import sys
+import warnings
+from unittest import mock
+
+import jax
+import pytest
+from absl import logging
+from absl.testing import flagsaver
+
+import run
+
+DIGITS = "--config=configs/digits.py:runlocal"
+# Two selectable layers: little to compile.
+TRAINED = (DIGITS, "--config.model_args=width=8,depths=(1,)", "--config.train.epochs=8")
+# And no training.
+SMALL = (
+  *TRAINED,
+  "--config.weights=random",
+  "--config.calibration.images=16",
+  "--config.calibration.batch_size=16",
+  "--config.data.limit=20",
+  "--config.batch_size=20",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+  """How a start ended: exit status, standard output, and the message of a refusal."""
+
+  status: int
+  out: str
+  error: str
+
+
+def start(*arguments: str) -> Ended:
+  """Runs `python run.py ARGUMENTS`."""
+  out, err = io.StringIO(), io.StringIO()
+  argv = ["run.py", *map(str, arguments)]
+  status, message, verbosity = 0, "", logging.get_verbosity()
+  with (
+    flagsaver.flagsaver(),
+    warnings.catch_warnings(),
+    mock.patch.object(sys, "argv", argv),  # overrides of a config are looked up there
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
+    # ml_collections' own way of loading a config file.
+    warnings.filterwarnings("ignore", r"the load_module\(\) method", DeprecationWarning)
+    try:
+      run.entry(run.parse(argv))
+    except SystemExit as ended:
+      status, message = (ended.code, "") if isinstance(ended.code, int) else (1, str(ended.code))
+  logging.set_verbosity(verbosity)
+  return Ended(status, out.getvalue(), err.getvalue() + message)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """Argument that keeps compiled programs for all starts of a test module."""
+  names = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+  )
+  before = {name: getattr(jax.config, name) for name in names}
+  yield f"--compilation_cache={tmp_path_factory.mktemp('compiled')}"
+  for name, value in before.items():
+    jax.config.update(name, value)

@@ -1,0 +1,192 @@
+"""The package's short API: from a float model to one that runs at any ratio."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from flexiq_jax import flexiq, rules
+from flexiq_jax.calibration import RangeSettings
+from flexiq_jax.grouping import LowSettings
+from flexiq_jax.selection import recipe as recipes
+from tests.graph import models_for_test
+
+RATIOS = (0.0, 0.3, 0.5, 1.0)
+SETTINGS = LowSettings(group_size=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  network: flexiq.Network
+  batches: list
+  model: flexiq.FlexiQ
+
+
+def make(name, **options):
+  apply, params = models_for_test.MODELS[name]()
+  batches = [np.asarray(models_for_test.image(4, seed=seed)) for seed in (1, 2)]
+  network = flexiq.Network(apply, params, batches[0][:1])
+  names = flexiq.selectable(network.layers, first_last=False, depthwise=True)
+  return Made(
+    network,
+    batches,
+    flexiq.quantize(network, batches, names=names, settings=SETTINGS, **options),
+  )
+
+
+@pytest.fixture(scope="module")
+def plain():
+  return make("plain")
+
+
+@pytest.fixture(scope="module", params=["nnx", "linen", "plain"])
+def any_model(request):
+  return request.getfixturevalue("plain") if request.param == "plain" else make(request.param)
+
+
+def test_any_ratio_of_any_model_is_one_program(any_model):
+  network, model, x = any_model.network, any_model.model, any_model.batches[0]
+  before = network.traces.copy()
+  logits = {ratio: np.asarray(model(x, ratio)) for ratio in RATIOS}
+  assert network.traces - before == {"mixed": 1}
+  exact = np.asarray(network.float(x))
+  spread = np.square(exact - exact.mean(axis=0)).mean()
+  errors = {ratio: np.square(logits[ratio] - exact).mean() / spread for ratio in RATIOS}
+  assert errors[0.0] < 0.02
+  assert errors[0.0] < errors[1.0] < 1.0
+  # Ratio 0 is the 8-bit model. Another program may round a scale and a bias in another place.
+  base = {name: dataclasses.replace(q, low=None) for name, q in model.model.items()}
+  assert np.square(logits[0.0] - network.uniform(base, x)).mean() < 1e-8 * spread
+  # Another batch shape is another program, another order is none.
+  model(x[:2], 0.5)
+  other = dataclasses.replace(
+    model, schedule=dataclasses.replace(model.schedule, order=model.schedule.order[::-1])
+  )
+  assert not np.array_equal(other(x, 0.5), logits[0.5])
+  assert (network.traces - before)["mixed"] == 2
+
+
+def test_float_model_is_the_one_that_was_given():
+  apply, params = models_for_test.linen_model()
+  x = models_for_test.image(3)
+  network = flexiq.Network(apply, params, x[:1])
+  # Batch norm is folded: equal but for rounding.
+  np.testing.assert_allclose(network.float(x), apply(params, x), rtol=1e-4, atol=1e-4)
+
+
+def test_recipe_gives_the_same_model_bit_for_bit(plain, tmp_path):
+  network, x = plain.network, plain.batches[0]
+  names = tuple(plain.model.schedule.space.names)
+  ranges = RangeSettings()
+  observations = flexiq.observe(network, plain.batches, ranges)
+  groups = flexiq.group(
+    network, flexiq.base_model(network, observations, ranges), observations, names, SETTINGS
+  )
+  recipe = flexiq.to_recipe(
+    plain.model,
+    groups,
+    model_name="plain",
+    method="greedy",
+    seed=0,
+    ranges=ranges,
+    settings=SETTINGS,
+  )
+  recipes.save(tmp_path / "recipe.json", recipe)
+  apply, params = models_for_test.plain_model()
+  again = flexiq.from_recipe(
+    flexiq.Network(apply, params, x[:1]), recipes.load(tmp_path / "recipe.json")
+  )
+  for a, b in zip(jax.tree.leaves(plain.model.model), jax.tree.leaves(again.model), strict=True):
+    np.testing.assert_array_equal(a, b)
+  for ratio in RATIOS:
+    np.testing.assert_array_equal(again(x, ratio), plain.model(x, ratio))
+  with pytest.raises(ValueError, match="layer out has macs 31 in the recipe and 30"):
+    layers = [dataclasses.replace(e, macs=e.macs + (e.name == "out")) for e in recipe.layers]
+    flexiq.from_recipe(network, dataclasses.replace(recipe, layers=tuple(layers)))
+  with pytest.raises(ValueError, match=r"settings do not fit this release .*colour"):
+    flexiq.from_recipe(
+      network, dataclasses.replace(recipe, settings={"ranges": {"colour": 1}, "groups": {}})
+    )
+
+
+def test_dynamic_shifts_are_another_program_with_the_same_ends(plain):
+  x, network = plain.batches[0], plain.network
+  dynamic = dataclasses.replace(plain.model, dynamic=True)
+  before = network.traces.copy()
+  np.testing.assert_allclose(dynamic(x, 0.0), plain.model(x, 0.0), rtol=1e-6)
+  assert (network.traces - before)["dynamic"] == 1
+  # Shifts follow each example alone: a batch mate with large values changes nothing.
+  mates = np.concatenate([x[:1], 3 * x[1:]])
+  np.testing.assert_array_equal(dynamic(x, 1.0)[0], dynamic(mates, 1.0)[0])
+
+
+def test_closed_form_scores_give_an_order_without_images(plain):
+  network, ranges = plain.network, RangeSettings()
+  observations = flexiq.observe(network, plain.batches, ranges)
+  base = flexiq.base_model(network, observations, ranges)
+  groups = flexiq.group(network, base, observations, plain.model.schedule.space.names, SETTINGS)
+  scores = flexiq.score(network, flexiq.lower(network, base, groups, SETTINGS), groups, None)
+  assert scores.shape == (plain.model.schedule.space.total,)
+  assert np.isfinite(scores).all() and (scores > 0).any()
+
+
+def test_uniform_4_bits_keep_what_is_named(plain):
+  observations = flexiq.observe(plain.network, plain.batches, RangeSettings())
+  model = flexiq.base_model(plain.network, observations, RangeSettings(), 4, keep8=("stem",))
+  assert {name: q.bits for name, q in model.items()} == {"stem": 8, "heads": 4, "out": 4}
+  assert isinstance(model["heads"], rules.QLayer)
+  assert np.abs(np.asarray(model["heads"].w)).max() <= 8 < np.abs(np.asarray(model["stem"].w)).max()
+
+
+def test_an_iterator_is_no_calibration_set(plain):
+  with pytest.raises(ValueError, match="can be iterated over anew for every pass"):
+    flexiq.quantize(plain.network, iter(plain.batches), names=("heads",))
+
+
+def test_layers_are_found_by_name(plain):
+  assert plain.network.layer("out").out_channels == 5
+  with pytest.raises(ValueError, match="no layer 'outs'; closest names: out"):
+    plain.network.layer("outs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+  name: str
+  kind: str = "conv"
+
+
+LAYERS = [
+  Named("stem"),
+  Named("a/conv"),
+  Named("a/depth", "depthwise"),
+  Named("b/conv"),
+  Named("fc"),
+]
+
+
+@pytest.mark.parametrize(
+  ("options", "names"),
+  [
+    ({}, ("a/conv", "b/conv")),
+    ({"first_last": False}, ("stem", "a/conv", "b/conv", "fc")),
+    ({"depthwise": True}, ("a/conv", "a/depth", "b/conv")),
+    ({"keep8": ("^a/",), "depthwise": True}, ("b/conv",)),
+    ({"keep8": ("depth",)}, ("a/conv", "b/conv")),  # matches, if only what stays 8-bit anyway
+  ],
+)
+def test_selectable_layers(options, names):
+  assert flexiq.selectable(LAYERS, **options) == names
+
+
+@pytest.mark.parametrize(
+  ("keep8", "message"),
+  [
+    (("c/conv",), r"keep8: 'c/conv' matches no layer; closest names: [ab]/conv"),
+    (("a(",), r"keep8: 'a\(' is not a regular expression"),
+    ((".",), "keep8: none of the 5 layers is left for 4 bits"),
+  ],
+)
+def test_selectable_refuses(keep8, message):
+  with pytest.raises(ValueError, match=message):
+    flexiq.selectable(LAYERS, keep8=keep8)

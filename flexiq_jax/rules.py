@@ -186,7 +186,7 @@ def product(layer: Layer, q: QLayer, codes: Array, w: Array, contract: Contract)
   if q.signed or q.bits < 8:
     return contract(codes.astype(jnp.int8), w, jnp.int32)
   if layer.kind == "depthwise" and jax.default_backend() == "cpu":
-    return contract(codes, w.astype(jnp.int32), jnp.int32)  # see graph.depthwise
+    return contract(codes.astype(jnp.uint8), w, jnp.int32)  # see graph.depthwise
   # One entry of a dimension that only repeats the contraction stands for all of them.
   one = codes if 0 in (*layer.x_dims, *layer.x_window_dims) else codes[:1]
   correction = contract(jnp.ones_like(one, jnp.int8), w, jnp.int32)

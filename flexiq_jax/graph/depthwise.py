@@ -25,7 +25,8 @@ def applies(params: Mapping[str, Any], x: Array, w: Array) -> bool:
   channels = x.shape[numbers.lhs_spec[1]]
   return (
     jax.default_backend() == "cpu"
-    and jnp.issubdtype(x.dtype, jnp.integer)
+    and x.dtype in (jnp.int8, jnp.uint8)
+    and w.dtype == jnp.int8
     and params["feature_group_count"] == channels > 1
     and params["batch_group_count"] == 1
     and all(d == 1 for d in params["lhs_dilation"])
@@ -39,8 +40,8 @@ def multiply_add(params: Mapping[str, Any], x: Array, w: Array) -> Array:
 
   Args:
     params: of `conv_general_dilated`; see `applies`.
-    x: integer codes of magnitude at most 255.
-    w: integer codes of magnitude at most 128, `N / C` outputs for each channel.
+    x: int8 or uint8 codes.
+    w: int8 codes, `N / C` outputs for each channel.
   """
   numbers = params["dimension_numbers"]
   x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])

@@ -119,6 +119,8 @@ def contraction(eqn: JaxprEqn, side: int) -> Contract:
       )
     if depthwise.applies(p, lhs, rhs):
       return depthwise.multiply_add(p, lhs, rhs).astype(preferred_element_type or jnp.int32)
+    if not floating and lhs.dtype != rhs.dtype:  # uint8 with int8: XLA wants one type
+      lhs, rhs = lhs.astype(jnp.int32), rhs.astype(jnp.int32)
     return lax.conv_general_dilated(
       lhs,
       rhs,

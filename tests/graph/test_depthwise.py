@@ -42,10 +42,10 @@ def parameters(size=(7, 8), window=(3, 3), multiplier=1, layout=("NHWC", "HWIO",
 def test_equals_the_integer_convolution(case):
   params, x_shape, w_shape = parameters(**CASES[case])
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.integers(0, 256, x_shape), jnp.int32)
-  w = jnp.asarray(rng.integers(-128, 128, w_shape), jnp.int32)
+  x = jnp.asarray(rng.integers(0, 256, x_shape), jnp.uint8)
+  w = jnp.asarray(rng.integers(-128, 128, w_shape), jnp.int8)
   assert depthwise.applies(params, x, w)
-  expected = lax.conv_general_dilated(x, w, **params, preferred_element_type=jnp.int32)
+  expected = lax.conv_general_dilated(x.astype(jnp.int32), w.astype(jnp.int32), **params)
   got = depthwise.multiply_add(params, x, w)
   assert got.dtype == jnp.float32
   np.testing.assert_array_equal(got.astype(jnp.int32), expected)
@@ -74,6 +74,7 @@ def test_leaves_other_convolutions_alone(change):
   x, w = jnp.zeros(x_shape, jnp.int8), jnp.zeros(w_shape, jnp.int8)
   assert not depthwise.applies(params | change, x, w)
   assert not depthwise.applies(params, x.astype(jnp.float32), w.astype(jnp.float32))
+  assert not depthwise.applies(params, x.astype(jnp.int32), w)  # may be wider than 8 bits
 
 
 def test_leaves_windows_alone_that_float32_cannot_count():

@@ -118,6 +118,13 @@ def entry(argv: list[str]) -> None:
     if _DEBUG.value:
       traceback.print_exc()
     sys.exit(f"error: {error}")
+  except RuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error) or _DEBUG.value:
+      raise
+    sys.exit(
+      "error: the device is out of memory; lower config.batch_size (rows) or "
+      f"config.calibration.batch_size ({str(error).splitlines()[0]})"
+    )
 
 
 def _finished(writer, plain: dict) -> bool:

@@ -1,6 +1,8 @@
 """ResNet-56 on CIFAR-10; everything else as in resnet20_cifar10.py.
 
-python run.py --config=configs/resnet56_cifar10.py
+    python run.py --config=configs/resnet56_cifar10.py
+
+Float top-1 93.4 %.
 """
 
 from configs import resnet20_cifar10

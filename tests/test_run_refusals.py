@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -124,6 +125,25 @@ def test_workdir_below_a_file(tmp_path):
   assert error.startswith(f"workdir '{tmp_path / 'file' / 'w'}' cannot be written")
   error = refused(DIGITS, f"--workdir={tmp_path / 'w'}", f"--compilation_cache={tmp_path / 'file'}")
   assert "compilation cache" in error and "name another folder" in error
+
+
+def test_out_of_memory(tmp_path, monkeypatch):
+  def run(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore")
+
+  monkeypatch.setattr("experiments.flexiq.run", run)
+  error = refused(*SMALL, f"--workdir={tmp_path}")
+  assert error.startswith("the device is out of memory; lower config.batch_size (rows) or ")
+  assert "\n" not in error
+
+
+def test_bugs_keep_their_traceback(tmp_path, monkeypatch):
+  def run(*_):
+    raise RuntimeError("a bug")
+
+  monkeypatch.setattr("experiments.flexiq.run", run)
+  with pytest.raises(RuntimeError, match="a bug"):
+    start(*SMALL, f"--workdir={tmp_path}")
 
 
 def weights(tmp_path, **tensors):

@@ -57,7 +57,10 @@ def measure(name: str, overrides: dict, batch: int, rounds: int) -> dict:
   """Times every rule on one model."""
   module = models.create(name, **overrides)
   apply, params = models.functional(module)
-  x = jax.random.normal(jax.random.key(0), (batch, *module.input_shape), jnp.float32)
+  height, width, channels = models.get(name).input_shape
+  size = overrides.get("input_size", height)
+  assert height == width
+  x = jax.random.normal(jax.random.key(0), (batch, size, size, channels), jnp.float32)
   network = flexiq.Network(apply, params, x[:1])
   model = flexiq.quantize(network, [np.asarray(x)])
   masks = {n: jnp.asarray(m) for n, m in model.schedule.masks(0.5).items()}

@@ -41,15 +41,6 @@ def finished(tmp_path_factory, compiled):
   return workdir, ended
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, compiled):
-  """Workdir of a run with two selectable layers and random weights."""
-  workdir = tmp_path_factory.mktemp("small")
-  ended = start(*SMALL, f"--workdir={workdir}", compiled)
-  assert ended.status == 0, ended
-  return workdir
-
-
 def test_workdir_holds_what_the_readme_says(finished):
   workdir, ended = finished
   names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
@@ -178,16 +169,24 @@ def test_default_workdir_is_named(tmp_path, monkeypatch, compiled):
   assert (tmp_path / "runs/digits_runlocal/resnet8/seed0/finished").is_file()
 
 
-def test_recipe_reproduces_the_rows_without_calibration(small, tmp_path, compiled):
-  ended = start(
-    *SMALL, f"--config.recipe={small / 'recipe.json'}", f"--workdir={tmp_path}", compiled
-  )
+def test_recipe_reproduces_the_rows_without_calibration(finished, tmp_path, compiled):
+  made, _ = finished
+  recipe = made / "recipes/naive.json"  # the one that moves top-1 on this easy task
+  ended = start(*TRAINED, f"--config.recipe={recipe}", f"--workdir={tmp_path}", compiled)
   assert ended.status == 0
-  methods = ("float", "uniform_int8", "flexiq_greedy")
-  assert rows(tmp_path) == [r for r in rows(small) if r["method"] in methods]
+  assert [(r["method"], r["ratio"]) for r in rows(tmp_path)] == [
+    ("float", ""),
+    ("uniform_int8", ""),
+    *(("flexiq_greedy", ratio) for ratio in ("0.0", "0.5", "1.0")),
+  ]
+  for method in ("float", "uniform_int8"):
+    assert row(tmp_path, method) == row(made, method)
+  again = {r: row(tmp_path, "flexiq_greedy", r) | {"method": "x"} for r in ("0.5", "1.0")}
+  assert again == {r: row(made, "flexiq_greedy_naive", r) | {"method": "x"} for r in again}
+  assert again["0.5"]["top1"] != again["1.0"]["top1"]
   assert not (tmp_path / "calibration").exists()
   assert not events(tmp_path, "calibrated") and not events(tmp_path, "selected")
-  assert (tmp_path / "recipe.json").read_text() == (small / "recipe.json").read_text()
+  assert (tmp_path / "recipe.json").read_text() == recipe.read_text()
   assert "Nothing was calibrated" in (tmp_path / "report.md").read_text()
 
 
@@ -202,11 +201,11 @@ def test_recipe_reproduces_the_rows_without_calibration(small, tmp_path, compile
     (lambda d: d["layers"][0].update(name="stem"), "not in the recipe: conv1"),
   ],
 )
-def test_recipe_that_does_not_fit_is_refused(small, tmp_path, change, message):
-  document = json.loads((small / "recipe.json").read_text())
+def test_recipe_that_does_not_fit_is_refused(finished, tmp_path, change, message):
+  document = json.loads((finished[0] / "recipe.json").read_text())
   change(document)
   (tmp_path / "r.json").write_text(json.dumps(document))
-  ended = start(*SMALL, f"--config.recipe={tmp_path / 'r.json'}", f"--workdir={tmp_path / 'w'}")
+  ended = start(*TRAINED, f"--config.recipe={tmp_path / 'r.json'}", f"--workdir={tmp_path / 'w'}")
   assert ended.status == 1
   assert ended.error.startswith("error: config.recipe: ")
   assert message in ended.error

@@ -70,7 +70,9 @@ def main(argv: list[str]) -> None:
     # A workdir that is finished, or of another run, is told at once; --overrule may change it, so
     # that comes behind all checks. A run whose inputs are wrong leaves no config behind.
     begun = (workdir / "config.json").is_file()
-    if begun and not _OVERRULE.value and _finished(writer, plain):
+    if begun and _OVERRULE.value:
+      _require_same_model(workdir, plain)
+    elif begun and _finished(writer, plain):
       return
     inputs = experiment.prepare(config)
     if _finished(writer, plain):
@@ -118,6 +120,8 @@ def entry(argv: list[str]) -> None:
     if _DEBUG.value:
       traceback.print_exc()
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:  # while modules are imported; later `main` itself takes care
+    sys.exit(130)
   except RuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error) or _DEBUG.value:
       raise
@@ -125,6 +129,19 @@ def entry(argv: list[str]) -> None:
       "error: the device is out of memory; lower config.batch_size (rows) or "
       f"config.calibration.batch_size ({str(error).splitlines()[0]})"
     )
+
+
+def _require_same_model(workdir: Path, plain: dict) -> None:
+  """Refuses to add rows of another model to a table: --overrule does not go that far."""
+  from flexiq_jax import files
+
+  old = files.read_json(workdir / "config.json")
+  for name in ("experiment", "model", "model_args"):
+    if old.get(name) != plain[name]:
+      raise ValueError(
+        f"config.{name}: {plain[name]!r}, but workdir {str(workdir)!r} holds rows of "
+        f"{old.get(name)!r}; name another workdir"
+      )
 
 
 def _finished(writer, plain: dict) -> bool:

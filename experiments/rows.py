@@ -45,12 +45,17 @@ class Rows:
     with runtime.Progress(f"{label}, images", count) as progress:
 
       def counted():
-        for batch in batches:
-          yield batch
-          progress.update(int(batch.mask.sum()))
+        with setup.field("config.data", self._config.data):  # of reading, not of the model
+          for batch in batches:
+            yield batch
+            progress.update(int(batch.mask.sum()))
 
-      with setup.field("config.data", self._config.data):
+      try:
         top1, images = evaluation.top1(predict, counted())
+      except ValueError as error:
+        if str(error).startswith("config."):
+          raise
+        raise ValueError(f"{label}: {error}") from error
     self._writer.row(
       method, ratio, seed, top1=top1, images=images, **self._drops(method, top1), **columns
     )

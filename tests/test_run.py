@@ -135,6 +135,11 @@ def test_workdir_of_another_config_is_refused_and_overruled(tmp_path, compiled):
   # A bad value is no reason to forget the good config.
   assert start(*at, "--config.ratios=(2.0,)", "--overrule").status == 1
   assert json.loads((tmp_path / "config.json").read_text())["ratios"] == [1.0]
+  other = start(*at, "--config.model=resnet20", "--config.model_args=tiny", "--overrule")
+  assert other.status == 1
+  assert other.error.startswith(
+    f"error: config.model: 'resnet20', but workdir '{tmp_path}' holds rows of 'resnet8'; name"
+  )
   assert start(*at, "--config.ratios=(0.5, 1.0)", "--overrule").status == 0
   assert (tmp_path / "results.csv").read_text().startswith(before)
   assert row(tmp_path, "flexiq_greedy", "0.5")["mac_share"] == "0.5"

@@ -161,8 +161,8 @@ def _fields(value, name: str) -> list[str]:
 
 
 def _unreadable_config(argv: list[str]) -> str:
-  path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "")
-  path = path.partition(":")[0]
+  given = re.search(r"\n--?config[=\n](.*)", "\n".join(["", *argv]))  # --config=x or --config x
+  path = given[1].partition(":")[0] if given else ""
   names = sorted(p.name for p in (_ROOT / "configs").glob("*.py") if p.stem != "common")
   close = difflib.get_close_matches(os.path.basename(path), names, n=1)
   hint = f"did you mean configs/{close[0]}? " if close else ""

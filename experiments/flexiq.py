@@ -138,9 +138,11 @@ def _check(config) -> None:
   for variant in config.variants:
     if variant not in VARIANTS:
       known = ", ".join(VARIANTS)
-      raise ValueError(f"config.variants: {variant!r} is not one of {known}")
+      raise ValueError(
+        f"config.variants: {variant!r} is not one of {known}; give several as \"('naive','range')\""
+      )
   for seed in config.random_seeds:
-    if not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
       raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0")
 
 

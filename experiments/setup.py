@@ -23,6 +23,16 @@ from flexiq_jax.grouping import LowSettings
 from flexiq_jax.selection import recipe as recipes
 from flexiq_jax.train_recipe import TrainSettings
 
+_TOP = (
+  *("experiment", "name", "seed", "model", "model_args", "dtype", "weights", "recipe", "train"),
+  *("batch_size", "preprocess", "ranges", "groups", "dynamic", "score", "ratios", "random_seeds"),
+  *("variants", "keep8", "keep_first_last", "select_depthwise"),
+)
+_FIELDS = {  # section -> what a config has to have there
+  "": _TOP,
+  "data": ("name", "root", "split", "limit"),
+  "calibration": ("name", "root", "split", "images", "batch_size"),
+}
 WEIGHTS = "a safetensors file, hf:owner/repository, train or random"
 
 
@@ -83,6 +93,11 @@ class Inputs(Plan):
 
 def check(config) -> Settings:
   """Reads and checks all values of a config that need neither weights nor data."""
+  for section, names in _FIELDS.items():
+    part = config.get(section, {}) if section else config
+    if missing := [name for name in names if name not in part]:
+      name = ".".join(filter(None, ("config", section, missing[0])))
+      raise ValueError(f"{name}: missing; configs/common.py has all fields")
   if not 0 <= config.seed < 2**31:
     raise ValueError(f"config.seed: {config.seed} is not in 0..{2**31 - 1}")
   if config.dtype not in models.registry.DTYPES:
@@ -224,7 +239,7 @@ def evaluation_batches(config, inputs: Inputs) -> tuple[Iterator[data.Batch], in
     batches = data.batches(
       inputs.evaluation,
       inputs.settings.preprocess,
-      config.batch_size,
+      min(config.batch_size, count),
       indices=np.arange(count),
     )
   return batches, count
@@ -283,8 +298,10 @@ def _load_params(config, planned: Plan) -> Any:
 def _load_recipe(config, planned: Plan) -> recipes.Recipe | None:
   if not config.recipe:
     return None
+  with field("config.recipe"):
+    path = data.expand_path(config.recipe)
   with field("config", config):
-    recipe = recipes.load(data.source.expand_path(config.recipe))
+    recipe = recipes.load(path)
     recipes.require_fit(recipe, planned.layers)
     flexiq.recipe_settings(recipe)
   return recipe

@@ -168,7 +168,7 @@ def selectable(
   for pattern in keep8:
     try:
       matched = {name for name in names if re.search(pattern, name)}
-    except re.error as error:
+    except (re.error, TypeError) as error:
       raise ValueError(f"keep8: {pattern!r} is not a regular expression ({error})") from None
     if not matched:
       near = graph.closest(pattern, names)

@@ -184,6 +184,7 @@ def test_selectable_layers(options, names):
   [
     (("c/conv",), r"keep8: 'c/conv' matches no layer; closest names: [ab]/conv"),
     (("a(",), r"keep8: 'a\(' is not a regular expression"),
+    ((1,), "keep8: 1 is not a regular expression"),
     ((".",), "keep8: none of the 5 layers is left for 4 bits"),
   ],
 )

@@ -69,6 +69,9 @@ def test_inputs_are_opened():
   batches, count = setup.evaluation_batches(config(batch_size=100), inputs)
   assert count == 445
   assert [int(batch.mask.sum()) for batch in batches] == [100, 100, 100, 100, 45]
+  # A batch is not padded beyond all there is.
+  batches, _ = setup.evaluation_batches(config(batch_size=10**6), inputs)
+  assert [batch.images.shape for batch in batches] == [(445, 8, 8, 1)]
 
 
 def test_all_that_is_missing_is_one_message(tmp_path):

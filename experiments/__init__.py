@@ -1,4 +1,11 @@
-"""Jobs that a config can name: one file each, `run(config, workdir, writer, command)`."""
+"""Jobs that a config can name, one file each.
+
+| function | what it does |
+|---|---|
+| `describe(config)` | text for `--dry_run`; reads and writes nothing |
+| `prepare(config)` | checks everything and opens what the job reads; writes nothing |
+| `run(config, inputs, workdir, writer, command)` | the job; returns the report's path |
+"""
 
 from experiments import flexiq
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import reporting, setup
+from experiments.checks import field
 from experiments.rows import Rows
 from experiments.stages import Stages
 from flexiq_jax import flexiq, models, report, runtime, selection
@@ -162,7 +163,7 @@ def _from_recipe(config, inputs: setup.Inputs, network, workdir: Path) -> _Metho
   """The model of the recipe that the config names; a copy of the recipe goes to the workdir."""
   recipe = inputs.recipe
   assert recipe is not None
-  with setup.field("config.recipe"):
+  with field("config.recipe"):
     model = flexiq.from_recipe(network, recipe, config.dynamic)
   recipes.save(workdir / "recipe.json", recipe)
   base = {name: dataclasses.replace(q, low=None) for name, q in model.model.items()}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments import setup
+from experiments.checks import field
 from flexiq_jax import evaluation, flexiq, runtime
 from flexiq_jax.metrics import Writer
 
@@ -45,7 +46,7 @@ class Rows:
     with runtime.Progress(f"{label}, images", count) as progress:
 
       def counted():
-        with setup.field("config.data", self._config.data):  # of reading, not of the model
+        with field("config.data", self._config.data):  # of reading, not of the model
           for batch in batches:
             yield batch
             progress.update(int(batch.mask.sum()))

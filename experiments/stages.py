@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments import setup
+from experiments.checks import field
 from flexiq_jax import flexiq, grouping, rules, runtime, selection, train
 from flexiq_jax.calibration import BINS, Values
 from flexiq_jax.checkpoint import Checkpoints
@@ -51,7 +52,7 @@ class Stages:
     done = 0
     settings = self.inputs.settings.train
     with (
-      setup.field("config.train", self.config.train),
+      field("config.train", self.config.train),
       runtime.Progress("training, epochs", settings.epochs) as progress,
     ):
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from configs import common
-from experiments import flexiq, setup
+from experiments import checks, flexiq
 from flexiq_jax import models
 from tests.runs_for_test import compiled, start
 
@@ -38,7 +38,7 @@ def test_config_says_what_it_is(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_checked_and_complete(name):
   config = load(name)
-  settings = setup.check(config)
+  settings = checks.check(config)
   spec = models.get(config.model)
   assert settings.preprocess.crop == spec.crop
   assert settings.ratios == (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -85,7 +85,7 @@ def test_imagenet_models_take_photographs_instead(name):
   assert config.weights == load(name).weights
   assert config.data.root == "$FLEXIQ_DATA/nips2017_dev500"
   assert config.calibration.root == "$FLEXIQ_DATA/imagenet_sample1000"
-  assert setup.check(config).preprocess.resize is None  # they are stored at 256 x 256
+  assert checks.check(config).preprocess.resize is None  # they are stored at 256 x 256
 
 
 def test_options_are_read():

@@ -41,17 +41,6 @@ def test_keep8_and_friends():
   assert plan.selectable == ("conv1", "layer1/0/conv1", "layer3/0/conv1", "fc")
 
 
-def test_ratios_are_sorted_and_unique():
-  assert setup.check(config(ratios=(1, 0.5, 0.0, 0.5))).ratios == (0.0, 0.5, 1.0)
-
-
-def test_what_is_not_given_is_the_models_own():
-  ours = setup.check(config()).preprocess
-  assert (ours.resize, ours.crop, ours.mean) == (None, 8, (0.305,))
-  theirs = setup.check(config(model="deit_s", **{"preprocess.resize": 0})).preprocess
-  assert (theirs.resize, theirs.crop, theirs.interpolation) == (None, 224, "bicubic")
-
-
 def test_images_have_to_fit_the_model():
   with pytest.raises(ValueError, match=r"give images 8x8x1; model 'resnet8' takes 16x16x1"):
     setup.plan(config(model_args="input_size=16"))
@@ -91,27 +80,3 @@ def test_all_that_is_missing_is_one_message(tmp_path):
     "config.recipe",
     "to try the pipeline with neither",
   ]
-
-
-@pytest.mark.parametrize(
-  ("raised", "told"),
-  [
-    (ValueError("epochs is 0; more is accepted"), "config.train.epochs is 0; more is accepted"),
-    (ValueError("epochs: 0"), "config.train.epochs: 0"),
-    (ValueError("loss is nan in epoch 1"), "config.train: loss is nan in epoch 1"),
-    (FileNotFoundError("no file x"), "config.train: no file x"),
-    (ValueError("config.data: gone"), "config.data: gone"),
-  ],
-)
-def test_errors_name_the_field(raised, told):
-  with (
-    pytest.raises(ValueError) as error,
-    setup.field("config.train", {"epochs": 1}),
-  ):
-    raise raised
-  assert str(error.value) == told
-
-
-def test_other_errors_pass():
-  with pytest.raises(KeyError), setup.field("config"):
-    raise KeyError("bug")

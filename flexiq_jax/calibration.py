@@ -250,7 +250,7 @@ def _group_errors(layer, x, q, members, contract) -> Array:
   dx, x4 = (codes - lowered).astype(jnp.float32), lowered.astype(jnp.float32)
   w8 = q.w.astype(jnp.float32)
   dw = w8 - low.w.astype(jnp.float32)
-  bias = low.bias / q.x_scale
+  bias = low.bias.astype(jnp.float32) * q.w_scale[None]
   if layer.kind == "dense" and layer.groups == 1:
     wide = [layer.channels_last(a).reshape(-1, layer.in_channels) for a in (dx, x4)]
     tall = [layer.canonical(a).reshape(layer.in_channels, -1) * q.w_scale[None] for a in (w8, dw)]

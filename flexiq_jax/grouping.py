@@ -179,7 +179,6 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
     for n in range(layer.groups):  # contraction group n writes its own run of outputs
       own = np.where((block == n)[:, None], error, 0)
       np.add.at(bias[:, n * outputs : (n + 1) * outputs], group, own)
-    bias *= np.asarray(q.w_scale, np.float64)[None] * float(q.x_scale)
   native = low.astype(np.int8).reshape(layer.canonical(np.asarray(q.w)).shape)
   return dataclasses.replace(
     q,
@@ -187,7 +186,7 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
       w=jnp.asarray(layer.native(native)),
       shift=jnp.asarray(np.asarray(cut.x_shift, np.int32)[group]),
       group=jnp.asarray(group, jnp.int32),
-      bias=jnp.asarray(bias, jnp.float32),
+      bias=jnp.asarray(np.rint(bias), jnp.int32),
     ),
   )
 

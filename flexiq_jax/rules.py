@@ -10,9 +10,8 @@
 
 A product only ever pairs operands of the same channel, and a 4-bit code shifted back, `q4 << e`,
 fits the 8-bit grid. One int8 contraction on operands chosen per channel therefore *is* the mixed
-layer, bit for bit (docs/flexiq.md, step C); the mask is an ordinary traced array. Behind the
-integer sum comes one multiplication by the scales, and for a mixed layer the groups' bias
-corrections.
+layer, bit for bit (docs/flexiq.md, step C); the mask is an ordinary traced array. The groups' bias
+corrections join the integer sum; behind it comes one multiplication by the scales.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +35,8 @@ class Low:
     w: int8 `w_shape`, weights lowered to 4 bits and shifted back (`q4 << e`, in 8-bit steps).
     shift: int32 `[C]`, extraction shift of the activation; equal within a group.
     group: int32 `[C]`, the group each feature channel belongs to.
-    bias: float32 `[J, N]`, what each group in 4 bits adds to the output to correct its mean error.
+    bias: int32 `[J, N]`, what each group in 4 bits adds to the integer sum to correct its mean
+      error; in steps of `x_scale * w_scale`.
   """
 
   w: Array
@@ -155,9 +155,9 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     lowered = lowering.lower_activations(codes, shift, q.signed) << shift
     codes = jnp.where(layer.x_vector(channels, x.shape), lowered, codes)
     weights = jnp.where(layer.w_vector(channels), low.w, q.w)
-    y = _scaled(layer, q, product(layer, q, codes, weights, contract))
+    acc = product(layer, q, codes, weights, contract)
     bias = jnp.where(mask[:, None], low.bias, 0).sum(axis=0)
-    return y + layer.y_vector(bias, y.shape)
+    return _scaled(layer, q, acc + layer.y_vector(bias, acc.shape))
 
   return mixed
 

@@ -194,13 +194,14 @@ def test_bias_corrections_of_the_groups_in_4_bits_are_added():
     case, layer, run = runner(name)
     made = random_layer(case)
     plain = np.asarray(run(made.q, MASKS, made.params, made.x)[1][0])
-    bias = np.random.default_rng(1).normal(size=(3, layer.out_channels)).astype(np.float32)
+    bias = np.random.default_rng(1).integers(-999, 999, (3, layer.out_channels), np.int32)
     low = dataclasses.replace(made.q.low, bias=jnp.asarray(bias))
     q = dataclasses.replace(made.q, low=low)
     int8, (got, *_) = run(q, MASKS, made.params, made.x)
     np.testing.assert_array_equal(got[0], int8)  # and to nothing else
     for mask, y, before in zip(MASKS, got, plain, strict=True):
-      want = before + np.asarray(layer.y_vector(bias[mask].sum(axis=0), before.shape))
+      real = bias[mask].sum(axis=0) * np.asarray(made.q.w_scale * made.q.x_scale)
+      want = before + np.asarray(layer.y_vector(real, before.shape))
       np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-5)
 
 
@@ -243,7 +244,7 @@ def quantized_windows():
         w=jnp.asarray(lowered(w, 4, True, half_even=True), jnp.int8),
         shift=jnp.full(channels, 4, jnp.int32),
         group=jnp.asarray(group, jnp.int32),
-        bias=jnp.zeros((group[-1] + 1, outputs)),
+        bias=jnp.zeros((group[-1] + 1, outputs), jnp.int32),
       ),
       signed=signed,
     )

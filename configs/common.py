@@ -115,6 +115,48 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   return config
 
 
+def cifar10(name: str, model: str, weights: str, arg: str | None) -> config_dict.ConfigDict:
+  """A CIFAR-10 model with weights and images from $FLEXIQ_DATA.
+
+  Args:
+    name: of the config.
+    model: a name in `flexiq_jax.models.MODELS`.
+    weights: where its pretrained weights are.
+    arg: `runlocal` needs no data and takes seconds.
+  """
+  options = parse_arg(arg, runlocal=False)
+  config = flexiq(name, model)
+  config.weights = weights
+  config.data.name = config.calibration.name = "cifar10"
+  config.data.root = config.calibration.root = "$FLEXIQ_DATA/cifar10"
+  config.batch_size = 500
+  config.calibration.batch_size = 128
+  config.variants = VARIANTS
+  if options.runlocal:
+    runlocal(config)
+  return config
+
+
+def mobile(name: str, model: str, weights: str, arg: str | None) -> config_dict.ConfigDict:
+  """An ImageNet model with weights and photographs from $FLEXIQ_DATA.
+
+  Args:
+    name: of the config.
+    model: a name in `flexiq_jax.models.MODELS`.
+    weights: where its pretrained weights are.
+    arg: `runlocal`, and `imagenet` (evaluate on ImageNet-2012 instead of the photographs).
+  """
+  options = parse_arg(arg, runlocal=False, imagenet=False)
+  config = imagenet(name, model, weights, None)
+  if not options.imagenet:
+    photographs(config)
+  config.variants = BRIEF
+  config.random_seeds = (0,)
+  if options.runlocal:
+    runlocal(config)
+  return config
+
+
 def imagenet(name: str, model: str, weights: str, arg: str | None) -> config_dict.ConfigDict:
   """An ImageNet model: hub weights and ImageNet-2012, or what the arguments say.
 

@@ -18,12 +18,4 @@ WEIGHTS = "$FLEXIQ_DATA/efficientnet_lite0/efficientnet_lite0.safetensors"
 
 def get_config(arg=None):
   """Returns the config; arguments: `runlocal`, `imagenet` (evaluate on ImageNet-2012)."""
-  options = common.parse_arg(arg, runlocal=False, imagenet=False)
-  config = common.imagenet("efficientnet_lite0", "efficientnet_lite0_tf", WEIGHTS, None)
-  if not options.imagenet:
-    common.photographs(config)
-  config.variants = common.BRIEF
-  config.random_seeds = (0,)
-  if options.runlocal:
-    common.runlocal(config)
-  return config
+  return common.mobile("efficientnet_lite0", "efficientnet_lite0_tf", WEIGHTS, arg)

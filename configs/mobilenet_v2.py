@@ -19,12 +19,4 @@ WEIGHTS = "$FLEXIQ_DATA/mobilenetv2_int8/mobilenetv2_1.0_224_bnfolded_int8.safet
 
 def get_config(arg=None):
   """Returns the config; arguments: `runlocal`, `imagenet` (evaluate on ImageNet-2012)."""
-  options = common.parse_arg(arg, runlocal=False, imagenet=False)
-  config = common.imagenet("mobilenet_v2", "mobilenet_v2_tf", WEIGHTS, None)
-  if not options.imagenet:
-    common.photographs(config)
-  config.variants = common.BRIEF
-  config.random_seeds = (0,)
-  if options.runlocal:
-    common.runlocal(config)
-  return config
+  return common.mobile("mobilenet_v2", "mobilenet_v2_tf", WEIGHTS, arg)

@@ -9,17 +9,13 @@ Float top-1 74.2 %: the network was trained for a few epochs only, to be quantiz
 
 from configs import common
 
+WEIGHTS = "$FLEXIQ_DATA/vit_cifar10/vit_cifar10.safetensors"
+
 
 def get_config(arg=None):
   """Returns the config; the argument `runlocal` needs no data and takes seconds."""
-  options = common.parse_arg(arg, runlocal=False)
-  config = common.flexiq("vit_cifar10", "vit_cifar10")
-  config.weights = "$FLEXIQ_DATA/vit_cifar10/vit_cifar10.safetensors"
-  config.data.name = config.calibration.name = "cifar10"
-  config.data.root = config.calibration.root = "$FLEXIQ_DATA/cifar10"
-  config.batch_size = 250
-  config.variants = common.BRIEF
+  config = common.cifar10("vit_cifar10", "vit_cifar10", WEIGHTS, arg)
+  if config.variants:
+    config.variants = common.BRIEF
   config.random_seeds = (0,)
-  if options.runlocal:
-    common.runlocal(config)
   return config

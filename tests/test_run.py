@@ -219,6 +219,9 @@ def test_recipe_that_does_not_fit_is_refused(finished, tmp_path, change, message
 
 def interrupt(arguments, line, number):
   """Starts a process, sends it a signal once it prints `line`; (status, stderr)."""
+  # Shells start background jobs with SIGINT ignored, and children inherit that; a handler they do
+  # not inherit, they get the default.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   with subprocess.Popen(
     [sys.executable, "run.py", *arguments],
     cwd=ROOT,

@@ -8,19 +8,20 @@ from matplotlib.text import Text
 from PIL import Image
 
 from flexiq_jax import plots
+from flexiq_jax.plots import drawing
 
 
 @pytest.fixture
 def figures(monkeypatch):
   """The figures that were saved, laid out, to look into."""
-  saved, save = [], plots._save
+  saved, save = [], drawing.save
 
   def keep(figure, path):
     result = save(figure, path)
     saved.append(figure)
     return result
 
-  monkeypatch.setattr(plots, "_save", keep)
+  monkeypatch.setattr(drawing, "save", keep)
   return saved
 
 

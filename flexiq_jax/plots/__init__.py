@@ -1,0 +1,21 @@
+"""The pictures of a report: accuracy against ratio, what goes 4-bit when, unused bits.
+
+Every function draws arrays into a file and returns its path. Figures are made without pyplot, so
+nothing is left in a global registry and no display is needed. Colours are the colour-blind safe
+set of Okabe and Ito (https://jfly.uni-koeln.de/color/) and matplotlib's cividis and viridis;
+methods also differ in their markers, so the pictures can be read in grey.
+"""
+
+from flexiq_jax.plots.accuracy import accuracy_against_ratio, spread
+from flexiq_jax.plots.drawing import COLOURS, GREY, MARKERS
+from flexiq_jax.plots.layers import layer_map, unused_bits
+
+__all__ = [
+  "COLOURS",
+  "GREY",
+  "MARKERS",
+  "accuracy_against_ratio",
+  "layer_map",
+  "spread",
+  "unused_bits",
+]

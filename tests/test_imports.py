@@ -45,6 +45,7 @@ OURS = {
   "flexiq_jax.tables": (),
   "flexiq_jax.files": (),
   "flexiq_jax.metrics": ("flexiq_jax.files",),
+  "flexiq_jax.search_log": ("flexiq_jax.files",),
   "flexiq_jax.plots": (),
   "flexiq_jax.report": ("flexiq_jax.files", "flexiq_jax.runtime", "flexiq_jax.tables"),
 }

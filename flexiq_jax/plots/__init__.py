@@ -1,4 +1,4 @@
-"""The pictures of a report: accuracy against ratio, what goes 4-bit when, unused bits.
+"""The pictures of a report: accuracy against ratio, what goes 4-bit when, unused bits, searches.
 
 Every function draws arrays into a file and returns its path. Figures are made without pyplot, so
 nothing is left in a global registry and no display is needed. Colours are the colour-blind safe
@@ -9,6 +9,7 @@ methods also differ in their markers, so the pictures can be read in grey.
 from flexiq_jax.plots.accuracy import accuracy_against_ratio, spread
 from flexiq_jax.plots.drawing import COLOURS, GREY, MARKERS
 from flexiq_jax.plots.layers import layer_map, unused_bits
+from flexiq_jax.plots.search import search_progress
 
 __all__ = [
   "COLOURS",
@@ -16,6 +17,7 @@ __all__ = [
   "MARKERS",
   "accuracy_against_ratio",
   "layer_map",
+  "search_progress",
   "spread",
   "unused_bits",
 ]

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # a module needs its own line where it differs from its folder. `*` is everything of ours.
 _LOW = ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels", "flexiq_jax.selection")
 _RULES = (*_LOW, "flexiq_jax.rules", "flexiq_jax.calibration", "flexiq_jax.grouping")
+_STATE = ("flexiq_jax.checkpoint", "flexiq_jax.files")
 OURS = {
   "run": ("experiments", "flexiq_jax"),
   "configs": (),
@@ -45,7 +46,8 @@ OURS = {
   "flexiq_jax.tables": (),
   "flexiq_jax.files": (),
   "flexiq_jax.metrics": ("flexiq_jax.files",),
-  "flexiq_jax.search_log": ("flexiq_jax.files",),
+  "flexiq_jax.search": (*_RULES, "flexiq_jax.selection", "flexiq_jax.flexiq", *_STATE),
+  "flexiq_jax.search.log": ("flexiq_jax.files",),
   "flexiq_jax.plots": (),
   "flexiq_jax.report": ("flexiq_jax.files", "flexiq_jax.runtime", "flexiq_jax.tables"),
 }

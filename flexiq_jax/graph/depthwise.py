@@ -1,4 +1,4 @@
-"""Integer depthwise convolution as multiply-adds of shifted slices.
+"""Depthwise convolution with integer weights as multiply-adds of shifted slices.
 
 XLA's CPU backend is slow at depthwise convolution, integer or not. A sum over the window's
 positions of `slice(x) * w` is one fused elementwise loop instead and much faster. Sums are formed
@@ -25,7 +25,7 @@ def applies(params: Mapping[str, Any], x: Array, w: Array) -> bool:
   channels = x.shape[numbers.lhs_spec[1]]
   return (
     jax.default_backend() == "cpu"
-    and x.dtype in (jnp.int8, jnp.uint8)
+    and x.dtype in (jnp.int8, jnp.uint8, jnp.float32)
     and w.dtype == jnp.int8
     and params["feature_group_count"] == channels > 1
     and params["batch_group_count"] == 1
@@ -36,11 +36,11 @@ def applies(params: Mapping[str, Any], x: Array, w: Array) -> bool:
 
 
 def multiply_add(params: Mapping[str, Any], x: Array, w: Array) -> Array:
-  """The convolution as float32, exact while codes are 8-bit.
+  """The convolution as float32; exact for 8-bit codes.
 
   Args:
     params: of `conv_general_dilated`; see `applies`.
-    x: int8 or uint8 codes.
+    x: int8 or uint8 codes, or float32 values.
     w: int8 codes, `N / C` outputs for each channel.
   """
   numbers = params["dimension_numbers"]

@@ -104,11 +104,16 @@ def contraction(eqn: JaxprEqn, side: int) -> Contract:
   p = eqn.params
 
   def contract(x, w, preferred_element_type=None):
-    lhs, rhs = (w, x) if side == 0 else (x, w)
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if preferred_element_type is None and floating:
       preferred_element_type = p["preferred_element_type"]
     precision = p["precision"] if floating else None
+    lhs, rhs = (w, x) if side == 0 else (x, w)
+    if eqn.primitive is not prim.dot_general_p and depthwise.applies(p, lhs, rhs):
+      wanted = preferred_element_type or (x.dtype if floating else jnp.int32)
+      return depthwise.multiply_add(p, lhs, rhs).astype(wanted)
+    if floating and w.dtype != x.dtype:  # real values with integer weights
+      lhs, rhs = lhs.astype(x.dtype), rhs.astype(x.dtype)
     if eqn.primitive is prim.dot_general_p:
       return lax.dot_general(
         lhs,
@@ -117,8 +122,6 @@ def contraction(eqn: JaxprEqn, side: int) -> Contract:
         precision=precision,
         preferred_element_type=preferred_element_type,
       )
-    if depthwise.applies(p, lhs, rhs):
-      return depthwise.multiply_add(p, lhs, rhs).astype(preferred_element_type or jnp.int32)
     if not floating and lhs.dtype != rhs.dtype:  # uint8 with int8: XLA wants one type
       lhs, rhs = lhs.astype(jnp.int32), rhs.astype(jnp.int32)
     return lax.conv_general_dilated(

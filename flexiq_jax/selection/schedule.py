@@ -8,6 +8,7 @@ a lower ratio are always among those of a higher one (docs/flexiq.md, Invariants
 import dataclasses
 import fractions
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -48,6 +49,10 @@ class Schedule:
     flat = np.zeros(self.space.total, bool)
     flat[self.order[: self.prefix(ratio)]] = True
     return flat
+
+  def stack(self, ratios: Sequence[float]) -> np.ndarray:
+    """The masks of several ratios, bool `[V, T]`."""
+    return np.stack([self.mask(ratio) for ratio in ratios])
 
   def masks(self, ratio: float) -> dict[str, np.ndarray]:
     """Layer name -> bool `[J_l]`."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexiq_jax import files
-from flexiq_jax.search_log import SearchLog
+from flexiq_jax.search.log import SearchLog
 
 ROW = {
   "method": "evolution",
@@ -248,7 +248,7 @@ def test_writers_at_once_lose_no_row(log):
 
 _ENDLESS = """
 import itertools, sys
-from flexiq_jax.search_log import SearchLog
+from flexiq_jax.search.log import SearchLog
 log = SearchLog(sys.argv[1])
 for step in itertools.count():
   log.add(method="m", ratio=0.5, seed=0, step=step, forwards=step, seconds=step, best=1, mean=1,
@@ -258,7 +258,7 @@ for step in itertools.count():
 
 
 def test_killed_search_keeps_every_step_that_was_done(log):
-  root = pathlib.Path(__file__).parent.parent
+  root = pathlib.Path(__file__).parent.parent.parent
   command = (sys.executable, "-c", _ENDLESS, str(log.path))
   with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
     for line in process.stdout:

@@ -1,0 +1,214 @@
+"""Evolutionary search against the model's output: FlexiQ's Algorithm 1 (docs/flexiq.md, step E).
+
+The operators are in `selection.evolution`. This is the loop around them: levels, evaluation,
+stop rules, record and checkpoints.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flexiq_jax.search.fitness import Fitness
+from flexiq_jax.search.settings import SearchSettings
+from flexiq_jax.search.track import Found, Track
+from flexiq_jax.selection import Schedule, Space, evolution
+
+Array = Any
+
+
+def evolve(
+  track: Track,
+  scores: np.ndarray,
+  settings: SearchSettings,
+  seeds: Sequence[np.ndarray],
+) -> Found:
+  """Searches an order.
+
+  Args:
+    track: the fitness and the record.
+    scores: float `[T]`, error of each group alone; they guide mutation and noisy seeds.
+    settings: of the search.
+    seeds: orders int `[T]` of the first population; the best found is never worse than any.
+
+  Returns:
+    The order, with the fitness of each level's mask.
+  """
+  archive = Archive(track.fitness, settings.halving)
+  space = track.fitness.space
+  levels = [tuple(settings.levels)]
+  if settings.mode == "progressive":
+    levels = [(level,) for level in settings.levels]
+  orders = list(seeds)
+  progress = {"level": 0, "generation": -1, "stale": 0}
+  prefix = np.zeros(0, np.int64)
+  state, restored = None, track.restore(_template(space, settings))
+  if restored:
+    tree, metadata = restored
+    progress, state = metadata["progress"], tree["state"]
+    prefix = np.asarray(tree["prefix"])[: metadata["prefix"]]
+    archive.load(metadata["archive"])
+
+  for number in range(progress["level"], len(levels)):
+    level = levels[number]
+    problem = evolution.Problem.create(space, scores, level, order=prefix)
+    of = _Scale(archive, problem, orders[0])
+    share = (number + 1) / len(levels)
+    ratio = level[0] if len(level) == 1 else None
+    if state is None:
+      key, seed_key = jax.random.split(jax.random.fold_in(track.key, number))
+      keys = evolution.seeds(seed_key, problem, settings.evolution, orders)
+      fitness = of(jax.vmap(evolution.decode, (None, 0))(problem, keys))
+      state = evolution.init(key, keys, fitness)
+      progress = {"level": number, "generation": 0, "stale": 0}
+      track.row(
+        ratio=ratio, step=0, best=float(state.fitness[0]), mean=_mean(fitness), stage="seeds"
+      )
+    for generation in range(progress["generation"] + 1, settings.generations + 1):
+      if track.over(share) or 0 < settings.patience <= progress["stale"]:
+        break
+      best = float(state.fitness[0])
+      state, offspring, masks, differ = evolution.ask(state, problem, settings.evolution)
+      fitness = of(masks)
+      state = evolution.tell(state, offspring, fitness, settings.evolution)
+      stale = 0 if float(state.fitness[0]) < best else progress["stale"] + 1
+      progress = {"level": number, "generation": generation, "stale": stale}
+      track.row(
+        ratio=ratio,
+        step=generation,
+        best=float(state.fitness[0]),
+        mean=_mean(fitness),
+        differ=float(np.mean(differ)),
+        stage="evolution",
+        of=settings.generations,
+      )
+      if generation % settings.checkpoint_every == 0:
+        _save(track, space, state, progress, prefix, archive)
+    found = evolution.order_of(problem, state.keys[0])
+    prefix = found[: Schedule(space, found).prefix(level[-1])]
+    orders = [found, *seeds][: settings.population]
+    state, progress = None, {"level": number + 1, "generation": -1, "stale": 0}
+  schedule = Schedule(space, np.asarray(orders[0]))
+  values = archive(schedule.stack(settings.levels), full=True)
+  return Found(
+    order=schedule.order,
+    fitness=dict(zip(settings.levels, values.tolist(), strict=True)),
+    forwards=track.fitness.forwards,
+    seconds=track.seconds,
+  )
+
+
+class Archive:
+  """Fitness of masks, each evaluated once."""
+
+  def __init__(self, fitness: Fitness, halving: bool = False):
+    """Keeps what to evaluate with.
+
+    Args:
+      fitness: evaluates masks `[P, T]`.
+      halving: successive halving; a mask that drops out gets its estimate on the images seen, and
+        never a better value than any that stayed.
+    """
+    self._fitness, self._halving = fitness, halving
+    self._known: dict[str, float] = {}
+
+  def __call__(self, masks: np.ndarray, full: bool = False) -> np.ndarray:
+    """Fitness float64 `[P]` of masks bool `[P, T]`; `full` forbids halving."""
+    names = [_digest(mask) for mask in masks]
+    new = {name: i for i, name in enumerate(names) if full or name not in self._known}
+    new = {name: i for name, i in new.items() if name not in self._known or self._halving}
+    if new:
+      rows = masks[list(new.values())]
+      halving = self._halving and not full and len(rows) > 1
+      values = halved(self._fitness, rows) if halving else self._fitness(rows)
+      self._known.update(zip(new, values.tolist(), strict=True))
+    return np.array([self._known[name] for name in names])
+
+  def dump(self) -> dict[str, float | str]:
+    """What is known, as JSON can hold it."""
+    return {n: v if np.isfinite(v) else repr(v) for n, v in self._known.items()}
+
+  def load(self, known: dict[str, float | str]) -> None:
+    """Takes what `dump` gave."""
+    self._known = {name: float(value) for name, value in known.items()}
+
+
+def halved(fitness: Fitness, masks: np.ndarray) -> np.ndarray:
+  """Successive halving: all on a quarter of the images, half of them on half, a quarter on all.
+
+  Args:
+    fitness: evaluates masks on a part of the images.
+    masks: bool `[P, T]`.
+
+  Returns:
+    float64 `[P]`: the full fitness of those that stayed; the others' mean on the images they were
+    evaluated on, raised above the fitness of all that stayed longer.
+  """
+  values = np.full(len(masks), np.nan)
+  alive = np.arange(len(masks))
+  total, seen = np.zeros(len(masks)), 0.0
+  dropped = []
+  for end in (0.25, 0.5, 1.0):
+    part = fitness(masks[alive], (seen, end))
+    total[alive] += np.where(np.isfinite(part), part, np.inf) * (end - seen)
+    seen = end
+    values[alive] = total[alive] / seen
+    if end < 1:
+      ranked = alive[np.argsort(total[alive], kind="stable")]
+      keep = max(1, len(ranked) // 2)
+      dropped.append(ranked[keep:])
+      alive = ranked[:keep]
+  for out in reversed(dropped):
+    floor = np.nextafter(values[alive].max(), np.inf)
+    values[out] = np.maximum(values[out], floor)
+    alive = np.concatenate([alive, out])
+  return values
+
+
+class _Scale:
+  """Fitness of individuals from their masks at V levels: the mean of the levels' own.
+
+  With several levels each counts relative to the greedy seed's, or the highest would decide alone.
+  """
+
+  def __init__(self, archive: Archive, problem: evolution.Problem, order: np.ndarray):
+    self._archive = archive
+    self._unit = np.ones(1)
+    if len(problem.thresholds) > 1:
+      masks = evolution.decode(problem, evolution.keys_of(order))
+      self._unit = np.maximum(archive(np.asarray(masks), full=True), 1e-30)
+
+  def __call__(self, masks: Array) -> np.ndarray:
+    masks = np.asarray(masks)
+    values = self._archive(masks.reshape(-1, masks.shape[-1])).reshape(masks.shape[:2])
+    return (values / self._unit[None]).mean(axis=1).astype(np.float32)
+
+
+def _mean(fitness: np.ndarray) -> float | None:
+  finite = fitness[np.isfinite(fitness)]
+  return float(finite.mean()) if len(finite) else None
+
+
+def _digest(mask: np.ndarray) -> str:
+  return hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=16).hexdigest()
+
+
+def _template(space: Space, settings: SearchSettings) -> dict[str, Any]:
+  population, total = settings.population, space.total
+  state = evolution.init(
+    jax.random.key(0), np.zeros((population, total), np.float32), np.zeros(population, np.float32)
+  )
+  return {"state": state, "prefix": np.zeros(total, np.int64)}
+
+
+def _save(track: Track, space: Space, state, progress, prefix, archive: Archive) -> None:
+  padded = np.zeros(space.total, np.int64)
+  padded[: len(prefix)] = prefix
+  track.save(
+    {"state": state, "prefix": padded},
+    progress=progress,
+    prefix=len(prefix),
+    archive=archive.dump(),
+  )

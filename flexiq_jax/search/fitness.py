@@ -1,0 +1,282 @@
+"""Fitness of masks: how far a mixed model's logits are from the 8-bit model's on search images.
+
+A population is evaluated in one compiled call: a loop over individuals inside a loop over blocks of
+images, `width` individuals at a time under `jax.vmap`. How many are evaluated and on which blocks
+are run-time values, so nothing compiles again. Several devices share the individuals.
+
+Distances (`z8`: logits of the 8-bit model, `p8` their softmax):
+
+| name | per image |
+|---|---|
+| `l2` | `sum (z - z8)^2` |
+| `kl` | `sum p8 (log p8 - log p)` |
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flexiq_jax import graph, rules
+from flexiq_jax.flexiq import Network
+from flexiq_jax.quant.quantizer import check_one_of
+from flexiq_jax.selection import Space
+
+Array = Any
+
+AXIS = "population"  # name of the mesh axis
+_GIB = 2**30
+
+
+def l2(z: Array, z8: Array) -> Array:
+  """Squared distance of logits `[..., K]` -> `[...]`."""
+  return jnp.square(z - z8).sum(axis=-1)
+
+
+def kl(z: Array, z8: Array) -> Array:
+  """Kullback-Leibler divergence from the 8-bit model's prediction, logits `[..., K]` -> `[...]`."""
+  log_p8 = jax.nn.log_softmax(z8)
+  return (jnp.exp(log_p8) * (log_p8 - jax.nn.log_softmax(z))).sum(axis=-1)
+
+
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {"l2": l2, "kl": kl}
+
+
+class Fitness:
+  """Mean distance of mixed models from the 8-bit model; call it with masks.
+
+  Attributes:
+    images: number of search images.
+    forwards: evaluations so far, in passes over all search images.
+    traces: how often the population's function was traced.
+    apply, params, model: what is evaluated.
+    host_images, reference: search images, and the 8-bit model's logits `[n, K]` of them.
+    block: images in one forward pass.
+    width: individuals in one forward pass, on each device.
+    bytes: device memory of one call, arguments and temporaries, as the compiler counts it.
+  """
+
+  def __init__(
+    self,
+    network: Network,
+    model: rules.QModel,
+    space: Space,
+    images: Array,
+    *,
+    distance: str = "l2",
+    memory: float = 4.0,
+    capacity: int = 32,
+    block: int = 64,
+    width: int | None = None,
+    mesh: Mesh | None = None,
+  ):
+    """Compiles the evaluation and finds block and width that fit the memory budget.
+
+    Args:
+      network: the float model.
+      model: its quantized layers, those of the space with their 4-bit side.
+      space: the channel groups.
+      images: `[n, ...]` search images, training data.
+      distance: a name in `DISTANCES`.
+      memory: budget in GiB for one call on each device.
+      capacity: individuals in one call; more are split over calls.
+      block: most images in one forward pass; the budget may lower it.
+      width: individuals in one forward pass on each device. None: 1 on a CPU, where a batch of
+        images fills the cores and batched weights are slow; elsewhere as many as fit.
+      mesh: devices that share the individuals, with one axis `population`; None: one device.
+
+    Raises:
+      ValueError: an unknown distance, no images, logits that are not finite, or a budget below what
+        one individual on one image takes.
+    """
+    check_one_of("distance", distance, tuple(DISTANCES))
+    if not len(images) or capacity < 1 or block < 1:
+      raise ValueError(
+        f"images, capacity, block: {len(images)}, {capacity}, {block}; at least 1 of each"
+      )
+    self.space, self.images = space, len(images)
+    self.distance, self.mesh = distance, mesh
+    self.forwards, self.traces = 0.0, 0
+    self._devices = mesh.devices.size if mesh else 1
+    self.capacity = -(-capacity // self._devices) * self._devices
+    self.apply, self.params, self.model = network.apply, network.params, model
+    self.host_images = np.asarray(images)
+    self.reference = self._reference(network, min(block, self.images))
+    self._compile(memory, min(block, self.images), width)
+
+  def __call__(self, masks: Array, part: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """Fitness of masks.
+
+    Args:
+      masks: bool `[P, T]`.
+      part: the share of the images to look at, from and to, in 0..1; rounded to whole blocks.
+
+    Returns:
+      float64 `[P]`, mean distance per image; NaN where logits are not finite.
+    """
+    values = self.per_image(masks, part)
+    return values.mean(axis=1, dtype=np.float64)
+
+  def per_image(self, masks: Array, part: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """Distance of each mask on each image of `part`, float32 `[P, n]`; see `__call__`."""
+    masks = np.asarray(masks)
+    if masks.ndim != 2 or masks.shape[1] != self.space.total or masks.dtype != bool:
+      raise ValueError(
+        f"masks: {masks.dtype} {list(masks.shape)}, expected bool [P, {self.space.total}]"
+      )
+    if not 0 <= part[0] < part[1] <= 1:
+      raise ValueError(f"part: {part}, expected 0 <= from < to <= 1")
+    first = min(round(part[0] * self._blocks), self._blocks - 1)
+    last = max(round(part[1] * self._blocks), first + 1)
+    seen = slice(first * self.block, min(last * self.block, self.images))
+    out = [np.zeros((0, seen.stop - seen.start), np.float32)]
+    for start in range(0, len(masks), self.capacity):
+      chunk = masks[start : start + self.capacity]
+      out.append(self._call(chunk, first, last)[:, seen])
+    self.forwards += len(masks) * (seen.stop - seen.start) / self.images
+    return np.concatenate(out)
+
+  def _call(self, masks: np.ndarray, first: int, last: int) -> np.ndarray:
+    """One compiled call for up to `capacity` masks, all blocks in `first..last`; `[P, n']`."""
+    padded = np.zeros((self.capacity, self.space.total), bool)
+    padded[: len(masks)] = masks
+    each = self.capacity // self._devices
+    # Individual i goes to device i mod D, so that a short population keeps all devices busy.
+    spread = np.arange(self.capacity).reshape(each, self._devices).T.ravel()
+    counts = np.array([len(range(d, len(masks), self._devices)) for d in range(self._devices)])
+    out = self._run(
+      self._put(padded[spread], sharded=True),
+      self._put(counts.astype(np.int32), sharded=True),
+      self._put(np.array([first, last], np.int32)),
+      *self._constants,
+    )
+    if self.mesh is not None and jax.process_count() > 1:
+      out = multihost_utils.process_allgather(out, tiled=True)
+    result = np.empty((self.capacity, self._blocks * self.block), np.float32)
+    result[spread] = np.asarray(out).reshape(self.capacity, -1)
+    return result[: len(masks)]
+
+  def _reference(self, network: Network, step: int) -> np.ndarray:
+    """Logits `[n, K]` of the 8-bit model on the search images."""
+    none = self.space.split(np.zeros(self.space.total, bool))
+    images = self.host_images[np.arange(-(-self.images // step) * step) % self.images]
+    parts = [
+      np.asarray(network.mixed(self.model, none, images[i : i + step]))
+      for i in range(0, len(images), step)
+    ]
+    reference = np.concatenate(parts)[: self.images]
+    if not np.isfinite(reference).all():
+      raise ValueError("model: the 8-bit model's logits are not finite on the search images")
+    return reference
+
+  def _put(self, value: Any, sharded: bool = False) -> Array:
+    """A value on the device, or on all devices of the mesh."""
+    if self.mesh is None:
+      return jnp.asarray(value)
+    sharding = NamedSharding(self.mesh, PartitionSpec(AXIS) if sharded else PartitionSpec())
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+  def _compile(self, memory: float, block: int, width: int | None) -> None:
+    """Finds block and width and compiles `_run`."""
+    budget = memory * _GIB
+    wide = width or 1
+    while True:
+      run, constants, used = self._attempt(block, wide)
+      if used <= budget or (block == 1 and wide == 1):
+        break
+      if wide > 1:
+        wide //= 2
+      else:
+        block = max(1, min(block - 1, int(block * budget / used * 0.9)))
+    if used > budget:
+      raise ValueError(
+        f"memory: {memory:g} GiB is too little; one individual on one image takes "
+        f"{used / _GIB:.3g} GiB with the {self.images} search images"
+      )
+    each = self.capacity // self._devices
+    if width is None and jax.default_backend() != "cpu":
+      arguments = sum(a.nbytes for a in jax.tree.leaves(constants))
+      guess = int((budget - arguments) // max(used - arguments, 1))
+      while (wide := min(guess, each)) > 1:
+        run_wide, constants_wide, used_wide = self._attempt(block, wide)
+        if used_wide <= budget:
+          run, constants, used = run_wide, constants_wide, used_wide
+          break
+        guess = wide // 2
+    self._run, self._constants, self.bytes = run, constants, int(used)
+    self.block, self.width = block, max(wide, 1)
+    self._blocks = -(-self.images // block)
+
+  def _attempt(self, block: int, width: int) -> tuple[Any, tuple, int]:
+    """The compiled function for a block and a width, its constant arguments, and its memory."""
+    blocks = -(-self.images // block)
+    rows = np.arange(blocks * block) % self.images  # the last block repeats images
+    images, reference = (
+      a[rows].reshape(blocks, block, *a.shape[1:]) for a in (self.host_images, self.reference)
+    )
+    values = (images, reference, self.model, self.params)
+    constants = jax.tree.map(self._put, values)
+    each = self.capacity // self._devices
+    width = min(width, each)
+    distance, apply, space = DISTANCES[self.distance], self.apply, self.space
+
+    def one(mask, image, target, model, params):
+      rule = rules.mixed_rule(model, space.split(mask))
+      return distance(graph.with_rule(apply, rule)(params, image), target)
+
+    many = jax.vmap(one, (0, None, None, None, None)) if width > 1 else None
+
+    def run(masks, counts, span, images, reference, model, params):
+      self.traces += 1
+      # Loops of whole widths: the last one may be evaluated partly for nothing.
+      padding = -len(masks) % width
+      masks = jnp.concatenate([masks, jnp.zeros((padding, masks.shape[1]), bool)])
+      out = jnp.zeros((len(masks), blocks, block), jnp.float32)
+
+      def individuals(i, out):
+        chosen = jax.lax.dynamic_slice_in_dim(masks, i * width, width)
+
+        def block_of(j, out):
+          if many is None:
+            d = one(chosen[0], images[j], reference[j], model, params)[None]
+          else:
+            d = many(chosen, images[j], reference[j], model, params)
+          return jax.lax.dynamic_update_slice(out, d[:, None], (i * width, j, 0))
+
+        return jax.lax.fori_loop(span[0], span[1], block_of, out)
+
+      loops = (counts[0] + width - 1) // width
+      out = jax.lax.fori_loop(0, loops, individuals, out)
+      return out[: len(out) - padding]
+
+    if self.mesh is not None:
+      sharded, same = PartitionSpec(AXIS), PartitionSpec()
+      run = jax.shard_map(
+        run,
+        mesh=self.mesh,
+        in_specs=(sharded, sharded, same, same, same, same, same),
+        out_specs=sharded,
+        check_vma=False,
+      )
+    arguments = (
+      self._put(np.zeros((self.capacity, space.total), bool), sharded=True),
+      self._put(np.zeros(self._devices, np.int32), sharded=True),
+      self._put(np.zeros(2, np.int32)),
+      *constants,
+    )
+    compiled = jax.jit(run).lower(*arguments).compile()
+    return compiled, constants, memory_of(compiled)
+
+
+def memory_of(compiled: jax.stages.Compiled) -> int:
+  """Bytes that a compiled function takes on a device: arguments, temporaries and results."""
+  memory = compiled.memory_analysis()
+  if memory is None:  # a backend that does not say
+    return 0
+  sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes)
+  return sum(sizes)

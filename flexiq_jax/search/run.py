@@ -1,0 +1,114 @@
+"""One call for every search method."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from flexiq_jax import rules, selection
+from flexiq_jax.checkpoint import Checkpoints
+from flexiq_jax.flexiq import Network
+from flexiq_jax.search.evolve import evolve
+from flexiq_jax.search.fitness import AXIS, Fitness
+from flexiq_jax.search.gram import gram_search
+from flexiq_jax.search.influence import Influence
+from flexiq_jax.search.log import SearchLog
+from flexiq_jax.search.settings import SearchSettings
+from flexiq_jax.search.ties import Ties
+from flexiq_jax.search.track import Found, Track
+from flexiq_jax.selection import Space
+
+Array = Any
+
+
+def search(
+  network: Network,
+  model: rules.QModel,
+  space: Space,
+  scores: np.ndarray,
+  images: Array,
+  settings: SearchSettings,
+  *,
+  seed: int = 0,
+  workdir: Path | None = None,
+  made_from: Any = None,
+  show: Callable[[str], None] | None = None,
+  mesh: Mesh | None = None,
+) -> Found:
+  """Finds the order in which channel groups go to 4 bits.
+
+  Args:
+    network: the float model.
+    model: its quantized layers, those of the space with their 4-bit side.
+    space: the channel groups.
+    scores: float `[T]`, error of each group alone (`flexiq.score`).
+    images: `[n, ...]` search images: training data.
+    settings: of the search.
+    seed: of everything random in it.
+    workdir: where `search.csv` and the checkpoints (`search/`) go; a search that was killed there
+      goes on from its last checkpoint. None keeps nothing.
+    made_from: plain values that the result depends on besides the settings and the seed.
+    show: called with a line of progress now and then.
+    mesh: devices that share the population (`population_mesh`); None uses one.
+
+  Returns:
+    The order, and what it reached.
+  """
+  if settings.images:
+    images = images[: settings.images]
+  fitness = Fitness(
+    network,
+    model,
+    space,
+    images,
+    distance=settings.distance,
+    memory=settings.memory,
+    capacity=settings.population if settings.method == "evolution" else settings.candidates,
+    block=settings.block,
+    mesh=mesh,
+  )
+  greedy = selection.greedy(space, scores)
+
+  def track(method: str, seconds: float = 0.0) -> Track:
+    return Track(
+      fitness,
+      method=method,
+      seed=seed,
+      made_from={"settings": dataclasses.asdict(settings), "seed": seed, "of": made_from},
+      log=SearchLog(workdir / "search.csv") if workdir else None,
+      checkpoints=Checkpoints(workdir / "search" / method) if workdir else None,
+      show=show,
+      max_minutes=settings.max_minutes,
+      seconds=seconds,
+    )
+
+  if settings.method == "greedy":
+    values = fitness(selection.Schedule(space, greedy).stack(settings.levels))
+    reached = dict(zip(settings.levels, values.tolist(), strict=True))
+    return Found(order=greedy, fitness=reached, forwards=fitness.forwards, seconds=0.0)
+  if settings.method == "evolution":
+    with track("evolution") as record:
+      return evolve(record, scores, settings, [greedy])
+  with track("gram") as record:
+    ties = Ties(space, scores, settings.max_groups)
+    influence = Influence(
+      fitness, ties, probes=settings.probes, memory=settings.memory, block=settings.block
+    )
+    found = gram_search(record, influence, settings, [greedy])
+  if not settings.polish:
+    return found
+  with track("gram+evolution", found.seconds) as record:
+    fitness.forwards = found.forwards
+    short = dataclasses.replace(settings, generations=settings.polish)
+    return evolve(record, scores, short, [found.order, greedy])
+
+
+def population_mesh() -> Mesh | None:
+  """All devices of all processes, for `search`; None where there is one."""
+  if jax.device_count() == 1:
+    return None
+  return jax.make_mesh((jax.device_count(),), (AXIS,))

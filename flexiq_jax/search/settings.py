@@ -1,0 +1,94 @@
+"""Settings of a search."""
+
+import dataclasses
+import itertools
+from typing import Literal
+
+from flexiq_jax.quant.quantizer import check_one_of
+from flexiq_jax.search.fitness import DISTANCES
+from flexiq_jax.selection import EvolutionSettings
+
+METHODS = ("greedy", "gram", "evolution")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+  """How the order of the channel groups is found.
+
+  Attributes:
+    method: `greedy` (no search), `gram` (quadratic model of the output distance, annealed) or
+      `evolution` (FlexiQ's Algorithm 1).
+    levels: ratios whose masks are searched, ascending, between 0 and 1.
+    distance: from the 8-bit model's logits: `l2` or `kl`.
+    images: search images, of the calibration images; 0 takes all.
+    memory: GiB that evaluating a population, or a backward pass, may take on each device.
+    block: most images in one forward pass.
+    max_minutes: time after which a search takes what it has, shared evenly by the levels; 0 sets
+      no limit. Where it strikes, results depend on the machine's speed.
+    probes: gram: k, random probes per image (see `influence`).
+    rounds: gram: most linearisations around a level's best mask, behind the first around 8 bits.
+    candidates: gram: masks of each round that are evaluated truly.
+    max_groups: gram: above so many groups, neighbours of one layer are tied together.
+    polish: gram: generations of evolution behind it, at each level.
+    mode: evolution: `progressive`, level by level with the lower ones frozen (Algorithm 1), or
+      `joint`, all levels at once.
+    generations: evolution: of each level.
+    patience: evolution: a level ends after so many generations without a better best; 0: never.
+    halving: evolution: evaluate on a quarter of the images first, and only the better half on half
+      of them, and half of those on all.
+    population, elites, tournament, layer_rate, swap_share, noise: evolution; see
+      `selection.EvolutionSettings`.
+    checkpoint_every: evolution: generations between checkpoints.
+  """
+
+  method: Literal["greedy", "gram", "evolution"] = "gram"
+  levels: tuple[float, ...] = (0.25, 0.5, 0.75)
+  distance: Literal["l2", "kl"] = "l2"
+  images: int = 0
+  memory: float = 4.0
+  block: int = 64
+  max_minutes: float = 0.0
+  probes: int = 4
+  rounds: int = 1
+  candidates: int = 6
+  max_groups: int = 4096
+  polish: int = 0
+  mode: Literal["progressive", "joint"] = "progressive"
+  generations: int = 30
+  patience: int = 0
+  halving: bool = False
+  population: int = 32
+  elites: int = 4
+  tournament: int = 3
+  layer_rate: float = 0.1
+  swap_share: float = 0.05
+  noise: float = 0.5
+  checkpoint_every: int = 5
+
+  def __post_init__(self):
+    check_one_of("method", self.method, METHODS)
+    check_one_of("distance", self.distance, tuple(DISTANCES))
+    check_one_of("mode", self.mode, ("progressive", "joint"))
+    levels = self.levels
+    rising = all(a < b for a, b in itertools.pairwise(levels))
+    if not levels or not rising or not all(0 < level < 1 for level in levels):
+      raise ValueError(f"levels: {tuple(levels)}; increasing numbers between 0 and 1 are accepted")
+    for field in ("block", "probes", "candidates", "checkpoint_every", "generations"):
+      _at_least(1, field, getattr(self, field))
+    for field in ("images", "rounds", "polish", "patience", "max_minutes"):
+      _at_least(0, field, getattr(self, field))
+    _at_least(2, "max_groups", self.max_groups)
+    if not self.memory > 0:
+      raise ValueError(f"memory: {self.memory} is not a positive number of GiB")
+    _ = self.evolution
+
+  @property
+  def evolution(self) -> EvolutionSettings:
+    """The operators' settings."""
+    names = [field.name for field in dataclasses.fields(EvolutionSettings)]
+    return EvolutionSettings(**{name: getattr(self, name) for name in names})
+
+
+def _at_least(least: int, field: str, value: float) -> None:
+  if not value >= least:
+    raise ValueError(f"{field}: {value}; at least {least} is accepted")

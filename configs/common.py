@@ -96,6 +96,35 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   config.select_depthwise = False
 
   config.score = "exact"
+  # How the order of the channel groups is found: see flexiq_jax/search/settings.py.
+  config.search = config_dict.create(
+    method="gram",
+    levels=(0.25, 0.5, 0.75),
+    distance="l2",
+    images=0,
+    memory=4.0,
+    block=64,
+    max_minutes=0.0,
+    max_forwards=0.0,
+    probes=4,
+    rounds=1,
+    candidates=6,
+    max_groups=4096,
+    polish=0,
+    mode="progressive",
+    generations=30,
+    patience=0,
+    halving=False,
+    population=32,
+    elites=4,
+    tournament=3,
+    layer_rate=0.1,
+    swap_share=0.05,
+    noise=0.5,
+    checkpoint_every=5,
+  )
+  # Orders of other methods that get rows, too: greedy, gram, evolution.
+  config.compare = ("greedy",)
   config.ratios = (0.0, 0.25, 0.5, 0.75, 1.0)
   config.random_seeds = (0, 1, 2)
   # Further rows of the greedy order; see experiments/flexiq.py for their names.
@@ -204,5 +233,6 @@ def runlocal(config: config_dict.ConfigDict) -> None:
   config.random_seeds = (0,)
   config.ratios = (0.0, 0.5, 1.0)
   config.variants = ()
+  config.search.levels = (0.5,)
   config.preprocess.resize = 32
   config.preprocess.crop = 32

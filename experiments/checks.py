@@ -14,12 +14,13 @@ from typing import Any
 from flexiq_jax import data, models
 from flexiq_jax.calibration import RangeSettings
 from flexiq_jax.grouping import LowSettings
+from flexiq_jax.search.settings import METHODS, SearchSettings
 from flexiq_jax.train_recipe import TrainSettings
 
 _TOP = (
   *("experiment", "name", "seed", "model", "model_args", "dtype", "weights", "recipe", "train"),
   *("batch_size", "preprocess", "ranges", "groups", "dynamic", "score", "ratios", "random_seeds"),
-  *("variants", "keep8", "keep_first_last", "select_depthwise"),
+  *("variants", "keep8", "keep_first_last", "select_depthwise", "search", "compare"),
 )
 _FIELDS = {  # section -> what a config has to have there
   "": _TOP,
@@ -37,6 +38,7 @@ class Settings:
     preprocess: of the images.
     ranges, groups: of quantization.
     train: of training from scratch.
+    search: of the order.
     ratios: 4-bit ratios, ascending.
   """
 
@@ -45,6 +47,7 @@ class Settings:
   ranges: RangeSettings
   groups: LowSettings
   train: TrainSettings
+  search: SearchSettings
   ratios: tuple[float, ...]
 
 
@@ -77,6 +80,11 @@ def check(config) -> Settings:
     groups = LowSettings(**config.groups)
   with field("config.train", config.train):
     train = TrainSettings(seed=config.seed, **config.train)
+  with field("config.search", config.search):
+    search = SearchSettings(**config.search)
+  for method in config.compare:
+    if method not in METHODS:
+      raise ValueError(f"config.compare: {method!r} is not one of {', '.join(METHODS)}")
   if config.score not in ("exact", "range"):
     raise ValueError(f"config.score: {config.score!r} is not one of exact, range")
   for name in ("batch_size", "calibration.batch_size", "calibration.images"):
@@ -93,6 +101,7 @@ def check(config) -> Settings:
     ranges=ranges,
     groups=groups,
     train=train,
+    search=search,
     ratios=_ratios(config.ratios),
   )
 

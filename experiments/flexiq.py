@@ -8,13 +8,14 @@ Stages, each kept in the workdir so that a stopped run goes on behind the last c
 |---|---|
 | `float` | the model as loaded |
 | `uniform_int8`, `uniform_int4` | plain uniform quantization, the same calibration |
-| `flexiq_greedy` | groups in order of error per MAC, with the config's settings |
+| `flexiq_gram`, `flexiq_evolution` | the order that the config's search found, or one to compare |
+| `flexiq_greedy` | groups in order of error per MAC |
 | `flexiq_random` | the same groups in random order |
 | `flexiq_greedy_naive` | top four bits of every code (shift 4), no bias correction |
 | `flexiq_greedy_range` | shifts by range instead of squared error |
 | `flexiq_greedy_per_output` | a weight shift per output channel instead of one per group |
 | `flexiq_greedy_uncorrected` | no bias correction |
-| `flexiq_greedy_dynamic` | activation shifts chosen at run time |
+| `flexiq_METHOD_dynamic` | activation shifts chosen at run time, the config's order |
 """
 
 import dataclasses
@@ -182,18 +183,26 @@ def _calibrated(config, inputs: setup.Inputs, network, stages: Stages) -> _Metho
   kept = [layer.name for layer in network.layers if layer.name not in inputs.selectable]
   int4 = flexiq.base_model(network, observations, settings.ranges, bits=4, keep8=kept)
 
-  def select(path, groups):
-    return stages.select(path, groups, network, base, observations, batches)
+  def select(path, groups, method):
+    search = dataclasses.replace(settings.search, method=method)
+    return stages.select(path, groups, network, base, observations, batches, search)
 
-  greedy = select(stages.workdir / "recipe.json", settings.groups)
-  found = {"flexiq_greedy": (greedy, seed)}
+  chosen, extra = settings.search.method, stages.workdir / "recipes"
+  found = {
+    f"flexiq_{chosen}": (select(stages.workdir / "recipe.json", settings.groups, chosen), seed)
+  }
+  for method in config.compare:
+    if method != chosen:
+      model = select(extra / f"{method}.json", settings.groups, method)
+      found[f"flexiq_{method}"] = (model, seed)
   for variant in config.variants:
     if variant == "dynamic":
-      model = dataclasses.replace(greedy, dynamic=True)
+      model = dataclasses.replace(found[f"flexiq_{chosen}"][0], dynamic=True)
+      found[f"flexiq_{chosen}_dynamic"] = (model, seed)
     else:
       changed = dataclasses.replace(settings.groups, **VARIANTS[variant])
-      model = select(stages.workdir / "recipes" / f"{variant}.json", changed)
-    found[f"flexiq_greedy_{variant}"] = (model, seed)
+      model = select(extra / f"{variant}.json", changed, "greedy")
+      found[f"flexiq_greedy_{variant}"] = (model, seed)
   return _Methods(
     uniform={"uniform_int8": (8, base), "uniform_int4": (4, int4)},
     flexiq=found,

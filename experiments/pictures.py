@@ -6,11 +6,18 @@ import numpy as np
 
 from flexiq_jax import plots, tables
 from flexiq_jax.quant import lowering
+from flexiq_jax.search import SearchLog
 
+_DISTANCE = {
+  "l2": "squared logit error to the 8-bit model, mean per image",
+  "kl": "divergence from the 8-bit model's prediction, mean per image (nats)",
+}
 _REFERENCES = {"float": "float", "uniform_int8": "INT8", "uniform_int4": "INT4"}
 
 
-def draw(workdir: Path, title: str, rows, network, chosen, groups) -> list[tuple[str, Path]]:
+def draw(
+  workdir: Path, title: str, rows, network, chosen, groups, distance: str
+) -> list[tuple[str, Path]]:
   """Draws what there is data for.
 
   Args:
@@ -20,6 +27,7 @@ def draw(workdir: Path, title: str, rows, network, chosen, groups) -> list[tuple
     network: the float model.
     chosen: the FlexiQ model whose schedule is shown.
     groups: layer name -> `grouping.Groups`, or None without calibration.
+    distance: name of the search's fitness.
 
   Returns:
     (caption, path) of each picture.
@@ -45,6 +53,13 @@ def draw(workdir: Path, title: str, rows, network, chosen, groups) -> list[tuple
       plots.layer_map(workdir / "layers.png", names, ratios, share, title=title),
     )
   )
+  if steps := SearchLog(workdir / "search.csv").rows():
+    greedy = {row["ratio"]: row["best"] for row in steps if row["method"] == "greedy"}
+    searched = [row for row in steps if row["method"] != "greedy"]
+    path = plots.search_progress(
+      workdir / "search.png", searched, title=title, references=greedy, ylabel=_DISTANCE[distance]
+    )
+    drawn.append(("Search: best distance to the 8-bit model's output so far", path))
   if groups is not None:
     chosen_names = [name for name in names if name in groups]
     signed = [chosen.model[name].signed for name in chosen_names]

@@ -95,7 +95,7 @@ def write(
     },
     rows=rows,
     layers=layer_rows(network.layers, space.names, max(map(int, space.channels))),
-    plots=pictures.draw(workdir, heading, rows, network, chosen, groups),
+    plots=pictures.draw(workdir, heading, rows, network, chosen, groups, config.search.distance),
     notes=notes,
     command=command,
   )

@@ -8,10 +8,11 @@ made under other values is made anew.
 |---------|------------------------------------|--------------------------------------------|
 | train   | `train/`, a checkpoint an epoch    | data, recipe of the training               |
 | observe | `calibration/`, one checkpoint     | model, weights, calibration images, ranges |
-| select  | `recipe.json`, `recipes/NAME.json` | the same, grouping, score, layers kept     |
+| select  | `recipe.json`, `recipes/NAME.json` | the same, grouping, score, layers, search  |
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import numpy as np
 
 from experiments import setup
 from experiments.checks import field
-from flexiq_jax import flexiq, grouping, rules, runtime, selection, train
+from flexiq_jax import flexiq, grouping, rules, runtime, search, selection, train
 from flexiq_jax.calibration import BINS, Values
 from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.files import to_plain
 from flexiq_jax.metrics import Writer
+from flexiq_jax.search import SearchSettings
 from flexiq_jax.selection import recipe as recipes
 
 
@@ -112,8 +114,9 @@ class Stages:
     base: rules.QModel,
     observations: flexiq.Observations,
     batches: list[np.ndarray],
+    search: SearchSettings,
   ) -> flexiq.FlexiQ:
-    """Greedy selection, kept as a recipe file; what is evaluated is what the file says.
+    """Selection of an order, kept as a recipe file; what is evaluated is what the file says.
 
     Args:
       path: the recipe file.
@@ -122,9 +125,12 @@ class Stages:
       base: its 8-bit model.
       observations: of the network on `batches`.
       batches: calibration images, `[B, H, W, C]` each.
+      search: how the order is found.
     """
+    searched = search.method != "greedy"
     made_from = to_plain(
       {
+        "search": dataclasses.asdict(search) if searched else {"method": "greedy"},
         "ranges": dataclasses.asdict(self.inputs.settings.ranges),
         "groups": dataclasses.asdict(settings),
         "score": self.config.score,
@@ -134,30 +140,59 @@ class Stages:
     )
     recipe = recipes.load(path) if path.is_file() else None
     if recipe is None or recipe.settings != made_from:
-      recipe = self._select(path.stem, settings, network, base, observations, batches)
+      groups = flexiq.group(network, base, observations, self.inputs.selectable, settings)
+      model = flexiq.lower(network, base, groups, settings)
+      order = self._order(path.stem, network, model, groups, batches, search, made_from)
+      recipe = flexiq.to_recipe(
+        flexiq.FlexiQ(network, model, selection.Schedule(flexiq.space(network, groups), order)),
+        groups,
+        model_name=self.config.model,
+        method=search.method,
+        seed=self.config.seed,
+        ranges=self.inputs.settings.ranges,
+        settings=settings,
+      )
       recipe = dataclasses.replace(recipe, settings=made_from)
       path.parent.mkdir(exist_ok=True)
       recipes.save(path, recipe)
-      self.writer.event("selected", recipe=path.stem, groups=len(recipe.order))
+      shutil.rmtree(self.workdir / "search", ignore_errors=True)  # the recipe takes its place
     return flexiq.from_recipe(network, recipe, self.config.dynamic)
 
-  def _select(self, name, settings, network, base, observations, batches) -> recipes.Recipe:
-    groups = flexiq.group(network, base, observations, self.inputs.selectable, settings)
-    model = flexiq.lower(network, base, groups, settings)
+  def _order(
+    self, name, network, model, groups, batches, settings: SearchSettings, made_from
+  ) -> np.ndarray:
+    """Scores the groups and searches their order."""
     space = flexiq.space(network, groups)
     with PassProgress(sum(map(len, batches)), f"{name}, ") as progress:
       images = batches if self.config.score == "exact" else None
       scores = flexiq.score(network, model, groups, images, progress)
-    schedule = selection.Schedule(space, selection.greedy(space, scores))
-    return flexiq.to_recipe(
-      flexiq.FlexiQ(network, model, schedule),
-      groups,
-      model_name=self.config.model,
-      method="greedy",
-      seed=self.config.seed,
-      ranges=self.inputs.settings.ranges,
-      settings=settings,
+    if settings.method == "greedy":
+      self.writer.event("selected", recipe=name, method="greedy", groups=space.total)
+      return selection.greedy(space, scores)
+    with field("config.search", self.config.search):
+      found = search.search(
+        network,
+        model,
+        space,
+        scores,
+        np.concatenate(batches),
+        settings,
+        seed=self.config.seed,
+        workdir=self.workdir,
+        made_from=made_from,
+        show=lambda line: print(line, flush=True),
+        mesh=search.population_mesh(),
+      )
+    self.writer.event(
+      "selected",
+      recipe=name,
+      method=settings.method,
+      groups=space.total,
+      fitness={f"{level:g}": value for level, value in found.fitness.items()},
+      forwards=found.forwards,
+      seconds=found.seconds,
     )
+    return found.order
 
 
 class PassProgress:

@@ -22,13 +22,19 @@ def top1(predict: Callable[[Array], Array], batches: Iterable[Any]) -> tuple[flo
   Raises:
     ValueError: no image, or logits that are not finite.
   """
-  right = total = 0
+  right = correct(predict, batches)
+  return 100.0 * int(right.sum()) / len(right), len(right)
+
+
+def correct(predict: Callable[[Array], Array], batches: Iterable[Any]) -> np.ndarray:
+  """Which images are classified rightly, bool `[n]`; arguments and errors of `top1`."""
+  right, total = [], 0
   for batch in batches:
     logits = np.asarray(predict(batch.images))[batch.mask]
     if not np.isfinite(logits).all():
       raise ValueError(f"predict: logits are not finite behind image {total}")
-    right += int((logits.argmax(axis=-1) == batch.labels[batch.mask]).sum())
+    right.append(logits.argmax(axis=-1) == batch.labels[batch.mask])
     total += len(logits)
   if not total:
     raise ValueError("batches: no image to evaluate")
-  return 100.0 * right / total, total
+  return np.concatenate(right)

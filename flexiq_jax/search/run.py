@@ -20,7 +20,7 @@ from flexiq_jax.search.log import SearchLog
 from flexiq_jax.search.settings import SearchSettings
 from flexiq_jax.search.ties import Ties
 from flexiq_jax.search.track import Found, Track
-from flexiq_jax.selection import Space
+from flexiq_jax.selection import Schedule, Space
 
 Array = Any
 
@@ -72,6 +72,21 @@ def search(
     mesh=mesh,
   )
   greedy = selection.greedy(space, scores)
+  log = SearchLog(workdir / "search.csv") if workdir else None
+  start = dict(
+    zip(
+      settings.levels, fitness(Schedule(space, greedy).stack(settings.levels)).tolist(), strict=True
+    )
+  )
+  if log and not log.rows("greedy", seed):
+    for ratio, value in start.items():
+      log.add(
+        **{"method": "greedy", "stage": "greedy", "ratio": ratio, "seed": seed, "step": 0},
+        **{"forwards": 0.0, "seconds": 0.0, "best": value, "mean": value},
+      )
+  if settings.method == "greedy":
+    return Found(order=greedy, fitness=start, forwards=fitness.forwards, seconds=0.0)
+  fitness.forwards = 0.0
 
   def track(method: str, seconds: float = 0.0) -> Track:
     return Track(
@@ -79,17 +94,14 @@ def search(
       method=method,
       seed=seed,
       made_from={"settings": dataclasses.asdict(settings), "seed": seed, "of": made_from},
-      log=SearchLog(workdir / "search.csv") if workdir else None,
+      log=log,
       checkpoints=Checkpoints(workdir / "search" / method) if workdir else None,
       show=show,
       max_minutes=settings.max_minutes,
+      max_forwards=settings.max_forwards,
       seconds=seconds,
     )
 
-  if settings.method == "greedy":
-    values = fitness(selection.Schedule(space, greedy).stack(settings.levels))
-    reached = dict(zip(settings.levels, values.tolist(), strict=True))
-    return Found(order=greedy, fitness=reached, forwards=fitness.forwards, seconds=0.0)
   if settings.method == "evolution":
     with track("evolution") as record:
       return evolve(record, scores, settings, [greedy])

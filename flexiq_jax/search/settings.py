@@ -25,6 +25,7 @@ class SearchSettings:
     block: most images in one forward pass.
     max_minutes: time after which a search takes what it has, shared evenly by the levels; 0 sets
       no limit. Where it strikes, results depend on the machine's speed.
+    max_forwards: the same for evaluations, in forward passes over the search images.
     probes: gram: k, random probes per image (see `influence`).
     rounds: gram: most linearisations around a level's best mask, behind the first around 8 bits.
     candidates: gram: masks of each round that are evaluated truly.
@@ -48,6 +49,7 @@ class SearchSettings:
   memory: float = 4.0
   block: int = 64
   max_minutes: float = 0.0
+  max_forwards: float = 0.0
   probes: int = 4
   rounds: int = 1
   candidates: int = 6
@@ -75,7 +77,7 @@ class SearchSettings:
       raise ValueError(f"levels: {tuple(levels)}; increasing numbers between 0 and 1 are accepted")
     for field in ("block", "probes", "candidates", "checkpoint_every", "generations"):
       _at_least(1, field, getattr(self, field))
-    for field in ("images", "rounds", "polish", "patience", "max_minutes"):
+    for field in ("images", "rounds", "polish", "patience", "max_minutes", "max_forwards"):
       _at_least(0, field, getattr(self, field))
     _at_least(2, "max_groups", self.max_groups)
     if not self.memory > 0:

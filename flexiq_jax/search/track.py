@@ -31,6 +31,7 @@ class Track:
     checkpoints: Checkpoints | None = None,
     show: Callable[[str], None] | None = None,
     max_minutes: float = 0.0,
+    max_forwards: float = 0.0,
     seconds: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
   ):
@@ -45,13 +46,14 @@ class Track:
       checkpoints: where states go; None keeps none.
       show: called with a line for each step.
       max_minutes: 0 sets no limit.
+      max_forwards: the same.
       seconds: spent already, by a search that this one goes on from.
       clock: seconds, any origin.
     """
     self.fitness, self.key = fitness, jax.random.key(seed)
     self._method, self._seed, self._made_from = method, seed, made_from
     self._log, self._checkpoints, self._show = log, checkpoints, show
-    self._limit, self._clock = 60 * max_minutes, clock
+    self._limit, self._most, self._clock = 60 * max_minutes, max_forwards, clock
     self._ticked = clock()
     self._start = self._ticked - seconds
     self._rows, self._saved = 0, -1
@@ -69,8 +71,9 @@ class Track:
     return self._clock() - self._start
 
   def over(self, share: float = 1.0) -> bool:
-    """Whether this share of the time limit is spent."""
-    return self._limit > 0 and self.seconds >= share * self._limit
+    """Whether this share of the limit of time or of evaluations is spent."""
+    late = self._limit > 0 and self.seconds >= share * self._limit
+    return late or (self._most > 0 and self.fitness.forwards >= share * self._most)
 
   def row(
     self,

@@ -7,6 +7,6 @@
 | `run(config, inputs, workdir, writer, command)` | the job; returns the report's path |
 """
 
-from experiments import flexiq
+from experiments import ablation, flexiq
 
-EXPERIMENTS = {"flexiq": flexiq}
+EXPERIMENTS = {"flexiq": flexiq, "ablation": ablation}

@@ -97,7 +97,7 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
   started = time.monotonic()
   writer.event("start", command=command, **runtime.describe())
   stages = Stages(config=config, inputs=inputs, workdir=workdir, writer=writer)
-  network = _network(config, inputs, stages)
+  network = network_of(config, inputs, stages)
   methods = _from_recipe(config, inputs, network, workdir) if inputs.recipe else None
   methods = methods or _calibrated(config, inputs, network, stages)
 
@@ -148,13 +148,13 @@ def _check(config) -> None:
       raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0")
 
 
-def _network(config, inputs: setup.Inputs, stages: Stages) -> flexiq.Network:
-  """The float model, trained here if the config says so."""
+def network_of(config, inputs: setup.Inputs, stages: Stages | None = None) -> flexiq.Network:
+  """The float model; where the config says so it is trained, which is a stage."""
   module, params = inputs.module, inputs.params
   apply, _ = models.functional(module)
   if params is None:
     module = setup.build(config, inputs.settings)
-    if config.weights == "train":
+    if stages and config.weights == "train":
       stages.train(module)
     apply, params = models.functional(module)
   return flexiq.Network(apply, params, jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32))

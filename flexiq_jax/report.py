@@ -51,6 +51,7 @@ def write(
   notes: Sequence[str],
   command: str,
   environment: Mapping[str, Any] | None = None,
+  sections: Sequence[tuple[str, str]] = (),
 ) -> Path:
   """Writes `report.md`; call it after the files that it lists.
 
@@ -64,6 +65,7 @@ def write(
     plots: (caption, path) of the pictures; they should lie below the workdir.
     notes: Markdown remarks, as the contractions that were not quantized.
     command: the command line that made the run.
+    sections: (heading, Markdown) of further tables, between results and pictures.
     environment: what `runtime.describe` gave; asked for here if None.
 
   Returns:
@@ -83,6 +85,8 @@ def write(
   parts.append(f"Environment: {_facts(environment)}.")
   if rows:
     parts += ["## Results", tables.markdown_table(*_result_cells(rows)), _legend(rows)]
+  for heading, text in sections:
+    parts += [f"## {heading}", text]
   if plots:
     parts.append("## Pictures")
     for caption, path in plots:

@@ -1,0 +1,277 @@
+"""What each part of the method is worth: the rows of FlexiQ's Table 7, over several seeds.
+
+A seed draws calibration images, random orders and searches anew. Every row is evaluated on the test
+images, on training images that no calibration used (held out), and on the search images.
+
+| method | what it adds to the row above |
+|---|---|
+| `random_naive` | groups in random order, top four bits of every code |
+| `random_range` | effective bits by range |
+| `random_mse` | effective bits by squared error |
+| `random` | bias correction (not FlexiQ's): from here on the config's own settings |
+| `greedy` | order by error per MAC |
+| `evolution` | order by FlexiQ's Algorithm 1, with as many forward passes as `gram` took |
+| `gram` | order by the quadratic model of the output distance instead |
+| `gram_dynamic` | activation shifts chosen at run time |
+
+Columns beside the usual ones: `held_out` (top-1 on held-out training images), `distance` and
+`distance_held_out` (squared logit error to the 8-bit model, mean per image), `gain` (points of
+top-1 above `greedy` on the same test images) and `gain_error` (its paired standard error),
+`forwards` and `seconds` of the search.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import flexiq as base_experiment
+from experiments import reporting, setup
+from experiments.checks import field
+from experiments.rows import Rows
+from experiments.stages import Stages
+from flexiq_jax import data, evaluation, flexiq, plots, report, runtime, selection, tables
+from flexiq_jax.metrics import Writer
+
+METHODS = (
+  *("random_naive", "random_range", "random_mse", "random"),
+  *("greedy", "evolution", "gram", "gram_dynamic"),
+)
+_GROUPS: dict[str, dict[str, Any]] = {
+  "random_naive": {
+    "activation_shift": "naive",
+    "weight_shift": "naive",
+    "bias_correction": False,
+  },
+  "random_range": {
+    "activation_shift": "range",
+    "weight_shift": "range",
+    "bias_correction": False,
+  },
+  "random_mse": {"bias_correction": False},
+}
+
+
+def describe(config) -> str:
+  """The layer table of a config's model, without weights or data."""
+  _check(config)
+  return base_experiment.describe(config)
+
+
+def prepare(config) -> setup.Inputs:
+  """Checks a config and opens weights and data; nothing is written."""
+  _check(config)
+  inputs = base_experiment.prepare(config)
+  used, there = config.calibration.images, len(inputs.calibration)
+  if not 0 < config.ablation.held_out <= there - used:
+    raise ValueError(
+      f"config.ablation.held_out: {config.ablation.held_out}; 1..{there - used} is accepted: so "
+      f"many training images are left of {there}"
+    )
+  if config.weights == "train" or config.recipe:
+    raise ValueError("config.weights, config.recipe: an ablation takes pretrained weights")
+  return inputs
+
+
+def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: str) -> Path:
+  """Runs the ablation; arguments and result as `experiments.flexiq.run`."""
+  started = time.monotonic()
+  writer.event("start", command=command, **runtime.describe())
+  network = base_experiment.network_of(config, inputs)
+  Rows(config, inputs, writer).add("float", None, None, network.float, avg_bits=32.0)
+  for seed in config.ablation.seeds:
+    _Seed(config, inputs, workdir, writer, network, seed).run()
+  writer.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
+  path = _report(config, inputs, workdir, writer, command, network, time.monotonic() - started)
+  report.print_results(writer.rows(), title=f"ablation, {reporting.title(config)}")
+  writer.finish()
+  return path
+
+
+class _Seed:
+  """All rows of one seed."""
+
+  def __init__(self, config, inputs, workdir: Path, writer: Writer, network, seed: int):
+    self._config = config.copy_and_resolve_references()
+    self._config.seed = seed
+    self._inputs, self._writer, self._network, self._seed = inputs, writer, network, seed
+    self._folder = workdir / f"seed{seed}"
+    self._folder.mkdir(exist_ok=True)
+    self._stages = Stages(
+      config=self._config, inputs=inputs, workdir=self._folder, writer=Writer(self._folder)
+    )
+
+  def run(self) -> None:
+    methods = self._config.ablation.methods
+    settings = self._inputs.settings
+    batches = setup.calibration_batches(self._config, self._inputs)
+    observations = self._stages.observe(self._network, batches)
+    base = flexiq.base_model(self._network, observations, settings.ranges)
+    self._images = np.concatenate(batches)
+    self._held_out = self._draw_held_out()
+    self._row("int8", None, lambda x: self._network.uniform(base, x), (), avg_bits=8.0)
+
+    def select(method):
+      search = dataclasses.replace(settings.search, method=method)
+      if method == "evolution":
+        search = dataclasses.replace(search, max_forwards=self._searched("gram").get("forwards", 0))
+      path = self._folder / "recipes" / f"{method}.json"
+      return self._stages.select(
+        path, settings.groups, self._network, base, observations, batches, search
+      )
+
+    found = {}
+    for name in ("greedy", "gram", "evolution"):  # evolution takes what gram took
+      if name in methods or (name == "gram" and {"gram_dynamic", "evolution"} & {*methods}):
+        found[name] = select(name)
+    for name in methods:
+      if name.startswith("random"):
+        groups = dataclasses.replace(settings.groups, **_GROUPS.get(name, {}))
+        model = self._random(base, observations, groups)
+        ratios = self._config.ablation.random_ratios
+      else:
+        model = found[name.removesuffix("_dynamic")]
+        model = dataclasses.replace(model, dynamic=name.endswith("_dynamic"))
+        ratios = self._config.ablation.ratios
+      cost = self._searched(name) if name in ("gram", "evolution") else {}
+      for ratio in ratios:
+        share = model.schedule.mac_share(ratio)
+        self._row(
+          *(name, ratio, lambda x, m=model, r=ratio: m(x, r), ("greedy",)),
+          **{"avg_bits": 8 - 4 * share, "mac_share": share, **cost},
+          channel_share=model.schedule.channel_share(ratio),
+        )
+
+  def _random(self, base, observations, settings) -> flexiq.FlexiQ:
+    """The groups of some settings in random order."""
+    names = self._inputs.selectable
+    groups = flexiq.group(self._network, base, observations, names, settings)
+    model = flexiq.lower(self._network, base, groups, settings)
+    space = flexiq.space(self._network, groups)
+    schedule = selection.Schedule(space, selection.random(space, self._seed))
+    return flexiq.FlexiQ(self._network, model, schedule)
+
+  def _searched(self, method: str) -> dict[str, float]:
+    """What a search took, from its event."""
+    for event in reversed(self._stages.writer.events("selected")):
+      if event["recipe"] == method and "forwards" in event:
+        return {"forwards": event["forwards"], "seconds": event["seconds"]}
+    return {}
+
+  def _draw_held_out(self) -> data.Batch:
+    """Training images that calibrated nothing, at this seed."""
+    config, source = self._config, self._inputs.calibration
+    used = data.calibration_indices(source, config.calibration.images, config.seed)
+    left = np.setdiff1d(np.arange(len(source)), used)
+    drawn = np.random.default_rng(config.seed).permutation(left)[: config.ablation.held_out]
+    with field("config.calibration", config.calibration):
+      batches = [
+        *data.batches(source, self._inputs.settings.preprocess, len(drawn), indices=np.sort(drawn))
+      ]
+    return batches[0]
+
+  def _row(self, method, ratio, predict, against, **columns) -> None:
+    """Evaluates a row on all three sets of images, and its gain above `against`."""
+    if self._writer.has(method, ratio, self._seed):
+      return
+    batches, count = setup.evaluation_batches(self._config, self._inputs)
+    label = f"seed {self._seed}, {method}" + ("" if ratio is None else f" at {100 * ratio:g} %")
+    with runtime.Progress(f"{label}, images", count) as progress:
+
+      def counted():
+        for batch in batches:
+          yield batch
+          progress.update(int(batch.mask.sum()))
+
+      right = evaluation.correct(predict, counted())
+    folder = self._folder / "correct"
+    folder.mkdir(exist_ok=True)
+    name = lambda m: folder / f"{m}_{'' if ratio is None else f'{ratio:g}'}.npy"
+    np.save(name(method), right)
+    for other in against:
+      if other != method and name(other).is_file():
+        gain = right.astype(np.float64) - np.load(name(other))
+        columns["gain"] = 100 * gain.mean()
+        columns["gain_error"] = 100 * gain.std(ddof=1) / np.sqrt(len(gain))
+    sets = {"distance": self._images, "distance_held_out": self._held_out.images}
+    for column, images in sets.items():
+      z = self._logits(predict, images)
+      if ratio is None:  # the 8-bit model, which comes first
+        np.save(folder / f"{column}.npy", z)
+      else:
+        columns[column] = np.square(z - np.load(folder / f"{column}.npy")).sum(axis=1).mean()
+      if images is self._held_out.images:
+        columns["held_out"] = 100 * (z.argmax(axis=1) == self._held_out.labels).mean()
+    self._writer.row(method, ratio, self._seed, top1=100 * right.mean(), images=count, **columns)
+
+  def _logits(self, predict, images) -> np.ndarray:
+    """Logits `[n, K]`, in batches of the evaluation's size, so that nothing compiles anew."""
+    size = min(self._config.batch_size, setup.evaluation_count(self._config, self._inputs))
+    rows = np.arange(-(-len(images) // size) * size) % len(images)
+    parts = [np.asarray(predict(images[rows[i : i + size]])) for i in range(0, len(rows), size)]
+    return np.concatenate(parts)[: len(images)].astype(np.float64)
+
+
+def _check(config) -> None:
+  part = config.ablation
+  for name in part.methods:
+    if name not in METHODS:
+      raise ValueError(f"config.ablation.methods: {name!r} is not one of {', '.join(METHODS)}")
+  if not part.seeds or any(not isinstance(s, int) or s < 0 for s in part.seeds):
+    raise ValueError(f"config.ablation.seeds: {part.seeds}; integers from 0 are accepted")
+  for name in ("ratios", "random_ratios"):
+    if any(not 0 < ratio <= 1 for ratio in part[name]):
+      raise ValueError(f"config.ablation.{name}: {part[name]}; numbers in 0..1, above 0")
+
+
+def _report(config, inputs, workdir, writer, command, network, seconds) -> Path:
+  rows = writer.rows()
+  joined = tables.aggregate(rows)
+  header = ["method", "4-bit ratio", "4-bit MACs (%)", "top-1 (%)", "gain over greedy", "held out"]
+  header += ["distance", "held out distance", "forwards", "seconds"]
+  cells = [
+    [
+      row["method"],
+      tables.percent(row["ratio"]) if row["ratio"] is not None else "—",
+      tables.percent(row.get("mac_share"), 1) if row.get("mac_share") is not None else "—",
+      *(
+        tables.mean_spread(row.get(name), row.get(f"{name}_spread"), digits)
+        for name, digits in (
+          *(("top1", 2), ("gain", 2), ("held_out", 2), ("distance", 3)),
+          *(("distance_held_out", 3), ("forwards", 0), ("seconds", 0)),
+        )
+      ),
+    ]
+    for row in joined
+  ]
+  table = tables.markdown_table(header, cells)
+  curves = tables.curves([r for r in rows if r["ratio"] is not None])
+  references = {r["method"]: r["top1"] for r in joined if r["ratio"] is None}
+  picture = plots.accuracy_against_ratio(
+    workdir / "ablation.png",
+    curves,
+    title=f"Ablation, {reporting.title(config)}",
+    references=references,
+  )
+  return report.write(
+    workdir,
+    title=f"Ablation, {reporting.title(config)}",
+    summary={
+      "model": config.model,
+      "evaluation images": setup.evaluation_count(config, inputs),
+      "held-out training images": config.ablation.held_out,
+      "calibration and search images": config.calibration.images,
+      "seeds": len(config.ablation.seeds),
+      "wall time": runtime.duration(seconds),
+    },
+    rows=rows,
+    layers=reporting.layer_rows(network.layers, inputs.selectable, config.groups.group_size),
+    plots=[("Top-1 of each part, mean over seeds", picture)],
+    notes=[
+      "Mean ± standard deviation over seeds. Gain: top-1 above `greedy` on the same images.",
+    ],
+    command=command,
+    sections=[("Parts", table)],
+  )

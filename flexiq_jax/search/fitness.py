@@ -40,7 +40,9 @@ def l2(z: Array, z8: Array) -> Array:
 def kl(z: Array, z8: Array) -> Array:
   """Kullback-Leibler divergence from the 8-bit model's prediction, logits `[..., K]` -> `[...]`."""
   log_p8 = jax.nn.log_softmax(z8)
-  return (jnp.exp(log_p8) * (log_p8 - jax.nn.log_softmax(z))).sum(axis=-1)
+  rise = jax.nn.log_softmax(z) - log_p8
+  # The sum of p8 (exp(rise) - 1) is 0; with it no term is negative and rounding stays small.
+  return (jnp.exp(log_p8) * (jnp.expm1(rise) - rise)).sum(axis=-1)
 
 
 DISTANCES: dict[str, Callable[[Array, Array], Array]] = {"l2": l2, "kl": kl}
@@ -53,7 +55,7 @@ class Fitness:
     images: number of search images.
     forwards: evaluations so far, in passes over all search images.
     traces: how often the population's function was traced.
-    apply, params, model: what is evaluated.
+    apply, params, model, layers: what is evaluated.
     host_images, reference: search images, and the 8-bit model's logits `[n, K]` of them.
     block: images in one forward pass.
     width: individuals in one forward pass, on each device.
@@ -90,13 +92,14 @@ class Fitness:
       mesh: devices that share the individuals, with one axis `population`; None: one device.
 
     Raises:
-      ValueError: an unknown distance, no images, logits that are not finite, or a budget below what
-        one individual on one image takes.
+      ValueError: an unknown distance, no images, a count below 1, logits that are not finite, or a
+        budget below what one individual on one image takes.
     """
     check_one_of("distance", distance, tuple(DISTANCES))
-    if not len(images) or capacity < 1 or block < 1:
+    if min(len(images), capacity, block, 1 if width is None else width) < 1:
       raise ValueError(
-        f"images, capacity, block: {len(images)}, {capacity}, {block}; at least 1 of each"
+        f"images, capacity, block, width: {len(images)}, {capacity}, {block}, {width}; at least 1 "
+        "of each is accepted"
       )
     self.space, self.images = space, len(images)
     self.distance, self.mesh = distance, mesh
@@ -104,6 +107,7 @@ class Fitness:
     self._devices = mesh.devices.size if mesh else 1
     self.capacity = -(-capacity // self._devices) * self._devices
     self.apply, self.params, self.model = network.apply, network.params, model
+    self.layers = network.layers
     self.host_images = np.asarray(images)
     self.reference = self._reference(network, min(block, self.images))
     self._compile(memory, min(block, self.images), width)
@@ -183,8 +187,8 @@ class Fitness:
 
   def _compile(self, memory: float, block: int, width: int | None) -> None:
     """Finds block and width and compiles `_run`."""
-    budget = memory * _GIB
-    wide = width or 1
+    budget, each = memory * _GIB, self.capacity // self._devices
+    wide = min(width or 1, each)
     while True:
       run, constants, used = self._attempt(block, wide)
       if used <= budget or (block == 1 and wide == 1):
@@ -198,7 +202,6 @@ class Fitness:
         f"memory: {memory:g} GiB is too little; one individual on one image takes "
         f"{used / _GIB:.3g} GiB with the {self.images} search images"
       )
-    each = self.capacity // self._devices
     if width is None and jax.default_backend() != "cpu":
       arguments = sum(a.nbytes for a in jax.tree.leaves(constants))
       guess = int((budget - arguments) // max(used - arguments, 1))
@@ -221,8 +224,6 @@ class Fitness:
     )
     values = (images, reference, self.model, self.params)
     constants = jax.tree.map(self._put, values)
-    each = self.capacity // self._devices
-    width = min(width, each)
     distance, apply, space = DISTANCES[self.distance], self.apply, self.space
 
     def one(mask, image, target, model, params):

@@ -1,0 +1,113 @@
+"""A small network of every kind of layer, quantized once, and fitnesses of it, compiled once."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexiq_jax import flexiq, rules, selection
+from flexiq_jax.calibration import RangeSettings
+from flexiq_jax.grouping import LowSettings
+from flexiq_jax.search.fitness import Fitness
+from flexiq_jax.selection import Space
+
+IMAGES, CLASSES = 16, 5
+SELECTABLE = ("conv", "up", "down", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A quantized network and what a search of it takes."""
+
+  network: flexiq.Network
+  model: rules.QModel
+  space: Space
+  scores: np.ndarray
+  images: np.ndarray
+
+  def random_masks(self, count: int, seed: int = 0) -> np.ndarray:
+    """Masks bool `[count, T]`, the first of no group and the second of all."""
+    masks = np.random.default_rng(seed).random((count, self.space.total)) < 0.5
+    masks[0] = False
+    masks[1:2] = True
+    return masks
+
+  def logits(self, mask: np.ndarray) -> np.ndarray:
+    """Logits `[n, K]` of one mixed model, by itself."""
+    return np.asarray(self.network.mixed(self.model, self.space.split(mask), self.images))
+
+  def distances(self, mask: np.ndarray, distance: str = "l2") -> np.ndarray:
+    """Distances float64 `[n]` of one mixed model from the 8-bit model, in NumPy."""
+    z = self.logits(mask).astype(np.float64)
+    z8 = self.logits(np.zeros_like(mask)).astype(np.float64)
+    if distance == "l2":
+      return np.square(z - z8).sum(axis=1)
+    log_p, log_p8 = (a - np.log(np.exp(a).sum(axis=1, keepdims=True)) for a in (z, z8))
+    return (np.exp(log_p8) * (log_p8 - log_p)).sum(axis=1)
+
+
+def parameters(seed: int = 0) -> dict[str, Any]:
+  rng = np.random.default_rng(seed)
+
+  def kernel(*shape, spread=1.0):
+    w = rng.normal(size=shape) * spread / np.sqrt(np.prod(shape[:-1]))
+    return jnp.asarray(w, jnp.float32)
+
+  return {
+    "stem": kernel(3, 3, 3, 8),
+    "depth": kernel(3, 3, 1, 8),
+    "conv": kernel(3, 1, 8, 8),
+    "up": kernel(8, 12, spread=1.5),
+    "down": kernel(12, 8),
+    "head": kernel(8, CLASSES, spread=2.0),
+    "bias": jnp.asarray(rng.normal(size=CLASSES) * 0.1, jnp.float32),
+  }
+
+
+def apply(params, x):
+  """Convolutions, one of them depthwise and one with stride, then tokens through dense layers."""
+
+  def conv(x, w, stride=1, groups=1):
+    return jax.lax.conv_general_dilated(
+      x,
+      w,
+      (stride, stride),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  x = jax.nn.relu(conv(x, params["stem"], stride=2))
+  x = jax.nn.relu(conv(x, params["depth"], groups=8))
+  x = jax.nn.relu(conv(x, params["conv"], stride=2))
+  x = x.reshape(len(x), 4, 8)
+  x = x + jax.nn.gelu(x @ params["up"]) @ params["down"]
+  return x.mean(axis=1) @ params["head"] + params["bias"][None]
+
+
+@functools.cache
+def made() -> Made:
+  """Quantized with random weights; groups of two channels."""
+  images = np.random.default_rng(1).normal(size=(IMAGES, 8, 8, 3)).astype(np.float32)
+  network = flexiq.Network(apply, parameters(), images[:1])
+  ranges, settings = RangeSettings(), LowSettings(group_size=2)
+  observations = flexiq.observe(network, [images], ranges)
+  base = flexiq.base_model(network, observations, ranges)
+  groups = flexiq.group(network, base, observations, SELECTABLE, settings)
+  model = flexiq.lower(network, base, groups, settings)
+  scores = flexiq.score(network, model, groups, [images])
+  return Made(network, model, flexiq.space(network, groups), scores, images)
+
+
+@functools.cache
+def fitness(**options) -> Fitness:
+  """A fitness that tests share: its count of forward passes goes on."""
+  m = made()
+  return Fitness(m.network, m.model, m.space, m.images, **{"capacity": 8, "block": 4, **options})
+
+
+def greedy() -> np.ndarray:
+  return selection.greedy(made().space, made().scores)

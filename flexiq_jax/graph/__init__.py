@@ -1,5 +1,6 @@
-"""A model as a graph of layers: find them, run them by a rule, fold batch norm into them."""
+"""A model as a graph of layers: find them, run them by a rule, cut at them, fold batch norm in."""
 
+from flexiq_jax.graph.cut import Live, Segments, balanced, cut
 from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.fold import fold_batch_norm
 from flexiq_jax.graph.layer import Layer
@@ -18,9 +19,13 @@ __all__ = [
   "Apply",
   "Contract",
   "Layer",
+  "Live",
   "Rule",
+  "Segments",
   "Skipped",
+  "balanced",
   "closest",
+  "cut",
   "fold_batch_norm",
   "layers",
   "skipped",

@@ -121,15 +121,7 @@ def with_rule(apply: Apply, rule: Rule) -> Apply:
   """
 
   def run(params, x):
-    traced = trace(apply, params, x)
-    leaves = jax.tree.leaves((params, x))
-
-    def at(i, eqn, operands):
-      layer, side = traced.layers[i], traced.sides[i]
-      w, act = operands[side], operands[1 - side]
-      return _call(rule, layer, act, w, contraction(eqn, side), eqn)
-
-    return evaluate(traced, leaves, dict.fromkeys(traced.layers, at))
+    return by_rule(trace(apply, params, x), jax.tree.leaves((params, x)), rule)
 
   return run
 
@@ -232,6 +224,22 @@ def evaluate(
       env.update(zip(eqn.outvars, _bind(eqn, operands), strict=True))
   outs = [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
   return jax.tree.unflatten(traced.out_tree, outs)
+
+
+def by_rule(
+  traced: Traced,
+  leaves: Sequence[Array | None],
+  rule: Rule,
+  known: Mapping[Any, Array] | None = None,
+) -> Any:
+  """Runs a traced model with its layers computed by a rule (see `with_rule`, `evaluate`)."""
+
+  def at(i, eqn, operands):
+    layer, side = traced.layers[i], traced.sides[i]
+    w, act = operands[side], operands[1 - side]
+    return _call(rule, layer, act, w, contraction(eqn, side), eqn)
+
+  return evaluate(traced, leaves, dict.fromkeys(traced.layers, at), known)
 
 
 def static_values(traced: Traced, param_leaves: Sequence[Array]) -> dict[Any, Array]:

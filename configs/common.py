@@ -106,6 +106,7 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
     block=64,
     max_minutes=0.0,
     max_forwards=0.0,
+    effects="probes",
     probes=4,
     rounds=1,
     candidates=6,

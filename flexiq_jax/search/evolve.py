@@ -5,12 +5,14 @@ stop rules, record and checkpoints.
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from flexiq_jax import files
 from flexiq_jax.search.fitness import Fitness
 from flexiq_jax.search.settings import SearchSettings
 from flexiq_jax.search.track import Found, Track
@@ -60,7 +62,10 @@ def evolve(
     if state is None:
       key, seed_key = jax.random.split(jax.random.fold_in(track.key, number))
       keys = evolution.seeds(seed_key, problem, settings.evolution, orders)
-      fitness = of(jax.vmap(evolution.decode, (None, 0))(problem, keys))
+      masks = np.asarray(jax.vmap(evolution.decode, (None, 0))(problem, keys))
+      # Of the given orders no estimate will do: the best is never worse than any of them.
+      archive(masks[: len(orders)].reshape(-1, space.total), full=True)
+      fitness = of(masks)
       state = evolution.init(key, keys, fitness)
       progress = {"level": number, "generation": 0, "stale": 0}
       track.row(
@@ -113,30 +118,38 @@ class Archive:
     """
     self._fitness, self._halving = fitness, halving
     self._known: dict[str, float] = {}
+    self._estimates: dict[str, float] = {}
 
   def __call__(self, masks: np.ndarray, full: bool = False) -> np.ndarray:
-    """Fitness float64 `[P]` of masks bool `[P, T]`; `full` forbids halving."""
+    """Fitness float64 `[P]` of masks bool `[P, T]`; `full` takes no estimate for it."""
     names = [_digest(mask) for mask in masks]
-    new = {name: i for i, name in enumerate(names) if full or name not in self._known}
-    new = {name: i for name, i in new.items() if name not in self._known or self._halving}
-    if new:
-      rows = masks[list(new.values())]
-      halving = self._halving and not full and len(rows) > 1
-      values = halved(self._fitness, rows) if halving else self._fitness(rows)
-      self._known.update(zip(new, values.tolist(), strict=True))
-    return np.array([self._known[name] for name in names])
+    have = self._known if full else self._estimates | self._known
+    new = {name: i for i, name in enumerate(names) if name not in have}
+    rows = masks[list(new.values())]
+    if self._halving and not full and len(new) > 1:
+      values, stayed = halved(self._fitness, rows)
+      for name, value, known in zip(new, values.tolist(), stayed, strict=True):
+        (self._known if known else self._estimates)[name] = value
+    elif new:
+      self._known.update(zip(new, self._fitness(rows).tolist(), strict=True))
+    return np.array([self._known.get(n, self._estimates.get(n)) for n in names], np.float64)
 
-  def dump(self) -> dict[str, float | str]:
+  def dump(self) -> dict[str, dict[str, float | str]]:
     """What is known, as JSON can hold it."""
-    return {n: v if np.isfinite(v) else repr(v) for n, v in self._known.items()}
+    return files.to_plain({"known": self._known, "estimates": self._estimates})
 
-  def load(self, known: dict[str, float | str]) -> None:
+  def load(self, dumped: dict[str, dict[str, float | str]]) -> None:
     """Takes what `dump` gave."""
-    self._known = {name: float(value) for name, value in known.items()}
+    self._known, self._estimates = (
+      {name: float(value) for name, value in dumped[kind].items()}
+      for kind in ("known", "estimates")
+    )
 
 
-def halved(fitness: Fitness, masks: np.ndarray) -> np.ndarray:
+def halved(fitness: Fitness, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Successive halving: all on a quarter of the images, half of them on half, a quarter on all.
+
+  Shares are of whole blocks, rounded up; with fewer than four blocks there are fewer rounds.
 
   Args:
     fitness: evaluates masks on a part of the images.
@@ -144,27 +157,30 @@ def halved(fitness: Fitness, masks: np.ndarray) -> np.ndarray:
 
   Returns:
     float64 `[P]`: the full fitness of those that stayed; the others' mean on the images they were
-    evaluated on, raised above the fitness of all that stayed longer.
+    evaluated on, raised above (also in float32) the fitness of all that stayed longer. And bool
+    `[P]`, which stayed.
   """
-  values = np.full(len(masks), np.nan)
-  alive = np.arange(len(masks))
-  total, seen = np.zeros(len(masks)), 0.0
-  dropped = []
-  for end in (0.25, 0.5, 1.0):
-    part = fitness(masks[alive], (seen, end))
-    total[alive] += np.where(np.isfinite(part), part, np.inf) * (end - seen)
-    seen = end
-    values[alive] = total[alive] / seen
-    if end < 1:
-      ranked = alive[np.argsort(total[alive], kind="stable")]
-      keep = max(1, len(ranked) // 2)
-      dropped.append(ranked[keep:])
-      alive = ranked[:keep]
+  values, alive = np.full(len(masks), np.nan), np.arange(len(masks))
+  seen = np.zeros((len(masks), 0), np.float32)
+  blocks, dropped = fitness.blocks, []
+  ends = sorted({-(-blocks // 4), -(-blocks // 2), blocks})
+  for start, end in itertools.pairwise([0, *ends]):
+    part = fitness.per_image(masks[alive], (start / blocks, end / blocks))
+    seen = np.concatenate([seen, part], axis=1)
+    mean = seen.mean(axis=1, dtype=np.float64)
+    mean = np.where(np.isfinite(mean), mean, np.inf)
+    values[alive] = mean
+    if end < blocks:
+      ranked = np.argsort(mean, kind="stable")
+      keep = np.sort(ranked[: max(1, len(ranked) // 2)])
+      dropped.append(np.delete(alive, keep))
+      alive, seen = alive[keep], seen[keep]
+  stayed = np.isin(np.arange(len(masks)), alive)
   for out in reversed(dropped):
-    floor = np.nextafter(values[alive].max(), np.inf)
+    floor = np.nextafter(values[alive].max().astype(np.float32), np.float32(np.inf))
     values[out] = np.maximum(values[out], floor)
     alive = np.concatenate([alive, out])
-  return values
+  return values, stayed
 
 
 class _Scale:
@@ -178,7 +194,8 @@ class _Scale:
     self._unit = np.ones(1)
     if len(problem.thresholds) > 1:
       masks = evolution.decode(problem, evolution.keys_of(order))
-      self._unit = np.maximum(archive(np.asarray(masks), full=True), 1e-30)
+      unit = archive(np.asarray(masks), full=True)
+      self._unit = np.where(unit > 0, unit, 1.0)  # 1 for NaN, too
 
   def __call__(self, masks: Array) -> np.ndarray:
     masks = np.asarray(masks)

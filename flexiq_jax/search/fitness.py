@@ -57,7 +57,7 @@ class Fitness:
     traces: how often the population's function was traced.
     apply, params, model, layers: what is evaluated.
     host_images, reference: search images, and the 8-bit model's logits `[n, K]` of them.
-    block: images in one forward pass.
+    block, blocks: images in one forward pass, and how many passes they make.
     width: individuals in one forward pass, on each device.
     bytes: device memory of one call, arguments and temporaries, as the compiler counts it.
   """
@@ -134,8 +134,8 @@ class Fitness:
       )
     if not 0 <= part[0] < part[1] <= 1:
       raise ValueError(f"part: {part}, expected 0 <= from < to <= 1")
-    first = min(round(part[0] * self._blocks), self._blocks - 1)
-    last = max(round(part[1] * self._blocks), first + 1)
+    first = min(round(part[0] * self.blocks), self.blocks - 1)
+    last = max(round(part[1] * self.blocks), first + 1)
     seen = slice(first * self.block, min(last * self.block, self.images))
     out = [np.zeros((0, seen.stop - seen.start), np.float32)]
     for start in range(0, len(masks), self.capacity):
@@ -160,7 +160,7 @@ class Fitness:
     )
     if self.mesh is not None and jax.process_count() > 1:
       out = multihost_utils.process_allgather(out, tiled=True)
-    result = np.empty((self.capacity, self._blocks * self.block), np.float32)
+    result = np.empty((self.capacity, self.blocks * self.block), np.float32)
     result[spread] = np.asarray(out).reshape(self.capacity, -1)
     return result[: len(masks)]
 
@@ -213,7 +213,7 @@ class Fitness:
         guess = wide // 2
     self._run, self._constants, self.bytes = run, constants, int(used)
     self.block, self.width = block, max(wide, 1)
-    self._blocks = -(-self.images // block)
+    self.blocks = -(-self.images // block)
 
   def _attempt(self, block: int, width: int) -> tuple[Any, tuple, int]:
     """The compiled function for a block and a width, its constant arguments, and its memory."""

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from flexiq_jax.search.evolve import Archive
+from flexiq_jax.search.flips import Flips
 from flexiq_jax.search.influence import Influence
 from flexiq_jax.search.settings import SearchSettings
 from flexiq_jax.search.track import Found, Track
@@ -88,7 +89,7 @@ class _State:
 
 
 def gram_search(
-  track: Track, influence: Influence, settings: SearchSettings, seeds: Sequence[np.ndarray]
+  track: Track, influence: Influence | Flips, settings: SearchSettings, seeds: Sequence[np.ndarray]
 ) -> Found:
   """Searches an order.
 
@@ -108,12 +109,13 @@ def gram_search(
   restored = track.restore(dataclasses.asdict(state))
   if restored:
     state = _State(**restored[0])
+    archive.load(restored[1]["archive"])
   else:
     track.note(influence.describe())
   orders = [ties.coarse(order) for order in seeds]
   while state.level < len(levels):
     _step(track, influence, archive, settings, orders, state)
-    track.save(dataclasses.asdict(state))
+    track.save(dataclasses.asdict(state), archive=archive.dump())
   order = surrogate.arrange(state.model(), space, list(state.best), levels)
   schedule = Schedule(track.fitness.space, ties.fine(order))
   values = archive(schedule.stack(levels))
@@ -127,7 +129,7 @@ def gram_search(
 
 def _step(
   track: Track,
-  influence: Influence,
+  influence: Influence | Flips,
   archive: Archive,
   settings: SearchSettings,
   orders: Sequence[np.ndarray],
@@ -176,7 +178,9 @@ def _step(
     of=settings.rounds,
   )
   share = (level + 1) / len(settings.levels)
-  if number >= settings.rounds or (number and not better) or track.over(share):
+  # Without a finite fitness there is nothing to measure around.
+  stuck = (number and not better) or not np.isfinite(state.fitness[level])
+  if number >= settings.rounds or stuck or track.over(share):
     state.level, state.round = level + 1, 0
   else:
     state.round += 1

@@ -14,6 +14,7 @@ from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.flexiq import Network
 from flexiq_jax.search.evolve import evolve
 from flexiq_jax.search.fitness import AXIS, Fitness
+from flexiq_jax.search.flips import Flips
 from flexiq_jax.search.gram import gram_search
 from flexiq_jax.search.influence import Influence
 from flexiq_jax.search.log import SearchLog
@@ -107,8 +108,12 @@ def search(
       return evolve(record, scores, settings, [greedy])
   with track("gram") as record:
     ties = Ties(space, scores, settings.max_groups)
-    influence = Influence(
-      fitness, ties, probes=settings.probes, memory=settings.memory, block=settings.block
+    influence = (
+      Flips(fitness, ties)
+      if settings.effects == "flips"
+      else Influence(
+        fitness, ties, probes=settings.probes, memory=settings.memory, block=settings.block
+      )
     )
     found = gram_search(record, influence, settings, [greedy])
   if not settings.polish:

@@ -27,6 +27,8 @@ class SearchSettings:
       no limit. Where it strikes, results depend on the machine's speed.
     max_forwards: the same for evaluations, in forward passes over the search images.
     probes: gram: k, random probes per image (see `influence`).
+    effects: gram: how effects of groups are measured, by backward passes of random `probes` or by
+      `flips` of every group.
     rounds: gram: most linearisations around a level's best mask, behind the first around 8 bits.
     candidates: gram: masks of each round that are evaluated truly.
     max_groups: gram: above so many groups, neighbours of one layer are tied together.
@@ -50,6 +52,7 @@ class SearchSettings:
   block: int = 64
   max_minutes: float = 0.0
   max_forwards: float = 0.0
+  effects: Literal["probes", "flips"] = "probes"
   probes: int = 4
   rounds: int = 1
   candidates: int = 6
@@ -70,6 +73,7 @@ class SearchSettings:
   def __post_init__(self):
     check_one_of("method", self.method, METHODS)
     check_one_of("distance", self.distance, tuple(DISTANCES))
+    check_one_of("effects", self.effects, ("probes", "flips"))
     check_one_of("mode", self.mode, ("progressive", "joint"))
     levels = self.levels
     rising = all(a < b for a, b in itertools.pairwise(levels))
@@ -80,6 +84,8 @@ class SearchSettings:
     for field in ("images", "rounds", "polish", "patience", "max_minutes", "max_forwards"):
       _at_least(0, field, getattr(self, field))
     _at_least(2, "max_groups", self.max_groups)
+    if self.halving and self.mode == "joint":
+      raise ValueError("halving: True; with mode joint, where levels would compete, False is accepted")
     if not self.memory > 0:
       raise ValueError(f"memory: {self.memory} is not a positive number of GiB")
     _ = self.evolution

@@ -1,12 +1,14 @@
 """What every search shares: its clock, its rows in `search.csv`, its progress, its checkpoints."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from flexiq_jax import files
 from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.search.fitness import Fitness
 from flexiq_jax.search.log import SearchLog
@@ -51,7 +53,7 @@ class Track:
       clock: seconds, any origin.
     """
     self.fitness, self.key = fitness, jax.random.key(seed)
-    self._method, self._seed, self._made_from = method, seed, made_from
+    self._method, self._seed, self._made_from = method, seed, files.to_plain(made_from)
     self._log, self._checkpoints, self._show = log, checkpoints, show
     self._limit, self._most, self._clock = 60 * max_minutes, max_forwards, clock
     self._ticked = clock()
@@ -86,24 +88,25 @@ class Track:
     differ: float | None = None,
     of: int | None = None,
   ) -> None:
-    """Records one step.
+    """Records one step; one without any finite fitness is shown only.
 
     Args:
       ratio: level; None for all at once.
       step: number of the step at this level, 0 for the seeds.
-      best: best fitness so far.
+      best: best fitness so far; inf where none is finite.
       mean: mean fitness of the step's candidates.
       stage: what the step was.
       differ: share of candidates that differ from their parents.
       of: number of steps of the level, for the time left.
     """
-    self._rows += 1
     row: dict[str, Any] = {
       **{"ratio": ratio, "step": step, "best": best, "mean": mean, "stage": stage},
       **{"differ": differ, "forwards": self.fitness.forwards, "seconds": self.seconds},
     }
-    if self._log:
-      self._log.add(method=self._method, seed=self._seed, **row)
+    if math.isfinite(best):
+      self._rows += 1
+      if self._log:
+        self._log.add(method=self._method, seed=self._seed, **row)
     if self._show:
       level = "all levels" if ratio is None else f"{100 * ratio:g} %"
       rate = self.fitness.forwards / max(self.seconds, 1e-9)
@@ -117,6 +120,11 @@ class Track:
     """Shows a line."""
     if self._show:
       self._show(f"{self._method}: {text}")
+
+  @property
+  def _remedy(self) -> str:
+    folder = self._checkpoints.directory if self._checkpoints else None
+    return f"remove {folder} or name another workdir"
 
   def tick(self, text: str, interval: float = 10.0) -> None:
     """Shows a line, at most one in `interval` seconds."""
@@ -144,15 +152,17 @@ class Track:
     Raises:
       ValueError: the checkpoint was made from other values, or for other shapes.
     """
-    found = self._checkpoints.restore_latest(template) if self._checkpoints else None
+    try:
+      found = self._checkpoints.restore_latest(template) if self._checkpoints else None
+    except ValueError as error:
+      raise ValueError(f"{error}. If it was made with other settings: {self._remedy}") from error
     if found is None or self._checkpoints is None:
       if self._log:
         self._log.cut(self._method, self._seed, 0)
       return None
     if found.metadata["made_from"] != self._made_from:
       raise ValueError(
-        "checkpoint: it was made for another model, data or search settings; remove "
-        f"{self._checkpoints.directory} or name another workdir"
+        f"checkpoint: it was made for another model, data or search settings; {self._remedy}"
       )
     self._saved, self._rows = found.step, found.metadata["rows"]
     self._start = self._clock() - found.metadata["seconds"]

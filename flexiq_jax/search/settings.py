@@ -85,7 +85,9 @@ class SearchSettings:
       _at_least(0, field, getattr(self, field))
     _at_least(2, "max_groups", self.max_groups)
     if self.halving and self.mode == "joint":
-      raise ValueError("halving: True; with mode joint, where levels would compete, False is accepted")
+      raise ValueError(
+        "halving: True; with mode joint, where levels would compete, False is accepted"
+      )
     if not self.memory > 0:
       raise ValueError(f"memory: {self.memory} is not a positive number of GiB")
     _ = self.evolution

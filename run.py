@@ -50,10 +50,10 @@ def main(argv: list[str]) -> None:
   # Here, not above: a wrong flag is told before a second of imports.
   import experiments
   from experiments import setup
-  from flexiq_jax import runtime
+  from flexiq_jax import distributed, runtime
   from flexiq_jax.metrics import Writer
 
-  with runtime.interruptible():
+  with distributed.together(), runtime.interruptible():
     config = _CONFIG.value
     if config.experiment not in experiments.EXPERIMENTS:
       known = ", ".join(experiments.EXPERIMENTS)
@@ -64,24 +64,25 @@ def main(argv: list[str]) -> None:
       print("\n".join((*_fields(config.to_dict(), "config"), "", layers)))
       return
     runtime.enable_compilation_cache(_CACHE.value)
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
-    writer = Writer(workdir)
-    plain = config.to_dict()
-    # A workdir that is finished, or of another run, is told at once; --overrule may change it, so
-    # that comes behind all checks. A run whose inputs are wrong leaves no config behind.
-    begun = (workdir / "config.json").is_file()
-    if begun and _OVERRULE.value:
-      _require_same_model(workdir, plain)
-    elif begun and _finished(writer, plain):
-      return
-    inputs = experiment.prepare(config)
-    if _finished(writer, plain):
-      return
-    if not _WORKDIR.value:
-      print(f"workdir: {workdir}", flush=True)
-    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    path = experiment.run(config, inputs, workdir, writer, command)
-    print(f"report: {path}")
+    named = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
+    with distributed.folder(named) as workdir:
+      writer = Writer(workdir)
+      plain = config.to_dict()
+      # A workdir that is finished, or of another run, is told at once; --overrule may change it, so
+      # that comes behind all checks. A run whose inputs are wrong leaves no config behind.
+      begun = (workdir / "config.json").is_file()
+      if begun and _OVERRULE.value:
+        _require_same_model(workdir, plain)
+      if distributed.agree(begun and not _OVERRULE.value and _finished(writer, plain)):
+        return
+      inputs = experiment.prepare(config)
+      if distributed.agree(_finished(writer, plain)):
+        return
+      if not _WORKDIR.value:
+        print(f"workdir: {workdir}", flush=True)
+      command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+      path = experiment.run(config, inputs, workdir, writer, command)
+      print(f"report: {path}")
 
 
 def parse(argv: list[str]) -> list[str]:

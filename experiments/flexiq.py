@@ -30,7 +30,7 @@ from experiments import reporting, setup
 from experiments.checks import field
 from experiments.rows import Rows
 from experiments.stages import Stages
-from flexiq_jax import flexiq, models, report, runtime, selection
+from flexiq_jax import distributed, flexiq, models, report, runtime, selection
 from flexiq_jax.metrics import Writer
 from flexiq_jax.selection import recipe as recipes
 
@@ -118,6 +118,8 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
     for ratio in inputs.settings.ratios:
       if 0 < ratio < 1:  # at 0 and 1 every order is the same model
         rows.add_flexiq("flexiq_random", shuffled, ratio, seed)
+  if not distributed.is_main():
+    return workdir / "report.md"
 
   writer.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
   path = reporting.write(
@@ -137,6 +139,11 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
 
 
 def _check(config) -> None:
+  if config.weights == "train" and distributed.several():
+    raise ValueError(
+      "config.weights: 'train' in several processes; train in one process first (no srun, no "
+      "JAX_NUM_PROCESSES), then give the weights as a file"
+    )
   for variant in config.variants:
     if variant not in VARIANTS:
       known = ", ".join(VARIANTS)

@@ -5,12 +5,15 @@ from typing import Any
 
 from experiments import setup
 from experiments.checks import field
-from flexiq_jax import evaluation, flexiq, runtime
+from flexiq_jax import distributed, evaluation, flexiq, runtime
 from flexiq_jax.metrics import Writer
 
 
 class Rows:
-  """Evaluates methods on the evaluation images; a row that is in the workdir is left alone."""
+  """Evaluates methods on the evaluation images; a row that is in the workdir is left alone.
+
+  Of several processes the main one evaluates.
+  """
 
   def __init__(self, config, inputs: setup.Inputs, writer: Writer):
     """Keeps what every row needs.
@@ -39,7 +42,7 @@ class Rows:
       predict: images `[B, H, W, C]` -> logits `[B, K]`.
       **columns: further columns of the row.
     """
-    if self._writer.has(method, ratio, seed):
+    if not distributed.is_main() or self._writer.has(method, ratio, seed):
       return
     batches, count = setup.evaluation_batches(self._config, self._inputs)
     label = method if ratio is None else f"{method} at {100 * ratio:g} %"

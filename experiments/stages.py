@@ -9,6 +9,8 @@ made under other values is made anew.
 | train   | `train/`, a checkpoint an epoch    | data, recipe of the training               |
 | observe | `calibration/`, one checkpoint     | model, weights, calibration images, ranges |
 | select  | `recipe.json`, `recipes/NAME.json` | the same, grouping, score, layers, search  |
+
+Of several processes the main one reads, writes and calibrates, and tells the others; all search.
 """
 
 import dataclasses
@@ -20,7 +22,17 @@ import numpy as np
 
 from experiments import setup
 from experiments.checks import field
-from flexiq_jax import flexiq, grouping, rules, runtime, search, selection, train
+from flexiq_jax import (
+  checkpoint,
+  distributed,
+  flexiq,
+  grouping,
+  rules,
+  runtime,
+  search,
+  selection,
+  train,
+)
 from flexiq_jax.calibration import BINS, Values
 from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.files import to_plain
@@ -78,7 +90,6 @@ class Stages:
 
   def observe(self, network: flexiq.Network, batches: list[np.ndarray]) -> flexiq.Observations:
     """Calibration statistics of a network on `batches`, each `[B, H, W, C]`."""
-    made_from = _calibrated_on(self.config)
     template = {
       layer.name: {
         "counts": np.zeros(BINS, np.int64),
@@ -87,24 +98,34 @@ class Stages:
       }
       for layer in network.layers
     }
-    with Checkpoints(self.workdir / "calibration", keep=1) as checkpoints:
-      found = checkpoints.restore_latest(template)
-      if found is not None and found.metadata == made_from:
-        tree = found.tree
-      else:
-        images = sum(map(len, batches))
-        with PassProgress(images) as progress:
-          observed = flexiq.observe(network, batches, self.inputs.settings.ranges, progress)
-        tree = {
-          name: {"counts": v.counts, "edges": v.edges, "codes": observed.codes[name]}
-          for name, v in observed.values.items()
-        }
-        checkpoints.save(found.step + 1 if found else 0, tree, made_from)
-        self.writer.event("calibrated", images=images)
+    tree = self._statistics(network, batches, template) if distributed.is_main() else None
+    if distributed.several():
+      data = distributed.broadcast_bytes(checkpoint.pack(tree) if tree else None)
+      assert data is not None
+      tree, _ = checkpoint.unpack(template, data)
+    assert tree is not None
     return flexiq.Observations(
       values={n: Values(np.asarray(t["counts"]), np.asarray(t["edges"])) for n, t in tree.items()},
       codes={name: np.asarray(t["codes"]) for name, t in tree.items()},
     )
+
+  def _statistics(self, network: flexiq.Network, batches: list[np.ndarray], template) -> Any:
+    """What `observe` keeps: layer name -> counts, edges and codes."""
+    made_from = _calibrated_on(self.config)
+    with Checkpoints(self.workdir / "calibration", keep=1) as checkpoints:
+      found = checkpoints.restore_latest(template)
+      if found is not None and found.metadata == made_from:
+        return found.tree
+      images = sum(map(len, batches))
+      with PassProgress(images) as progress:
+        observed = flexiq.observe(network, batches, self.inputs.settings.ranges, progress)
+      tree = {
+        name: {"counts": v.counts, "edges": v.edges, "codes": observed.codes[name]}
+        for name, v in observed.values.items()
+      }
+      checkpoints.save(found.step + 1 if found else 0, tree, made_from)
+      self.writer.event("calibrated", images=images)
+      return tree
 
   def select(
     self,
@@ -138,7 +159,8 @@ class Stages:
         "calibration": _calibrated_on(self.config),
       }
     )
-    recipe = recipes.load(path) if path.is_file() else None
+    path.parent.mkdir(exist_ok=True)
+    recipe = self._kept(path)
     if recipe is None or recipe.settings != made_from:
       groups = flexiq.group(network, base, observations, self.inputs.selectable, settings)
       model = flexiq.lower(network, base, groups, settings)
@@ -153,10 +175,19 @@ class Stages:
         settings=settings,
       )
       recipe = dataclasses.replace(recipe, settings=made_from)
-      path.parent.mkdir(exist_ok=True)
       recipes.save(path, recipe)
       shutil.rmtree(self.workdir / "search", ignore_errors=True)  # the recipe takes its place
     return flexiq.from_recipe(network, recipe, self.config.dynamic)
+
+  @staticmethod
+  def _kept(path: Path) -> recipes.Recipe | None:
+    """The recipe that the main process has at a path, None where it has none."""
+    text = path.read_bytes() if path.is_file() else None
+    if distributed.several():
+      text = distributed.broadcast_bytes(text)
+      if text is not None and not distributed.is_main():
+        path.write_bytes(text)
+    return None if text is None else recipes.load(path)
 
   def _order(
     self, name, network, model, groups, batches, settings: SearchSettings, made_from
@@ -165,7 +196,7 @@ class Stages:
     space = flexiq.space(network, groups)
     with PassProgress(sum(map(len, batches)), f"{name}, ") as progress:
       images = batches if self.config.score == "exact" else None
-      scores = flexiq.score(network, model, groups, images, progress)
+      scores = distributed.agree_array(flexiq.score(network, model, groups, images, progress))
     if settings.method == "greedy":
       self.writer.event("selected", recipe=name, method="greedy", groups=space.total)
       return selection.greedy(space, scores)

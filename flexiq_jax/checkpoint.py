@@ -9,9 +9,12 @@ needs to be safe:
   - leaves are stored as host arrays: a checkpoint says nothing about devices. Typed keys
     (`jax.random.key`) are stored as their key data.
 
-Saving is synchronous: when `save` returns, the step is on disk. One process only.
+Saving is synchronous: when `save` returns, the step is on disk. Of several processes only number 0
+may open a folder; `pack` and `unpack` take a tree to the others.
 """
 
+import io
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,12 +61,22 @@ class Checkpoints:
     if self.directory.exists() and not self.directory.is_dir():
       raise ValueError(f"checkpoint directory {self.directory} is a file")
     self.directory.mkdir(parents=True, exist_ok=True)
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:  # otherwise Orbax would wait for the other processes
+      alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="main"
+      )
     self._manager = ocp.CheckpointManager(
       self.directory,
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        enable_async_checkpointing=False,
+        create=jax.process_count() == 1,  # Orbax insists; the folder is there
+        multiprocessing_options=alone,
+      ),
       item_handlers={
-        "tree": ocp.StandardCheckpointHandler(),
-        "metadata": ocp.JsonCheckpointHandler(),
+        "tree": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        "metadata": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
       },
     )
 
@@ -168,6 +181,28 @@ class Checkpoints:
       (self.directory / str(step)).rename(aside)
     if incomplete:
       self._manager.reload()
+
+
+def pack(tree: Any, metadata: Any = None) -> bytes:
+  """A tree, as `Checkpoints.save` takes it, and what JSON can hold, as bytes for `unpack`."""
+  arrays: dict[str, Any] = {
+    f"tree/{name}": _to_host(name, leaf) for name, leaf in _named_leaves(tree)
+  }
+  out = io.BytesIO()
+  np.savez(out, **arrays, metadata=json.dumps(metadata))
+  return out.getvalue()
+
+
+def unpack(template: Any, data: bytes) -> tuple[Any, Any]:
+  """The tree and the metadata that were packed; for the template see `Checkpoints`."""
+  with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+    leaves = [
+      # The view: NumPy's format does not know bfloat16.
+      _from_host(stored[f"tree/{name}"].view(_stored_form(leaf).dtype), leaf)
+      for name, leaf in _named_leaves(template)
+    ]
+    metadata = json.loads(str(stored["metadata"]))
+  return jax.tree.unflatten(jax.tree.structure(template), leaves), metadata
 
 
 class _MismatchError(Exception):

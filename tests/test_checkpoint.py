@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from flexiq_jax.checkpoint import Checkpoints
+from flexiq_jax.checkpoint import Checkpoints, pack, unpack
 
 
 def _tree():
@@ -56,6 +56,13 @@ def test_round_trip_is_exact_in_a_new_process_view(tmp_path):
     restored = checkpoints.restore_latest(_blank(tree))
   assert restored is not None and restored.step == 5 and restored.metadata == metadata
   _assert_same(restored.tree, tree)
+
+
+def test_packed_trees_come_back_exactly():
+  tree, metadata = _tree(), {"log": [1, 2.5, None, "text"], "rate": 0.1}
+  got, told = unpack(_blank(tree), pack(tree, metadata))
+  _assert_same(got, tree)
+  assert told == metadata
 
 
 def test_an_abstract_template_gives_jax_arrays(tmp_path):

@@ -16,12 +16,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 # a module needs its own line where it differs from its folder. `*` is everything of ours.
 _LOW = ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels", "flexiq_jax.selection")
 _RULES = (*_LOW, "flexiq_jax.rules", "flexiq_jax.calibration", "flexiq_jax.grouping")
-_STATE = ("flexiq_jax.checkpoint", "flexiq_jax.files")
+_STATE = ("flexiq_jax.checkpoint", "flexiq_jax.files", "flexiq_jax.distributed")
 OURS = {
   "run": ("experiments", "flexiq_jax"),
   "configs": (),
   "experiments": ("flexiq_jax",),
-  "benchmarks": ("flexiq_jax",),
+  "benchmarks": ("configs", "experiments", "flexiq_jax"),
   "examples": ("flexiq_jax",),
   "tests": ("*",),
   "flexiq_jax": (),
@@ -45,6 +45,7 @@ OURS = {
   "flexiq_jax.runtime": (),
   "flexiq_jax.tables": (),
   "flexiq_jax.files": (),
+  "flexiq_jax.distributed": (),
   "flexiq_jax.metrics": ("flexiq_jax.files",),
   "flexiq_jax.search": (*_RULES, "flexiq_jax.selection", "flexiq_jax.flexiq", *_STATE),
   "flexiq_jax.search.log": ("flexiq_jax.files",),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import graph, rules
+from flexiq_jax import distributed, graph, rules
 from flexiq_jax.search.fitness import DISTANCES, Fitness
 from flexiq_jax.search.influence import Report
 from flexiq_jax.search.ties import Ties
@@ -98,7 +98,7 @@ class Flips:
     gram, squares = np.zeros((total, total)), np.zeros((total, total))
     groups = self.ties.expand(base)
     flipped = self.ties.expand(base ^ np.eye(total, dtype=bool))
-    for start in range(0, fitness.images, self.block):
+    for start in distributed.mine(range(0, fitness.images, self.block)):
       rows = np.arange(start, start + self.block) % fitness.images
       used = min(self.block, fitness.images - start)
       constant = (fitness.model, fitness.params)
@@ -124,6 +124,9 @@ class Flips:
       if report:
         report((start + used) / fitness.images)
     fitness.forwards += self.forwards_each
+    value, gradient, gram, squares = map(
+      distributed.sum_parts, (np.float64(value), gradient, gram, squares)
+    )
     n = fitness.images
-    quadratic = Quadratic(base=base, value=value / n, gradient=gradient / n, gram=gram / n)
+    quadratic = Quadratic(base=base, value=float(value) / n, gradient=gradient / n, gram=gram / n)
     return quadratic, ledoit_wolf(gram / n, squares / n, n)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import graph, rules
+from flexiq_jax import distributed, graph, rules
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.quant import lowering, quantizer
 from flexiq_jax.search.fitness import DISTANCES, Fitness, memory_of
@@ -196,7 +196,7 @@ class Influence:
   def measure(
     self, key: Array, base: np.ndarray, report: Report | None = None
   ) -> tuple[Quadratic, float]:
-    """The quadratic model around a mask.
+    """The quadratic model around a mask; several processes measure a part of the images each.
 
     Args:
       key: typed random key of the probes.
@@ -212,7 +212,7 @@ class Influence:
     gram, squares = np.zeros((total, total)), np.zeros((total, total))
     groups = self.ties.expand(np.asarray(base))
     first = -1 if groups.any() else 0  # around the 8-bit model there is no residual
-    for start in range(0, fitness.images, self.block):
+    for start in distributed.mine(range(0, fitness.images, self.block)):
       # The last block repeats images, so that no other shape is compiled.
       rows = np.arange(start, start + self.block) % fitness.images
       used = min(self.block, fitness.images - start)
@@ -236,9 +236,12 @@ class Influence:
       if report:
         report((start + used) / fitness.images)
     fitness.forwards += 3.0 * (self._probes - first)
+    value, gradient, gram, squares = map(
+      distributed.sum_parts, (np.float64(value), gradient, gram, squares)
+    )
     n = fitness.images
     quadratic = Quadratic(
-      base=np.asarray(base), value=value / n, gradient=gradient / n, gram=gram / n
+      base=np.asarray(base), value=float(value) / n, gradient=gradient / n, gram=gram / n
     )
     return quadratic, ledoit_wolf(gram / n, squares / n, n)
 

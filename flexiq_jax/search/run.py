@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flexiq_jax import rules, selection
+from flexiq_jax import distributed, rules, selection
 from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.flexiq import Network
 from flexiq_jax.search.evolve import evolve
@@ -54,11 +54,14 @@ def search(
       goes on from its last checkpoint. None keeps nothing.
     made_from: plain values that the result depends on besides the settings and the seed.
     show: called with a line of progress now and then.
-    mesh: devices that share the population (`population_mesh`); None uses one.
+    mesh: devices that share the population (`population_mesh`); None uses one. Several processes
+      call this with the same values, but `workdir` and `show` are the main one's.
 
   Returns:
     The order, and what it reached.
   """
+  if not distributed.is_main():  # the others search along, in silence
+    workdir, show = None, None
   if settings.images:
     images = images[: settings.images]
   fitness = Fitness(

@@ -8,14 +8,16 @@ from typing import Any
 
 import jax
 
-from flexiq_jax import files
-from flexiq_jax.checkpoint import Checkpoints
+from flexiq_jax import distributed, files
+from flexiq_jax.checkpoint import Checkpoints, Restored, pack, unpack
 from flexiq_jax.search.fitness import Fitness
 from flexiq_jax.search.log import SearchLog
 
 
 class Track:
   """The record of one search, so that a killed one goes on as if nothing had happened.
+
+  Of several processes only the main one has a log, checkpoints and a say about the time.
 
   Attributes:
     fitness: what is searched; its count of forward passes is part of the record.
@@ -74,7 +76,7 @@ class Track:
 
   def over(self, share: float = 1.0) -> bool:
     """Whether this share of the limit of time or of evaluations is spent."""
-    late = self._limit > 0 and self.seconds >= share * self._limit
+    late = self._limit > 0 and distributed.agree(self.seconds >= share * self._limit)
     return late or (self._most > 0 and self.fitness.forwards >= share * self._most)
 
   def row(
@@ -152,24 +154,34 @@ class Track:
     Raises:
       ValueError: the checkpoint was made from other values, or for other shapes.
     """
-    try:
-      found = self._checkpoints.restore_latest(template) if self._checkpoints else None
-    except ValueError as error:
-      raise ValueError(f"{error}. If it was made with other settings: {self._remedy}") from error
-    if found is None or self._checkpoints is None:
+    found = self._latest(template)
+    if distributed.several():
+      data = pack(found.tree, [found.step, found.metadata]) if found else None
+      data = distributed.broadcast_bytes(data)
+      tree, plain = unpack(template, data) if data else (None, None)
+      found = Restored(plain[0], tree, plain[1]) if plain else None
+    if found is None:
       if self._log:
         self._log.cut(self._method, self._seed, 0)
       return None
-    if found.metadata["made_from"] != self._made_from:
-      raise ValueError(
-        f"checkpoint: it was made for another model, data or search settings; {self._remedy}"
-      )
     self._saved, self._rows = found.step, found.metadata["rows"]
     self._start = self._clock() - found.metadata["seconds"]
     self.fitness.forwards = found.metadata["forwards"]
     if self._log:
       self._log.cut(self._method, self._seed, self._rows)
     return found.tree, found.metadata
+
+  def _latest(self, template: Any) -> Restored | None:
+    """The newest checkpoint, if there is one that was made for this search."""
+    try:
+      found = self._checkpoints.restore_latest(template) if self._checkpoints else None
+    except ValueError as error:
+      raise ValueError(f"{error}. If it was made with other settings: {self._remedy}") from error
+    if found is not None and found.metadata["made_from"] != self._made_from:
+      raise ValueError(
+        f"checkpoint: it was made for another model, data or search settings; {self._remedy}"
+      )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

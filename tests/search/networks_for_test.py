@@ -12,6 +12,8 @@ from flexiq_jax import flexiq, rules, selection
 from flexiq_jax.calibration import RangeSettings
 from flexiq_jax.grouping import LowSettings
 from flexiq_jax.search.fitness import Fitness
+from flexiq_jax.search.influence import Influence
+from flexiq_jax.search.ties import Ties
 from flexiq_jax.selection import Space
 
 IMAGES, CLASSES = 16, 5
@@ -102,11 +104,26 @@ def made() -> Made:
   return Made(network, model, flexiq.space(network, groups), scores, images)
 
 
-@functools.cache
 def fitness(**options) -> Fitness:
   """A fitness that tests share: its count of forward passes goes on."""
+  options = {"distance": "l2", "capacity": 8, "block": 4, **options}
+  return _fitness(tuple(sorted(options.items())))
+
+
+@functools.cache
+def _fitness(options: tuple[tuple[str, Any], ...]) -> Fitness:
   m = made()
-  return Fitness(m.network, m.model, m.space, m.images, **{"capacity": 8, "block": 4, **options})
+  return Fitness(m.network, m.model, m.space, m.images, **dict(options))
+
+
+@functools.cache
+def influence(
+  probes: int = CLASSES, distance: str = "l2", block: int = IMAGES, limit: int = 100
+) -> Influence:
+  """What measures such a fitness; exactly, unless there are fewer probes than logits."""
+  m = made()
+  ties = Ties(m.space, m.scores, limit)
+  return Influence(fitness(distance=distance), ties, probes=probes, block=block)
 
 
 def greedy() -> np.ndarray:

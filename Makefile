@@ -41,9 +41,9 @@ format: $(DEV) ## rewrite the files in house style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(DEV) ## every script in benchmarks/; results in build/NAME.json
+bench: $(DEV) ## every script in benchmarks/; results in build/NAME.json; long with FLEXIQ_DATA
 	@mkdir -p build
-	@set -e; for script in $(wildcard benchmarks/*.py); do \
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "$$script"; \
 	  PYTHONPATH=. $(PY) $$script --json build/$$(basename $$script .py).json; \
 	done

@@ -203,6 +203,8 @@ def imagenet(name: str, model: str, weights: str, arg: str | None) -> config_dic
   config.batch_size = 50
   config.calibration.batch_size = 32
   config.data.name = config.calibration.name = "imagenet"
+  # Of a thousand logits most say nothing about the prediction: the divergence weighs them by it.
+  config.search.update(distance="kl", images=256, probes=2, block=32)
   if options.folder:
     photographs(config)
   if options.runlocal:

@@ -15,9 +15,9 @@ images, on training images that no calibration used (held out), and on the searc
 | `gram_dynamic` | activation shifts chosen at run time |
 
 Columns beside the usual ones: `held_out` (top-1 on held-out training images), `distance` and
-`distance_held_out` (squared logit error to the 8-bit model, mean per image), `gain` (points of
-top-1 above `greedy` on the same test images) and `gain_error` (its paired standard error),
-`forwards` and `seconds` of the search.
+`distance_held_out` (the search's distance to the 8-bit model's logits, mean per image), `gain`
+(points of top-1 above `greedy` on the same test images) and `gain_error` (its paired standard
+error), `forwards` and `seconds` of the search.
 """
 
 import dataclasses
@@ -32,8 +32,19 @@ from experiments import reporting, setup
 from experiments.checks import field
 from experiments.rows import Rows
 from experiments.stages import Stages
-from flexiq_jax import data, evaluation, flexiq, plots, report, runtime, selection, tables
+from flexiq_jax import (
+  data,
+  distributed,
+  evaluation,
+  flexiq,
+  plots,
+  report,
+  runtime,
+  selection,
+  tables,
+)
 from flexiq_jax.metrics import Writer
+from flexiq_jax.search.fitness import DISTANCES
 
 METHODS = (
   *("random_naive", "random_range", "random_mse", "random"),
@@ -83,6 +94,8 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
   Rows(config, inputs, writer).add("float", None, None, network.float, avg_bits=32.0)
   for seed in config.ablation.seeds:
     _Seed(config, inputs, workdir, writer, network, seed).run()
+  if not distributed.is_main():
+    return workdir / "report.md"
   writer.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
   path = _report(config, inputs, workdir, writer, command, network, time.monotonic() - started)
   report.print_results(writer.rows(), title=f"ablation, {reporting.title(config)}")
@@ -154,7 +167,10 @@ class _Seed:
     return flexiq.FlexiQ(self._network, model, schedule)
 
   def _searched(self, method: str) -> dict[str, float]:
-    """What a search took, from its event."""
+    """What a search took, from its event in the main process's workdir."""
+    return distributed.agree(self._event(method))
+
+  def _event(self, method: str) -> dict[str, float]:
     for event in reversed(self._stages.writer.events("selected")):
       if event["recipe"] == method and "forwards" in event:
         return {"forwards": event["forwards"], "seconds": event["seconds"]}
@@ -174,7 +190,7 @@ class _Seed:
 
   def _row(self, method, ratio, predict, against, **columns) -> None:
     """Evaluates a row on all three sets of images, and its gain above `against`."""
-    if self._writer.has(method, ratio, self._seed):
+    if not distributed.is_main() or self._writer.has(method, ratio, self._seed):
       return
     batches, count = setup.evaluation_batches(self._config, self._inputs)
     label = f"seed {self._seed}, {method}" + ("" if ratio is None else f" at {100 * ratio:g} %")
@@ -201,7 +217,8 @@ class _Seed:
       if ratio is None:  # the 8-bit model, which comes first
         np.save(folder / f"{column}.npy", z)
       else:
-        columns[column] = np.square(z - np.load(folder / f"{column}.npy")).sum(axis=1).mean()
+        distance = DISTANCES[self._config.search.distance]
+        columns[column] = np.mean(distance(z, np.load(folder / f"{column}.npy")), dtype=np.float64)
       if images is self._held_out.images:
         columns["held_out"] = 100 * (z.argmax(axis=1) == self._held_out.labels).mean()
     self._writer.row(method, ratio, self._seed, top1=100 * right.mean(), images=count, **columns)
@@ -211,7 +228,7 @@ class _Seed:
     size = min(self._config.batch_size, setup.evaluation_count(self._config, self._inputs))
     rows = np.arange(-(-len(images) // size) * size) % len(images)
     parts = [np.asarray(predict(images[rows[i : i + size]])) for i in range(0, len(rows), size)]
-    return np.concatenate(parts)[: len(images)].astype(np.float64)
+    return np.concatenate(parts)[: len(images)]
 
 
 def _check(config) -> None:

@@ -60,7 +60,7 @@ class Track:
     self._limit, self._most, self._clock = 60 * max_minutes, max_forwards, clock
     self._ticked = clock()
     self._start = self._ticked - seconds
-    self._rows, self._saved = 0, -1
+    self._rows, self._saved, self._level_start = 0, -1, seconds
 
   def __enter__(self) -> "Track":
     return self
@@ -112,10 +112,14 @@ class Track:
     if self._show:
       level = "all levels" if ratio is None else f"{100 * ratio:g} %"
       rate = self.fitness.forwards / max(self.seconds, 1e-9)
+      if step == 0:
+        self._level_start = self.seconds
+      left = (self.seconds - self._level_start) / max(step, 1) * ((of or 0) - step)
       self._show(
         f"{self._method} {level}, {stage} {step}{f'/{of}' if of else ''}: best {best:.5g}"
         + (f", mean {mean:.5g}" if mean is not None else "")
         + f", {self.fitness.forwards:.0f} evaluations ({rate:.2f}/s), {self.seconds:.0f} s"
+        + (f", about {left:.0f} s of this level left" if step and left > 0 else "")
       )
 
   def note(self, text: str) -> None:

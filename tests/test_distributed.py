@@ -22,7 +22,13 @@ from tests.runs_for_test import SMALL, compiled, start
 ROOT = pathlib.Path(__file__).parent.parent
 __all__ = ["compiled"]
 
-GRAM = ("--config.search.block=4",)  # several blocks, so that each process measures some
+GRAM = (
+  "--config.search.block=4",  # several blocks, so that each process measures some
+  "--config.search.levels=(0.5,)",
+  "--config.ratios=(0.0,0.5)",
+  "--config.compare=()",
+  "--config.random_seeds=()",
+)
 EVOLUTION = (
   "--config.search.method=evolution",
   "--config.search.generations=24",
@@ -261,7 +267,11 @@ def test_two_processes_make_the_run_of_one(tmp_path, alone, compiled):
   assert f"report: {workdir / 'report.md'}" in out[0]
   assert out[1] == ""
   assert_same_run(workdir, alone(GRAM))
-  with run_two(workdir, *GRAM, compiled) as two:  # finished: both leave it alone
+
+
+@pytest.mark.slow
+def test_two_processes_leave_a_finished_run_alone(alone, compiled):
+  with run_two(alone(GRAM), *GRAM, compiled) as two:
     statuses, out, err = two.ended()
   assert statuses == [0, 0], err
   assert "nothing to do" in out[0]

@@ -58,7 +58,7 @@ def test_rows_are_recorded_and_shown(tmp_path):
   row(track, 1, ratio=0.25, differ=0.5, of=9)
   row(track, 2, ratio=None, mean=None)
   assert lines == [
-    "m 25 %, s 1/9: best 1, mean 2, 20 evaluations (5.00/s), 4 s",
+    "m 25 %, s 1/9: best 1, mean 2, 20 evaluations (5.00/s), 4 s, about 32 s of this level left",
     "m all levels, s 2: best 1, 20 evaluations (5.00/s), 4 s",
   ]
   one, two = SearchLog(tmp_path / "search.csv").rows("m", 3)

@@ -1,6 +1,7 @@
 """One call for every search method."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,17 @@ def search(
 
   Returns:
     The order, and what it reached.
+
+  Raises:
+    ValueError: too few images, a memory budget that is too small, scores that do not fit, logits
+      that are not finite, or a workdir of a search of something else.
   """
   if not distributed.is_main():  # the others search along, in silence
     workdir, show = None, None
   if settings.images:
     images = images[: settings.images]
+  if settings.method == "gram" and len(images) < 2:
+    raise ValueError(f"images: {len(images)}; a Gram matrix is measured on at least 2 images")
   fitness = Fitness(
     network,
     model,
@@ -82,8 +89,11 @@ def search(
       settings.levels, fitness(Schedule(space, greedy).stack(settings.levels)).tolist(), strict=True
     )
   )
-  if log and not log.rows("greedy", seed):
-    for ratio, value in start.items():
+  finite = {ratio: value for ratio, value in start.items() if math.isfinite(value)}
+  if workdir and log and len(log.rows("greedy", seed)) < len(finite):
+    workdir.mkdir(parents=True, exist_ok=True)
+    log.cut("greedy", seed, 0)  # what a kill left of them
+    for ratio, value in finite.items():
       log.add(
         **{"method": "greedy", "stage": "greedy", "ratio": ratio, "seed": seed, "step": 0},
         **{"forwards": 0.0, "seconds": 0.0, "best": value, "mean": value},

@@ -3,7 +3,7 @@
 from flexiq_jax.search.fitness import Fitness
 from flexiq_jax.search.influence import Influence
 from flexiq_jax.search.log import SearchLog
-from flexiq_jax.search.run import population_mesh, search
+from flexiq_jax.search.run import improve, population_mesh, search
 from flexiq_jax.search.settings import SearchSettings
 from flexiq_jax.search.track import Found, Track
 
@@ -14,6 +14,7 @@ __all__ = [
   "SearchLog",
   "SearchSettings",
   "Track",
+  "improve",
   "population_mesh",
   "search",
 ]

@@ -56,7 +56,7 @@ class Fitness:
     forwards: evaluations so far, in passes over all search images.
     traces: how often the population's function was traced.
     apply, params, model, layers: what is evaluated.
-    host_images, reference: search images, and the 8-bit model's logits `[n, K]` of them.
+    host_images, reference: search images, and the 8-bit model's logits `[n, ..., K]` of them.
     block, blocks: images in one forward pass, and how many passes they make.
     width: individuals in one forward pass, on each device.
     bytes: device memory of one call, arguments and temporaries, as the compiler counts it.
@@ -165,7 +165,7 @@ class Fitness:
     return result[: len(masks)]
 
   def _reference(self, network: Network, step: int) -> np.ndarray:
-    """Logits `[n, K]` of the 8-bit model on the search images."""
+    """Logits `[n, ..., K]` of the 8-bit model on the search images."""
     none = self.space.split(np.zeros(self.space.total, bool))
     images = self.host_images[np.arange(-(-self.images // step) * step) % self.images]
     parts = [
@@ -173,6 +173,8 @@ class Fitness:
       for i in range(0, len(images), step)
     ]
     reference = np.concatenate(parts)[: self.images]
+    if reference.ndim < 2:
+      raise ValueError(f"network: its result has shape {reference.shape}, expected [n, ..., K]")
     if not np.isfinite(reference).all():
       raise ValueError("model: the 8-bit model's logits are not finite on the search images")
     return reference
@@ -228,7 +230,8 @@ class Fitness:
 
     def one(mask, image, target, model, params):
       rule = rules.mixed_rule(model, space.split(mask))
-      return distance(graph.with_rule(apply, rule)(params, image), target)
+      d = distance(graph.with_rule(apply, rule)(params, image), target)
+      return d.reshape(block, -1).sum(axis=1)  # of maps of logits each place counts
 
     many = jax.vmap(one, (0, None, None, None, None)) if width > 1 else None
 

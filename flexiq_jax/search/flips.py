@@ -51,7 +51,14 @@ class Flips:
       fitness: what is to be predicted.
       ties: groups that count as one.
       cuts: at most so many tails of the model are compiled.
+
+    Raises:
+      ValueError: the model's result is not `[B, K]`.
     """
+    if fitness.reference.ndim != 2:
+      raise ValueError(
+        f"effects: flips need logits [B, K], not {list(fitness.reference.shape)}; take probes"
+      )
     self._fitness, self.ties, self.block = fitness, ties, fitness.block
     names = fitness.space.names
     layers = [layer for layer in fitness.layers if layer.name in names]

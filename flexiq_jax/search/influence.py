@@ -166,7 +166,8 @@ class Influence:
       raise ValueError(f"probes: {probes}; at least 1")
     self._fitness, self.ties = fitness, ties
     self._outputs = fitness.reference.shape[-1]
-    self._exact = fitness.distance == "l2" and self._outputs <= probes
+    flat = fitness.reference.ndim == 2
+    self._exact = fitness.distance == "l2" and flat and self._outputs <= probes
     self._probes = self._outputs if self._exact else probes
     self.forwards_each = 3.0 * (self._probes + 1)
     block, budget = min(block, fitness.images), memory * 2**30

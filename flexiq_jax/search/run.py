@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flexiq_jax import distributed, rules, selection
+from flexiq_jax import calibration, distributed, rules, selection
 from flexiq_jax.checkpoint import Checkpoints
-from flexiq_jax.flexiq import Network
+from flexiq_jax.flexiq import FlexiQ, Network
 from flexiq_jax.search.evolve import evolve
 from flexiq_jax.search.fitness import AXIS, Fitness
 from flexiq_jax.search.flips import Flips
@@ -135,6 +135,42 @@ def search(
     fitness.forwards = found.forwards
     short = dataclasses.replace(settings, generations=settings.polish)
     return evolve(record, scores, short, [found.order, greedy])
+
+
+def improve(
+  model: FlexiQ,
+  images: Array,
+  settings: SearchSettings | None = None,
+  *,
+  seed: int = 0,
+  show: Callable[[str], None] | None = None,
+) -> FlexiQ:
+  """Searches a better order for a model, on all devices.
+
+  Args:
+    model: as `flexiq.quantize` makes it.
+    images: `[n, ...]` training images.
+    settings: of the search.
+    seed: of everything random in it.
+    show: called with a line of progress now and then.
+
+  Returns:
+    The model with the order that was found; raises as `search`.
+  """
+  network, space = model.network, model.schedule.space
+  errors = calibration.observe_errors(network.apply, network.params, model.model, [images])
+  found = search(
+    network,
+    model.model,
+    space,
+    selection.exact_scores(space, errors),
+    images,
+    settings or SearchSettings(),
+    seed=seed,
+    show=show,
+    mesh=population_mesh(),
+  )
+  return dataclasses.replace(model, schedule=Schedule(space, found.order))
 
 
 def population_mesh() -> Mesh | None:

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flexiq_jax.search import SearchLog, SearchSettings, search
+from flexiq_jax import flexiq
+from flexiq_jax.search import SearchLog, SearchSettings, improve, search
 from flexiq_jax.selection import Schedule
 from tests.search import networks_for_test
 from tests.search.networks_for_test import greedy, made
@@ -106,6 +107,18 @@ def test_gram_search_is_polished_and_goes_on(tmp_path):
   np.testing.assert_array_equal(again.order, found.order)
   assert (again.fitness, again.forwards) == (found.fitness, found.forwards)
   assert rows == [measured, polished]
+
+
+def test_improved_model_runs_in_the_order_that_was_found():
+  m = made()
+  model = flexiq.FlexiQ(m.network, m.model, Schedule(m.space, greedy()))
+  better = improve(model, m.images, SMALL)
+  for level in SMALL.levels:
+    before, after = (m.distances(x.schedule.mask(level)).mean() for x in (model, better))
+    assert after <= before * (1 + 1e-6)
+  found = run(SMALL)  # scores are the same, those of the errors on the same images
+  np.testing.assert_array_equal(better.schedule.order, found.order)
+  assert better.model is model.model
 
 
 def test_wrong_scores_are_refused():

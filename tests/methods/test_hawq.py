@@ -91,9 +91,9 @@ def mlp_params():
 
 def test_traces_of_a_network_are_within_their_errors():
   params = mlp_params()
-  found = hawq.hutchinson(jax.random.key(1), mlp_loss, params, 2000)
+  found = hawq.hutchinson(jax.random.key(1), jax.jit(mlp_loss), params, 2000, batch=100)
   flat, unflatten = ravel_pytree(params)
-  own = jax.hessian(lambda x: mlp_loss(unflatten(x)))(flat)
+  own = jax.jit(jax.hessian(lambda x: mlp_loss(unflatten(x))))(flat)
   exact = jax.tree.map(jnp.sum, unflatten(jnp.diag(own)))
   leaves = zip(*(jax.tree.leaves(t) for t in (found.value, found.error, exact)), strict=True)
   for value, error, trace in leaves:

@@ -6,6 +6,10 @@ worst vertex so far to the one found. At any z, converged or not, convexity give
     f(z') >= f(z) + g . (z' - z),   min g . z' >= sum_j min_{r in j} (g + costs' u)_r - u . limits
 
 for any prices u >= 0 of the limits, so the bound does not depend on a solver's tolerances.
+
+Before, a share t of the diagonal D goes from squares to linear terms, z' (G - t D) z + t D . z: the
+same for whole z and larger for fractions. t is the largest that keeps the program convex; without
+interactions it is 1, and the bound that of a linear program.
 """
 
 import math
@@ -32,11 +36,12 @@ def lower_bound(blocks: Blocks, start: np.ndarray, time_limit: float) -> float:
   end = time.monotonic() + time_limit
   m = len(blocks.linear)
   pairs = np.zeros((m, m)) if blocks.pairs is None else blocks.pairs
+  linear, pairs = _sharpened(blocks.linear, pairs)
   vertices, weights, bound = [blocks.one_hot(start)], np.ones(1), -math.inf
   for _ in range(_STEPS):
     z = weights @ np.array(vertices)
-    gradient = blocks.linear + 2 * pairs @ z
-    value = float(blocks.linear @ z + z @ pairs @ z)
+    gradient = linear + 2 * pairs @ z
+    value = float(linear @ z + z @ pairs @ z)
     vertex, least = _vertex(blocks, gradient)
     bound = max(bound, value - float(gradient @ z) + least)
     if value - bound <= _CLOSE * abs(value) or time.monotonic() > end:
@@ -56,6 +61,14 @@ def lower_bound(blocks: Blocks, start: np.ndarray, time_limit: float) -> float:
     vertices = [v for v, kept in zip(vertices, keep, strict=True) if kept]
     weights = weights[keep] / weights[keep].sum()
   return bound
+
+
+def _sharpened(linear: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  diagonal = np.maximum(np.diag(pairs), 0)
+  size = np.sqrt(np.where(diagonal > 0, diagonal, 1))
+  relative = pairs / size[:, None] / size + np.diag(diagonal == 0)  # else nothing could be moved
+  share = min(max(float(np.linalg.eigvalsh(relative)[0]) - 1e-9, 0.0), 1.0)
+  return linear + share * diagonal, pairs - share * np.diag(diagonal)
 
 
 def _vertex(blocks: Blocks, gradient: np.ndarray) -> tuple[np.ndarray, float]:

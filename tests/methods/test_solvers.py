@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from flexiq_jax.methods import SOLVERS, Choices, Problem, solve
+from flexiq_jax.methods import SOLVERS, Choices, Problem, annealing, highs, solve
+from flexiq_jax.methods.blocks import Blocks
 from tests.methods.programs_for_test import (
   everything,
   least,
@@ -87,6 +89,19 @@ def test_bound_of_the_relaxation_is_that_of_a_dense_grid(seed):
   assert plan.bound == pytest.approx(values.min(), rel=2e-3, abs=2e-3)
 
 
+def test_bound_is_close_where_interactions_are_weak():
+  problem = random_problem(0, "linear", layers=8)
+  c = np.abs(problem.objective)
+  linear, alone = (
+    solve(dataclasses.replace(problem, objective=g), "local_search") for g in (c, np.diag(c))
+  )
+  assert alone.objective == pytest.approx(linear.objective)
+  assert alone.bound == pytest.approx(linear.bound, rel=2e-3)
+  weak = np.diag(c) + 1e-3 * np.sqrt(np.outer(c, c))
+  plan = solve(dataclasses.replace(problem, objective=weak), "local_search")
+  assert plan.bound == pytest.approx(alone.bound, rel=0.03)
+
+
 def test_local_search_bounds_convex_and_linear_programs_only():
   def bounds(kind):
     return [solve(random_problem(s, kind), "local_search").bound for s in range(5)]
@@ -122,6 +137,21 @@ def test_local_search_repeats_with_its_seed():
   problem = random_problem(3, "indefinite", layers=12)
   first, second = (solve(problem, "local_search", seed=4) for _ in range(2))
   assert first.bits == second.bits
+
+
+@pytest.mark.parametrize("kind", ["linear", "psd", "indefinite"])
+@pytest.mark.parametrize("seed", range(6))
+def test_polished_plans_cannot_be_improved_by_changing_two_layers(seed, kind):
+  """Without time to anneal, what is left of local_search is the descent."""
+  problem = random_problem(seed, kind, layers=12, limits=2, tied=True)
+  blocks = Blocks.create(problem)
+  taken = annealing.search(blocks, highs.cheapest(blocks), seed=0, time_limit=0)
+  value = blocks.value(taken)
+  for a, b in itertools.product(range(len(blocks.linear)), repeat=2):
+    other = taken.copy()
+    other[blocks.block[a]] = a
+    other[blocks.block[b]] = b
+    assert not blocks.meets(other) or blocks.value(other) >= value - 1e-9 * max(1, abs(value))
 
 
 # Limits.

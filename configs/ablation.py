@@ -35,6 +35,8 @@ def get_config(arg=None):
     # Training images that calibrate nothing, on which the searches are compared as well.
     held_out=1000,
   )
+  if config.data.name == "folder":  # 1,000 training photographs in all
+    config.ablation.held_out = 384
   if options.runlocal:
     config.ablation.update(seeds=(0, 1), ratios=(0.5,), random_ratios=(0.5,), held_out=64)
     config.search.generations = 2

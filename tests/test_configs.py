@@ -72,7 +72,7 @@ def run_small(name, tmp_path, compiled, monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   ended = start(f"--config=configs/{name}.py:runlocal", f"--workdir={tmp_path}", compiled)
   assert (ended.status, ended.error) == (0, "")
-  assert len((tmp_path / "results.csv").read_text().splitlines()) == 8
+  assert len((tmp_path / "results.csv").read_text().splitlines()) == 10
   assert "the figures show that the pipeline runs, no accuracy" in (
     (tmp_path / "report.md").read_text()
   )

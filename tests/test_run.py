@@ -55,6 +55,8 @@ def test_workdir_holds_what_the_readme_says(finished):
     "recipes",
     "report.md",
     "results.csv",
+    "search.csv",
+    "search.png",
     "train",
     "unused_bits.png",
   }
@@ -81,7 +83,8 @@ def test_rows(finished):
     ("float", ""),
     ("uniform_int8", ""),
     ("uniform_int4", ""),
-    *(("flexiq_greedy", ratio) for ratio in ("0.0", "0.5", "1.0")),
+    *(("flexiq_gram", ratio) for ratio in ("0.0", "0.5", "1.0")),
+    *(("flexiq_greedy", ratio) for ratio in ("0.5", "1.0")),
     *(("flexiq_greedy_naive", ratio) for ratio in ("0.5", "1.0")),
     ("flexiq_random", "0.5"),
   ]
@@ -102,15 +105,16 @@ def test_rows(finished):
 
 def test_ratio_0_is_the_8_bit_model(finished):
   workdir, _ = finished
-  assert row(workdir, "flexiq_greedy", "0.0")["top1"] == row(workdir, "uniform_int8")["top1"]
-  assert row(workdir, "flexiq_greedy", "0.0")["mac_share"] == "0.0"
-  assert row(workdir, "flexiq_greedy", "1.0")["channel_share"] == "1.0"
+  assert row(workdir, "flexiq_gram", "0.0")["top1"] == row(workdir, "uniform_int8")["top1"]
+  assert row(workdir, "flexiq_gram", "0.0")["mac_share"] == "0.0"
+  assert row(workdir, "flexiq_gram", "1.0")["channel_share"] == "1.0"
 
 
 def test_one_compilation_for_all_ratios_and_orders(finished):
   (done,) = events(finished[0], "done")
-  # 8 and 4 bits differ in what is static; greedy, naive and random share one program.
-  assert done["traces"] == {"float": 1, "uniform": 2, "mixed": 1}
+  # 8 and 4 bits differ in what is static; all orders share one program for each batch size, which
+  # is another one where a search looks at the 8-bit model's logits.
+  assert done["traces"] == {"float": 1, "uniform": 2, "mixed": 2}
 
 
 def test_finished_run_is_left_alone(finished):
@@ -143,12 +147,13 @@ def test_workdir_of_another_config_is_refused_and_overruled(tmp_path, compiled):
   assert start(*at, "--config.ratios=(0.5, 1.0)", "--overrule").status == 0
   assert (tmp_path / "results.csv").read_text().startswith(before)
   assert row(tmp_path, "flexiq_greedy", "0.5")["mac_share"] == "0.5"
-  assert len(events(tmp_path, "calibrated")) == len(events(tmp_path, "selected")) == 1
+  assert len(events(tmp_path, "calibrated")) == 1
+  assert [e["recipe"] for e in events(tmp_path, "selected")] == ["recipe", "greedy"]
   # Groups of another size are another selection, but the same calibration.
   wide = start(*at, "--config.ratios=(0.5, 1.0)", "--config.groups.group_size=8", "--overrule")
   assert wide.status == 0
   assert len(events(tmp_path, "calibrated")) == 1
-  assert len(events(tmp_path, "selected")) == 2
+  assert len(events(tmp_path, "selected")) == 4
   made = json.loads((tmp_path / "recipe.json").read_text())
   assert made["settings"]["groups"]["group_size"] == 8
 
@@ -259,7 +264,7 @@ def test_stopped_run_goes_on_where_it_was(finished, tmp_path, compiled):
   # Nothing that was complete has been computed again.
   assert [e["epoch"] for e in events(tmp_path, "train")] == list(range(1, 9))
   assert len(events(tmp_path, "calibrated")) == 1
-  assert [e["recipe"] for e in events(tmp_path, "selected")] == ["recipe", "naive"]
+  assert [e["recipe"] for e in events(tmp_path, "selected")] == ["recipe", "greedy", "naive"]
   done = [(e["method"], e["ratio"], e["seed"]) for e in events(tmp_path, "result")]
   assert len(done) == len(set(done)) == len(rows(workdir))
 

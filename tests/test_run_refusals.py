@@ -31,7 +31,10 @@ def refused(*arguments):
     (("--config=",), "--config: there is no file (empty); "),
     (("--config=configs/digit.py",), "no file configs/digit.py; did you mean configs/digits.py? "),
     (("--config=configs",), "--config: there is no file configs; "),
-    (("--config", "nosuch.py"), "--config: there is no file nosuch.py; in configs/: deit_b.py, "),
+    (
+      ("--config", "nosuch.py"),
+      "--config: there is no file nosuch.py; in configs/: ablation.py, deit_b.py, ",
+    ),
     ((DIGITS + ",foo",), "config argument 'foo' is unknown; accepted: runlocal"),
     ((DIGITS + "=maybe",), "config argument runlocal='maybe': true or false is accepted"),
     ((DIGITS, "extra"), "unexpected argument 'extra': flags begin with --"),
@@ -268,5 +271,5 @@ def test_image_that_does_not_decode_deep_in_a_run(folder, compiled):
   assert start(*at).status == 0
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   names = [json.loads(line)["event"] for line in lines]
-  assert names.count("calibrated") == names.count("selected") == 1
+  assert (names.count("calibrated"), names.count("selected")) == (1, 2)
   assert names.count("start") == 2

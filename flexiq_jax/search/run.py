@@ -90,9 +90,9 @@ def search(
     )
   )
   finite = {ratio: value for ratio, value in start.items() if math.isfinite(value)}
-  if workdir and log and len(log.rows("greedy", seed)) < len(finite):
+  if workdir and log and {r["ratio"]: r["best"] for r in log.rows("greedy", seed)} != finite:
     workdir.mkdir(parents=True, exist_ok=True)
-    log.cut("greedy", seed, 0)  # what a kill left of them
+    log.cut("greedy", seed, 0)  # what a kill left of them, or other settings
     for ratio, value in finite.items():
       log.add(
         **{"method": "greedy", "stage": "greedy", "ratio": ratio, "seed": seed, "step": 0},

@@ -7,7 +7,7 @@ come from $FLEXIQ_DATA; `of` names the config whose model is taken apart.
     python run.py --config=configs/ablation.py:of=efficientnet_lite0
     python run.py --config=configs/ablation.py:of=vit_cifar10
 
-ResNet-20: about five minutes a seed on two idle CPU cores, top-1 at 75 % between 89 and 92 %.
+ResNet-20: minutes a seed on two CPU cores, top-1 at 75 % between 89 and 92 %.
 """
 
 import importlib

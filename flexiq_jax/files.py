@@ -1,9 +1,12 @@
 """Files that survive a crash: atomic text, lines of JSON, values that JSON can hold."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     temporary.unlink(missing_ok=True)
     raise
   return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Held while shared files of a folder are changed; the system frees it if we die."""
+  with (folder / ".lock").open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def to_plain(value: Any) -> Any:

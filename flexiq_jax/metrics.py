@@ -20,12 +20,11 @@ first, so that a row which is written again keeps its history.
 import contextlib
 import csv
 import datetime
-import fcntl
 import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ class Writer:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"time": now, "event": event} | files.to_plain(values), allow_nan=False)
     path = self.workdir / "metrics.jsonl"
-    with self._lock(), path.open("ab") as file:
+    with files.locked(self.workdir), path.open("ab") as file:
       files.cut_half_line(path)
       file.write(line.encode() + b"\n")
 
@@ -167,7 +166,7 @@ class Writer:
       if isinstance(value, list | dict):
         raise ValueError(f"{name} is {value!r}: a cell of results.csv holds one number or a text")
     self.event("result", method=method, ratio=ratio, seed=seed, **values)
-    with self._lock():
+    with files.locked(self.workdir):
       table = self._table()
       table[key] = {
         **dict(zip(KEY, (method, ratio, seed), strict=True)),
@@ -216,13 +215,6 @@ class Writer:
       f"{self.workdir}: this run finished at {record['time']}; nothing to do. To run it again, "
       "name another workdir or delete this one."
     )
-
-  @contextlib.contextmanager
-  def _lock(self) -> Iterator[None]:
-    """Held while a shared file is read and written back; the system frees it if we die."""
-    with (self.workdir / ".lock").open("w") as file:
-      fcntl.flock(file, fcntl.LOCK_EX)
-      yield
 
   def _table(self) -> dict[tuple[str, str, str], dict[str, Any]]:
     path = self.workdir / "results.csv"

@@ -21,13 +21,11 @@ is not read, and is cut off by the next row. Several processes may write to one 
 (method, seed).
 """
 
-import contextlib
 import csv
-import fcntl
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +125,7 @@ class SearchLog:
     )
     text = io.StringIO()
     csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n").writerow(row)
-    with self._lock():
+    with files.locked(self.path.parent):
       if self._begins():
         # No row is a JSON object, so whatever lacks its line break goes.
         files.cut_half_line(self.path)
@@ -152,7 +150,7 @@ class SearchLog:
     Raises:
       ValueError: there are fewer than `keep` rows, or the file is no search log.
     """
-    with self._lock():
+    with files.locked(self.path.parent):
       table = self._read()
       own = [i for i, (_, r) in enumerate(table) if (r["method"], r["seed"]) == (method, seed)]
       if not 0 <= keep <= len(own):
@@ -165,13 +163,6 @@ class SearchLog:
         kept = [_HEADER, *(line for i, (line, _) in enumerate(table) if i not in dropped)]
         files.write_text(self.path, "\n".join(kept) + "\n")
       return len(dropped)
-
-  @contextlib.contextmanager
-  def _lock(self) -> Iterator[None]:
-    """Held while the file is changed, against other processes; the system frees it if we die."""
-    with self.path.with_name(".lock").open("w") as file:
-      fcntl.flock(file, fcntl.LOCK_EX)
-      yield
 
   def _begins(self) -> bool:
     """Whether the file is there with its whole header.

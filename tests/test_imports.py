@@ -27,7 +27,7 @@ OURS = {
   "flexiq_jax": (),
   "flexiq_jax.quant": (),
   "flexiq_jax.graph": (),
-  "flexiq_jax.kernels": (),
+  "flexiq_jax.kernels": ("flexiq_jax.quant",),
   "flexiq_jax.selection": (),
   "flexiq_jax.rules": ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels"),
   "flexiq_jax.calibration": ("flexiq_jax.rules", "flexiq_jax.quant", "flexiq_jax.graph"),

@@ -1,0 +1,172 @@
+"""What the mixed matmul works on.
+
+    y[m, n] = act(scale[n] * (sum + correction[n]) + bias[n])
+    sum     = sum_j (x4_j @ w4_j) << (x_shift[j] + w_shift[j, n])  +  x8 @ w8
+
+| symbol | meaning |
+|---|---|
+| M, N | rows of x (pixels or tokens of the batch), output channels |
+| K | rows of w in *layout order*: first to go to 4 bits first |
+| S | `block`: rows of K in a shift block, which share one activation shift |
+| J | shift blocks, K / S; j is the block of a row of K |
+
+The first `boundary` rows of K are in 4 bits and the rest in 8. Entries of the precision that is not
+in use are zero, so the sum is right whatever a kernel skips: blocks wholly on one side of the
+boundary need one product, the block that holds it needs both.
+
+Unsigned activations enter as `q - 128` and `code - 8`. What that takes away is constant for a
+boundary and an output, and sits in `Epilogue.correction`; only where 4-bit codes meet a shift that
+is chosen at run time, the kernel adds it before the shift (`low_offsets`).
+"""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import struct
+
+from flexiq_jax.kernels import packing
+
+Array = Any
+Activation = Literal["none", "relu", "relu6", "gelu", "gelu_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "relu6", "gelu", "gelu_tanh")
+OUTPUTS = ("float32", "bfloat16", "int32")
+
+
+@struct.dataclass
+class Activations:
+  """Lowered and permuted activation codes.
+
+  Attributes:
+    x8: int8 `[M, K]`, 8-bit codes (unsigned ones less 128); zero in rows of K below the boundary.
+    x4: int4 `[M, K]`, 4-bit codes (unsigned ones less 8); zero from the boundary on.
+    boundary: int32 `[]`, how many rows of K are in 4 bits.
+    row_shift: int32 `[M, J]`, activation shifts chosen at run time; None for static ones.
+  """
+
+  x8: Array
+  x4: Array
+  boundary: Array
+  row_shift: Array | None = None
+
+
+@struct.dataclass
+class Weights:
+  """A layer's weights in both precisions.
+
+  Attributes:
+    w8: int8 `[K, N]`.
+    w4: int8 `[K/2, N]`, packed 4-bit codes (see `packing`).
+    x_shift: int32 `[J]`, static extraction shift of the activation.
+    w_shift: int32 `[J, N]`, extraction shift of the weights.
+    block: S.
+    offset: what was taken off the activations' 4-bit codes: 8 for unsigned ones, else 0.
+  """
+
+  w8: Array
+  w4: Array
+  x_shift: Array
+  w_shift: Array
+  block: int = struct.field(pytree_node=False)
+  offset: int = struct.field(pytree_node=False, default=0)
+
+
+@struct.dataclass
+class Requantize:
+  """The result as the operand of the next layer, whose channels are this one's outputs.
+
+  Attributes:
+    scale: float32 `[]`, activation scale of the next layer.
+    boundary: int32 `[]`, how many of the N outputs are in 4 bits there.
+    shift: int32 `[N]`, the next layer's activation shift of each output.
+    signed: whether the next layer's codes are signed.
+  """
+
+  scale: Array
+  boundary: Array
+  shift: Array
+  signed: bool = struct.field(pytree_node=False, default=True)
+
+
+@struct.dataclass
+class Epilogue:
+  """What follows the integer sum.
+
+  Attributes:
+    scale: float32 `[N]`, activation scale times weight scale.
+    correction: int32 `[N]`, joins the integer sum: offsets of unsigned codes, bias corrections.
+    bias: float32 `[N]` or None.
+    requantize: makes the result the next layer's codes instead of `out`.
+    activation: none, relu, relu6, gelu (exact) or gelu_tanh.
+    out: float32, bfloat16, or int32 (sum and correction alone).
+  """
+
+  scale: Array
+  correction: Array
+  bias: Array | None = None
+  requantize: Requantize | None = None
+  activation: Activation = struct.field(pytree_node=False, default="none")
+  out: str = struct.field(pytree_node=False, default="float32")
+
+
+def total_shift(w: Weights) -> Array:
+  """int32 `[J, N]`, the shift of a block's product with static activation shifts."""
+  return w.x_shift[:, None] + w.w_shift
+
+
+def low_offsets(w: Weights, boundary: Array) -> Array:
+  """int32 `[J, N]`: `offset` times the sums of each block's 4-bit weights below the boundary."""
+  k, n = w.w8.shape
+  low = (jnp.arange(k, dtype=jnp.int32) < boundary)[:, None]
+  codes = jnp.where(low, packing.unpack(w.w4), 0).astype(jnp.int32)
+  return w.offset * codes.reshape(k // w.block, w.block, n).sum(axis=1)
+
+
+def check(x: Activations, w: Weights, epilogue: Epilogue) -> None:
+  """Checks that operands belong together.
+
+  Raises:
+    ValueError: naming the field, what it is and what was expected.
+  """
+  if x.x8.ndim != 2 or w.w8.ndim != 2:
+    raise ValueError(
+      f"x8, w8: of {x.x8.ndim} and {w.w8.ndim} dimensions; [M, K] and [K, N] are accepted"
+    )
+  (m, k), n = x.x8.shape, w.w8.shape[1]
+  if w.block < 2 or w.block % 2 or k % w.block:
+    raise ValueError(
+      f"block: {w.block} rows in a shift block, K is {k}; an even divisor of K is accepted (pad K)"
+    )
+  j = k // w.block
+  expected: list[tuple[str, Any, str, tuple[int, ...]]] = [
+    ("x8", x.x8, "int8", (m, k)),
+    ("x4", x.x4, "int4", (m, k)),
+    ("boundary", x.boundary, "int32", ()),
+    ("w8", w.w8, "int8", (k, n)),
+    ("w4", w.w4, "int8", (k // 2, n)),
+    ("x_shift", w.x_shift, "int32", (j,)),
+    ("w_shift", w.w_shift, "int32", (j, n)),
+    ("scale", epilogue.scale, "float32", (n,)),
+    ("correction", epilogue.correction, "int32", (n,)),
+  ]
+  if x.row_shift is not None:
+    expected.append(("row_shift", x.row_shift, "int32", (m, j)))
+  if epilogue.bias is not None:
+    expected.append(("bias", epilogue.bias, "float32", (n,)))
+  if (r := epilogue.requantize) is not None:
+    expected += [
+      ("requantize.scale", r.scale, "float32", ()),
+      ("requantize.boundary", r.boundary, "int32", ()),
+      ("requantize.shift", r.shift, "int32", (n,)),
+    ]
+  for name, array, dtype, shape in expected:
+    if array.shape != shape or array.dtype != jnp.dtype(dtype):
+      raise ValueError(
+        f"{name}: {array.dtype} {list(array.shape)}; {dtype} {list(shape)} is accepted with x8 "
+        f"{list(x.x8.shape)}, w8 {list(w.w8.shape)} and shift blocks of {w.block} rows"
+      )
+  if w.offset not in (0, 8):
+    raise ValueError(f"offset: {w.offset}; 0 (signed activations) or 8 (unsigned) is accepted")
+  if epilogue.activation not in ACTIVATIONS:
+    raise ValueError(f"activation: {epilogue.activation!r}; one of {', '.join(ACTIVATIONS)}")
+  if epilogue.out not in OUTPUTS:
+    raise ValueError(f"out: {epilogue.out!r}; one of {', '.join(OUTPUTS)}")

@@ -1,0 +1,51 @@
+"""A small calibrated network of every kind of layer, with labels, for layer-wise methods."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from flexiq_jax import calibration, flexiq
+from flexiq_jax.calibration import RangeSettings, Values
+from flexiq_jax.methods import layerwise
+from tests.search import networks_for_test as networks
+
+NAMES = ("stem", "depth", "conv", "up", "down", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A float network and what calibration saw of it."""
+
+  network: flexiq.Network
+  values: Mapping[str, Values]
+  ranges: RangeSettings
+  images: np.ndarray
+  labels: np.ndarray
+
+  def stacks(self, bits, **options) -> layerwise.Stacks:
+    return layerwise.create(
+      *(self.network.layers, self.network.weights, self.values, self.ranges),
+      bits=bits,
+      **options,
+    )
+
+
+@functools.cache
+def made() -> Made:
+  """Random weights and images; the labels are mostly what the network predicts."""
+  rng = np.random.default_rng(1)
+  images = rng.normal(size=(networks.IMAGES, 8, 8, 3)).astype(np.float32)
+  network = flexiq.Network(networks.apply, networks.parameters(), images[:1])
+  ranges = RangeSettings()
+  values = calibration.observe_values(network.apply, network.params, [images])
+  labels = np.asarray(network.float(images)).argmax(axis=1).astype(np.int32)
+  labels[::4] = rng.integers(0, networks.CLASSES, len(labels[::4]))
+  return Made(network, values, ranges, images, labels)
+
+
+@functools.cache
+def layerwise_model(bits) -> layerwise.Layerwise:
+  m = made()
+  return layerwise.Layerwise(m.network.apply, m.network.params, m.stacks(bits))

@@ -83,6 +83,7 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   )
   config.groups = config_dict.create(
     group_size=4,
+    shift_block=0,
     activation_shift="mse",
     weight_shift="mse",
     weight_shift_per="group",

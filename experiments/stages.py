@@ -15,6 +15,7 @@ Of several processes the main one reads, writes and calibrates, and tells the ot
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,16 @@ class Stages:
     )
     path.parent.mkdir(exist_ok=True)
     recipe = self._kept(path)
-    if recipe is None or recipe.settings != made_from:
+    if recipe is None or _with_defaults(recipe.settings) != made_from:
       groups = flexiq.group(network, base, observations, self.inputs.selectable, settings)
       model = flexiq.lower(network, base, groups, settings)
       order = self._order(path.stem, network, model, groups, batches, search, made_from)
+      levels = {*recipes.LEVELS, *(search.levels if searched else ())}
+      schedule, groups = flexiq.lay_out(
+        network, base, observations, groups, order, settings, levels
+      )
       recipe = flexiq.to_recipe(
-        flexiq.FlexiQ(network, model, selection.Schedule(flexiq.space(network, groups), order)),
+        flexiq.FlexiQ(network, model, schedule),
         groups,
         model_name=self.config.model,
         method=search.method,
@@ -256,6 +261,11 @@ class PassProgress:
     if self._bar is not None:
       self._bar.__exit__(kind, *error)
       self._bar = None
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings of a recipe that may be older than one of the fields."""
+  return {**settings, "groups": {"shift_block": 0, **settings["groups"]}}
 
 
 def _calibrated_on(config) -> dict[str, Any]:

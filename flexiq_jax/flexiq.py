@@ -6,7 +6,7 @@
 
 `quantize` is the short way. Its steps are functions of their own, for experiments that keep what
 lies between them: `observe`, `base_model`, `group`, `lower`, `score`, then an order from
-`selection`. Steps A to D of docs/flexiq.md.
+`selection`, then `lay_out`. Steps A to F of docs/flexiq.md.
 """
 
 import collections
@@ -213,17 +213,62 @@ def group(
   settings: LowSettings,
 ) -> dict[str, Groups]:
   """Channel groups and shifts of the layers `names` (see `grouping.group_channels`)."""
-  groups = {
-    name: grouping.group_channels(
-      network.layer(name), model[name], observations.codes[name], settings
+  return {
+    name: _rounded(
+      grouping.group_channels(network.layer(name), model[name], observations.codes[name], settings)
     )
     for name in names
   }
-  # A recipe holds the means in decimals: what it says and what runs are to be the same.
-  return {
-    name: dataclasses.replace(g, x_mean=g.x_mean.round(4), low_mean=g.low_mean.round(4))
-    for name, g in groups.items()
+
+
+def lay_out(
+  network: Network,
+  model: rules.QModel,
+  observations: Observations,
+  groups: Mapping[str, Groups],
+  order: np.ndarray,
+  settings: LowSettings,
+  levels: Iterable[float] = recipes.LEVELS,
+) -> tuple[Schedule, dict[str, Groups]]:
+  """The schedule of an order, and the shifts that its layout leaves to the groups.
+
+  Without shift blocks both are what was given. With them, the groups of a shift block get shifts in
+  common (`grouping.reshift`), and groups that no level tells apart are sorted by the shift that
+  they had, so that blocks are homogeneous (`selection.sorted_within`).
+
+  Args:
+    network: the float model.
+    model: its 8-bit layers.
+    observations: of the network, from which `groups` was made.
+    groups: from `group`, with shifts of their own.
+    order: int `[T]`, in which groups go to 4 bits.
+    settings: how channels are grouped and lowered.
+    levels: ratios at which the groups in 4 bits stay exactly those of `order`.
+  """
+  schedule = Schedule(space(network, groups), order)
+  if not settings.shift_block:
+    return schedule, dict(groups)
+  shifts = schedule.space.join({name: g.x_shift for name, g in groups.items()})
+  schedule = selection.sorted_within(schedule, levels, shifts)
+  shared = {
+    name: grouping.reshift(
+      network.layer(name),
+      model[name],
+      observations.codes[name],
+      groups[name].channels,
+      selection.shift_blocks(layout, settings.groups_per_block),
+      settings,
+    )
+    for name, layout in schedule.layer_order().items()
   }
+  return schedule, {name: _rounded(g) for name, g in shared.items()}
+
+
+def _rounded(groups: Groups) -> Groups:
+  """A recipe holds the means in decimals: what it says and what runs are to be the same."""
+  return dataclasses.replace(
+    groups, x_mean=groups.x_mean.round(4), low_mean=groups.low_mean.round(4)
+  )
 
 
 def lower(
@@ -289,7 +334,10 @@ def quantize(
   model = lower(network, base, groups, settings)
   scores = score(network, model, groups, batches, progress)
   order = selection.greedy(space(network, groups), scores)
-  return FlexiQ(network, model, Schedule(space(network, groups), order), dynamic)
+  schedule, groups = lay_out(network, base, observations, groups, order, settings)
+  if settings.shift_block:
+    model = lower(network, base, groups, settings)
+  return FlexiQ(network, model, schedule, dynamic)
 
 
 def to_recipe(
@@ -302,7 +350,7 @@ def to_recipe(
   ranges: RangeSettings,
   settings: LowSettings,
 ) -> recipes.Recipe:
-  """What is to be kept of a FlexiQ model (see `selection.recipe`)."""
+  """What is to be kept of a FlexiQ model (see `selection.recipe`); `cuts` from `lay_out`."""
   layers = []
   for layer in flexiq.network.layers:
     q, cut = flexiq.model[layer.name], cuts.get(layer.name)
@@ -361,6 +409,8 @@ def from_recipe(network: Network, recipe: recipes.Recipe, dynamic: bool = False)
   """
   recipes.require_fit(recipe, network.layers)
   ranges, settings = recipe_settings(recipe)
+  schedule = recipe.schedule()
+  layouts = schedule.layer_order()
   model, cuts = {}, {}
   for entry in recipe.layers:
     layer = network.layer(entry.name)
@@ -370,10 +420,11 @@ def from_recipe(network: Network, recipe: recipes.Recipe, dynamic: bool = False)
     if entry.groups:
       cuts[entry.name] = Cut(
         channels=tuple(np.array(g) for g in entry.groups),
+        block=selection.shift_blocks(layouts[entry.name], settings.groups_per_block),
         x_shift=np.array(entry.x_shift, np.int32),
         x_mean=np.array(entry.x_mean),
         low_mean=np.array(entry.low_mean),
       )
   # Layers in the network's order, whatever the file's.
   model = {layer.name: model[layer.name] for layer in network.layers}
-  return FlexiQ(network, lower(network, model, cuts, settings), recipe.schedule(), dynamic)
+  return FlexiQ(network, lower(network, model, cuts, settings), schedule, dynamic)

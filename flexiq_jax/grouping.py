@@ -1,8 +1,10 @@
 """Channel groups of a layer: sort, cut, choose extraction shifts, lower the weights.
 
 A group shares one activation shift (and, by default, one weight shift), so it should be
-homogeneous: channels are sorted before they are cut into groups. Everything here is offline NumPy
-on code histograms and weight codes. See docs/flexiq.md, steps B and C.
+homogeneous: channels are sorted before they are cut into groups. With *shift blocks*, several
+groups that lie next to each other in the layout share them; the layout follows from the order of
+the groups, so shifts are then chosen a second time (`reshift`). Everything here is offline NumPy on
+code histograms and weight codes. See docs/flexiq.md, steps B, C and F.
 """
 
 import dataclasses
@@ -26,15 +28,19 @@ class LowSettings:
 
   Attributes:
     group_size: G, channels per group; a layer's last group may be short.
+    shift_block: S, channels per shift block: a run of channels in layout order that shares its
+      shifts, as hardware wants it. Blocks are made of whole groups, so S is a multiple of G; where
+      it is a divisor, and for 0, every group has shifts of its own.
     activation_shift: `range`, `mse` or `naive` (see `quant.lowering`).
     weight_shift: the same.
     weight_shift_per: `group`, one weight shift shared over outputs, or `output`, one per (group,
-      output channel).
+      output channel); of a shift block instead of a group where there are shift blocks.
     sort: sort channels by shift and error before cutting them into groups.
     bias_correction: take the mean output error of the groups in 4 bits out again (see `lower`).
   """
 
   group_size: int = 4
+  shift_block: int = 0
   activation_shift: lowering.ShiftMethod = "mse"
   weight_shift: lowering.ShiftMethod = "mse"
   weight_shift_per: Literal["group", "output"] = "group"
@@ -44,9 +50,20 @@ class LowSettings:
   def __post_init__(self):
     if self.group_size < 1:
       raise ValueError(f"group_size: {self.group_size} is not a positive number of channels")
+    sizes = sorted((self.group_size, self.shift_block))
+    if sizes[0] < 0 or (sizes[0] and sizes[1] % sizes[0]):
+      raise ValueError(
+        f"shift_block: {self.shift_block}; 0, a multiple or a divisor of group_size "
+        f"({self.group_size}) is accepted"
+      )
     for field in ("activation_shift", "weight_shift"):
       check_one_of(field, getattr(self, field), lowering.SHIFT_METHODS)
     check_one_of("weight_shift_per", self.weight_shift_per, ("group", "output"))
+
+  @property
+  def groups_per_block(self) -> int:
+    """How many groups, next to each other in the layout, share their shifts."""
+    return max(1, self.shift_block // self.group_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +72,15 @@ class Cut:
 
   Attributes:
     channels: J arrays of feature channel numbers; together every channel once.
+    block: int32 `[J]`, number of the group's shift block; groups of equal number share their
+      shifts, of the weights, too.
     x_shift: int32 `[J]`, static extraction shift of the activation.
     x_mean: float64 `[C]`, mean 8-bit activation code on calibration data.
     low_mean: float64 `[C]`, mean of the same codes lowered to 4 bits, in 8-bit steps.
   """
 
   channels: tuple[np.ndarray, ...]
+  block: np.ndarray
   x_shift: np.ndarray
   x_mean: np.ndarray
   low_mean: np.ndarray
@@ -74,6 +94,7 @@ class Groups(Cut):
     w_shift: int32 `[J]`, or `[J, N/g]` when shifts are per output.
     x_top: int32 `[J]`, largest magnitude code of the activation.
     w_top: int32 `[J, N/g]`, largest magnitude code of the weights, per output channel.
+    x_error: float64 `[J]`, mean squared error of the lowered activation code, summed over channels.
     x_power: float64 `[J]`, mean squared activation code, summed over channels.
     w_power: float64 `[J]`, squared weights in real units, summed over the group.
     w_step: float64 `[J]`, squared weight scales summed over the group's weights.
@@ -82,6 +103,7 @@ class Groups(Cut):
   w_shift: np.ndarray
   x_top: np.ndarray
   w_top: np.ndarray
+  x_error: np.ndarray
   x_power: np.ndarray
   w_power: np.ndarray
   w_step: np.ndarray
@@ -108,34 +130,56 @@ def group_channels(
     raise ValueError(
       f"counts: shape {counts.shape} for layer {layer.name}, expected ({layer.in_channels}, 256)"
     )
+  order = np.arange(layer.in_channels)
+  if settings.sort:
+    shared = dataclasses.replace(settings, weight_shift_per="group")
+    alone = reshift(layer, q, counts, order[:, None], order, shared)
+    order = np.lexsort((alone.x_error * alone.w_power, alone.w_shift, alone.x_shift))
+  size = settings.group_size
+  channels = tuple(order[i : i + size] for i in range(0, len(order), size))
+  return reshift(layer, q, counts, channels, np.arange(len(channels)), settings)
+
+
+def reshift(
+  layer: Layer,
+  q: rules.QLayer,
+  counts: np.ndarray,
+  channels: Sequence[np.ndarray],
+  block: np.ndarray,
+  settings: LowSettings,
+) -> Groups:
+  """Picks the extraction shifts of given groups, one choice for all groups of a shift block.
+
+  Args:
+    layer: the layer.
+    q: its 8-bit quantization.
+    counts: int `[C, 256]`, from `observe_codes`.
+    channels: J arrays of feature channel numbers; together every channel once.
+    block: int `[J]`, number of each group's shift block; the numbers are 0, 1, ... without a gap.
+    settings: how shifts are chosen.
+  """
   codes = np.arange(256) - (128 if q.signed else 0)
   share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   x_errors = share @ lowering.squared_errors(q.signed, half_even=False).T  # [C, 5]
-  x_power = share @ np.square(codes)
   x_top = np.where(counts > 0, np.abs(codes), 0).max(axis=1)
   w, steps = _weight_codes(layer, q)
   w_power = (np.square(w.astype(np.float64)).sum(axis=1) * np.square(steps)).sum(axis=1)
-  order = np.arange(layer.in_channels)
-  if settings.sort:
-    x_best = lowering.choose_shifts(settings.activation_shift, x_top, x_errors, q.signed)
-    w_best = _weight_shifts(w, [np.array([c]) for c in order], settings, shared=True)
-    error = np.take_along_axis(x_errors, x_best[:, None], 1)[:, 0] * w_power
-    order = np.lexsort((error, w_best, x_best))
-  size = settings.group_size
-  channels = tuple(order[i : i + size] for i in range(0, len(order), size))
-  tops = _over(channels, x_top, np.max)
-  errors = _over(channels, x_errors, np.sum)
-  x_shift = lowering.choose_shifts(settings.activation_shift, tops, errors, q.signed)
-  values = lowering.lowered_values(q.signed, half_even=False)[_per_channel(channels, x_shift)]
+  blocks = _merged(channels, block)
+  tops, errors = _over(blocks, x_top, np.max), _over(blocks, x_errors, np.sum)
+  x_shift = lowering.choose_shifts(settings.activation_shift, tops, errors, q.signed)[block]
+  e = _per_channel(channels, x_shift)
+  values = lowering.lowered_values(q.signed, half_even=False)[e]
   return Groups(
-    channels=channels,
+    channels=tuple(channels),
+    block=np.asarray(block, np.int32),
     x_shift=x_shift,
     x_mean=share @ codes,
     low_mean=(share * values).sum(axis=1),
-    w_shift=_weight_shifts(w, channels, settings),
-    x_top=tops,
+    w_shift=_weight_shifts(w, blocks, settings)[block],
+    x_top=_over(channels, x_top, np.max),
     w_top=_over(channels, np.abs(w).max(axis=1), np.max),
-    x_power=_over(channels, x_power, np.sum),
+    x_error=_over(channels, np.take_along_axis(x_errors, e[:, None], 1)[:, 0], np.sum),
+    x_power=_over(channels, share @ np.square(codes), np.sum),
     w_power=_over(channels, w_power, np.sum),
     w_step=_over(channels, np.square(steps).sum(axis=1) * w.shape[1], np.sum),
   )
@@ -155,7 +199,8 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
   Args:
     layer: the layer.
     q: its 8-bit quantization.
-    cut: channel groups, activation shifts and mean codes; weight shifts follow from the weights.
+    cut: channel groups, shift blocks, activation shifts and mean codes; weight shifts follow from
+      the weights.
     settings: how weight shifts are chosen, and whether biases are corrected.
 
   Raises:
@@ -167,7 +212,7 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
       f"{layer.name} once"
     )
   w, _ = _weight_codes(layer, q)
-  w_shift = _weight_shifts(w, cut.channels, settings)
+  w_shift = _weight_shifts(w, _merged(cut.channels, cut.block), settings)[cut.block]
   group = _per_channel(cut.channels, np.arange(len(cut.channels)))
   e = np.broadcast_to(w_shift.reshape(len(cut.channels), 1, -1)[group], w.shape)
   low = np.asarray(lowering.lower_weights(w, e)) << e
@@ -187,8 +232,17 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
       shift=jnp.asarray(np.asarray(cut.x_shift, np.int32)[group]),
       group=jnp.asarray(group, jnp.int32),
       bias=jnp.asarray(np.rint(bias), jnp.int32),
+      block=jnp.asarray(cut.block[group]) if settings.shift_block else None,
     ),
   )
+
+
+def _merged(channels: Sequence[np.ndarray], block: np.ndarray) -> list[np.ndarray]:
+  """The channels of each shift block."""
+  members: list[list[np.ndarray]] = [[] for _ in range(int(np.max(block)) + 1)]
+  for group, number in zip(channels, block, strict=True):
+    members[number].append(group)
+  return [np.concatenate(groups) for groups in members]
 
 
 def _per_channel(channels: Sequence[np.ndarray], values: np.ndarray) -> np.ndarray:

@@ -37,12 +37,15 @@ class Low:
     group: int32 `[C]`, the group each feature channel belongs to.
     bias: int32 `[J, N]`, what each group in 4 bits adds to the integer sum to correct its mean
       error; in steps of `x_scale * w_scale`.
+    block: int32 `[C]`, the shift block each feature channel belongs to: channels that share their
+      shifts, dynamic ones, too. None where every group is one.
   """
 
   w: Array
   shift: Array
   group: Array
   bias: Array
+  block: Array | None = None
 
 
 @struct.dataclass
@@ -130,7 +133,7 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     model: 8-bit layers, those in `masks` with their `low` side.
     masks: layer name -> bool `[J]`, true for groups in 4 bits. Layers without a mask stay 8-bit.
     dynamic: choose activation shifts at run time, per example: the smaller of the static shift and
-      the one the example's own range needs (docs/flexiq.md, step G).
+      the one the range of the example's own 4-bit channels needs (docs/flexiq.md, step G).
 
   Raises:
     ValueError: a mask for a layer without a 4-bit side, or dynamic shifts for a layer whose input
@@ -151,7 +154,7 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     channels = mask[low.group]
     shift = layer.x_vector(low.shift, x.shape)
     if dynamic:
-      shift = jnp.minimum(shift, _live_shift(layer, codes, low, len(mask), q.signed))
+      shift = jnp.minimum(shift, _live_shift(layer, codes, low, mask, q.signed))
     lowered = lowering.lower_activations(codes, shift, q.signed) << shift
     codes = jnp.where(layer.x_vector(channels, x.shape), lowered, codes)
     weights = jnp.where(layer.w_vector(channels), low.w, q.w)
@@ -205,8 +208,11 @@ def _scaled(layer: Layer, q: QLayer, acc: Array) -> Array:
   return acc.astype(jnp.float32) * scale
 
 
-def _live_shift(layer: Layer, codes: Array, low: Low, groups: int, signed: bool) -> Array:
-  """Range shift of each (example, group) of live codes, spread over x."""
+def _live_shift(layer: Layer, codes: Array, low: Low, mask: Array, signed: bool) -> Array:
+  """Range shift of each example's live codes in each shift block, spread over x.
+
+  Of a block that is only partly in 4 bits, those channels count that are.
+  """
   if not layer.x_rows:
     raise ValueError(
       f"dynamic: the first dimension of the input of layer {layer.name} is not known to hold the "
@@ -216,8 +222,10 @@ def _live_shift(layer: Layer, codes: Array, low: Low, groups: int, signed: bool)
   per_channel = jnp.abs(layer.channels_last(codes))
   examples = codes.shape[0] // layer.x_rows
   per_channel = per_channel.reshape(examples, -1, layer.in_channels).max(axis=1)
-  top = jnp.zeros((examples, groups), jnp.int32).at[:, low.group].max(per_channel)
-  shift = lowering.range_shift(top, signed)[:, low.group]
+  per_channel = jnp.where(mask[low.group][None], per_channel, 0)
+  block = low.group if low.block is None else low.block
+  top = jnp.zeros((examples, len(mask)), jnp.int32).at[:, block].max(per_channel)
+  shift = lowering.range_shift(top, signed)[:, block]
   if examples == 1:
     return layer.x_vector(shift[0], codes.shape)
   return layer.x_rows_vector(jnp.repeat(shift, layer.x_rows, axis=0), codes.shape)

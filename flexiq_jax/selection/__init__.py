@@ -3,6 +3,7 @@
 from flexiq_jax.selection import evolution
 from flexiq_jax.selection.evolution import EvolutionSettings
 from flexiq_jax.selection.greedy import greedy, random
+from flexiq_jax.selection.layout import shift_blocks, sorted_within
 from flexiq_jax.selection.schedule import Schedule
 from flexiq_jax.selection.scores import exact_scores, range_scores
 from flexiq_jax.selection.space import Space
@@ -22,4 +23,6 @@ __all__ = [
   "ledoit_wolf",
   "random",
   "range_scores",
+  "shift_blocks",
+  "sorted_within",
 ]

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from flexiq_jax.selection.layout import shift_blocks
 from flexiq_jax.selection.schedule import Schedule
 from flexiq_jax.selection.space import Space
 
@@ -38,7 +39,7 @@ class RecipeLayer:
     x_scale: activation scale, real value of one 8-bit step.
     signed: whether activation codes are signed.
     groups: channel groups, each a tuple of feature channels; empty for a layer that stays 8-bit.
-    x_shift: activation extraction shift of each group.
+    x_shift: activation extraction shift of each group; the same within a shift block.
     x_mean: mean 8-bit activation code of each feature channel.
     low_mean: the same, lowered to 4 bits and shifted back.
   """
@@ -88,8 +89,13 @@ class Recipe:
 
 
 def save(path: str | os.PathLike, recipe: Recipe) -> None:
-  """Writes a recipe as JSON, all of it or nothing."""
+  """Writes a recipe as JSON, all of it or nothing.
+
+  Raises:
+    ValueError: its order is not one of its groups, or does not go with their shift blocks.
+  """
   schedule = recipe.schedule()
+  _check_blocks(recipe)
   document = {
     "format": FORMAT,
     "version": VERSION,
@@ -217,7 +223,29 @@ def _check(recipe: Recipe) -> None:
       values = getattr(layer, field)
       if len(values) != layer.in_channels or not all(map(math.isfinite, values)):
         raise ValueError(f"layer {layer.name}: {field} needs {layer.in_channels} finite values")
-  recipe.schedule()
+  _check_blocks(recipe)
+
+
+def _check_blocks(recipe: Recipe) -> None:
+  """Groups that share a shift block, by the order and the settings, have to share their shift."""
+  settings = recipe.settings["groups"]
+  block = settings.get("shift_block", 0)
+  layouts = recipe.schedule().layer_order()
+  if not block:
+    return
+  if not (isinstance(block, int) and block > 0 and settings["group_size"] > 0):
+    raise ValueError(f"settings: groups: shift_block {block!r} is not a number of channels")
+  for layer in recipe.layers:
+    if not layer.groups:
+      continue
+    blocks = shift_blocks(layouts[layer.name], max(1, block // settings["group_size"]))
+    first = np.unique(blocks, return_index=True)[1]
+    shifts = np.array(layer.x_shift)
+    if bad := np.flatnonzero(shifts != shifts[first[blocks]]).tolist():
+      raise ValueError(
+        f"layer {layer.name}: x_shift of groups {first[blocks[bad[0]]]} and {bad[0]} differ, which "
+        f"are in one shift block of {block} channels by the order"
+      )
 
 
 def _dump(document: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ and the nodes with the highest scores get the high precision, as far as the budg
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -81,24 +81,35 @@ def rank(names: Sequence[str], scores: np.ndarray) -> tuple[str, ...]:
 
 
 def allocate(
-  ranking: Sequence[str], extra: dict[str, float] | None, budget: float
+  ranking: Sequence[str],
+  extra: Mapping[str, float] | None,
+  budget: float,
+  *,
+  fill: bool = False,
 ) -> tuple[str, ...]:
   """The nodes that get the high precision: the longest beginning of the ranking in the budget.
-
-  No later node is taken in place of one that does not fit, so a larger budget only adds nodes.
 
   Args:
     ranking: names, of `rank`.
     extra: name -> what high precision costs more than low (bytes, predicted latency), not negative;
       None counts nodes.
     budget: the most that all of them may cost.
+    fill: go on behind a node that does not fit, with later ones that do. That uses more of the
+      budget; without it a larger budget only adds nodes.
   """
   costs = np.array([1.0 if extra is None else extra[name] for name in ranking])
   if not (np.isfinite(costs).all() and (costs >= 0).all()):
     raise ValueError(f"extra: {extra}; expected finite costs >= 0")
   if not budget >= 0:
     raise ValueError(f"budget: {budget}; expected at least 0")
-  return tuple(ranking[: int(np.searchsorted(np.cumsum(costs), budget, side="right"))])
+  if not fill:
+    return tuple(ranking[: int(np.searchsorted(np.cumsum(costs), budget, side="right"))])
+  taken, spent = [], 0.0
+  for name, cost in zip(ranking, costs, strict=True):
+    if spent + cost <= budget:
+      taken.append(name)
+      spent += cost
+  return tuple(taken)
 
 
 def boundaries(high: Sequence[bool], inputs: Sequence[Sequence[int]]) -> int:

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 from jax.extend.core import JaxprEqn
 from jax.extend.core import Literal as Constant
 
+from flexiq_jax.graph.origins import aval
 from flexiq_jax.graph.trace import Traced
 
 Grouping = Literal["unfused", "norm", "activation", "residual"]
@@ -179,7 +180,7 @@ class _Finder:
     """The kind of the operation that begins with an equation, and its equations."""
     dynamic = self._dynamic(eqn)
     if len(dynamic) == 2:
-      same = len({v.aval.shape for v in dynamic}) == 1
+      same = len({aval(v).shape for v in dynamic}) == 1
       return ("add", [i]) if eqn.primitive.name == "add" and same else (None, [])
     if len(dynamic) != 1 or dynamic[0] not in self._made:
       return None, []
@@ -188,7 +189,7 @@ class _Finder:
     if chain := self._activation(dynamic[0]):
       return "activation", chain
     # Others read the same: what is an activation by itself is still found.
-    whole = eqn.primitive.name in _WHOLE and eqn.outvars[0].aval.shape == dynamic[0].aval.shape
+    whole = eqn.primitive.name in _WHOLE and aval(eqn.outvars[0]).shape == aval(dynamic[0]).shape
     return ("activation", self._longer([i])) if whole else (None, [])
 
   def _norm(self, v: Any) -> list[int]:
@@ -197,7 +198,7 @@ class _Finder:
     while len(self._uses[v]) == 1 and self._uses[v][0] < len(self._eqns):
       i = self._uses[v][0]
       eqn = self._eqns[i]
-      same_shape = eqn.outvars[0].aval.shape == v.aval.shape
+      same_shape = aval(eqn.outvars[0]).shape == aval(v).shape
       if eqn.primitive.name not in (*_LINEAR, *_SAME) or self._dynamic(eqn) != [v]:
         break
       if not same_shape:
@@ -225,7 +226,7 @@ class _Finder:
       elementwise = name in (*_LINEAR, *_SAME, *_NONLINEAR) and len(eqn.outvars) == 1
       if (
         not elementwise
-        or out.aval.shape != v.aval.shape
+        or aval(out).shape != aval(v).shape
         or not inside.issuperset(self._dynamic(eqn))
       ):
         return []

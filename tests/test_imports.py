@@ -37,6 +37,7 @@ OURS = {
   "flexiq_jax.models": (),
   "flexiq_jax.data": (),
   "flexiq_jax.methods": _RULES,
+  "flexiq_jax.methods.sensitivity": (*_RULES, "flexiq_jax.methods", "flexiq_jax.checkpoint"),
   "flexiq_jax.artifact": (*_RULES, "flexiq_jax.checkpoint"),
   "flexiq_jax.serving": (*_RULES, "flexiq_jax.artifact"),
   "flexiq_jax.checkpoint": (),

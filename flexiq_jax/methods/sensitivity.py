@@ -1,0 +1,230 @@
+"""CLADO's losses on a model: every (layer, bits) alone and every pair of them, forward passes only.
+
+    sensitivity = Sensitivity(apply, params, layers, stacks, names)
+    choices = Choices.create(sensitivity.names, stacks.bits, {"size": ...})
+    g = clado.matrix(choices, sensitivity.measure(images, labels))
+
+All other layers stay in floating point (arXiv 2307.05657, section 3, and its code). What makes it
+fast is in suffixes.py. On large models it still takes hours, so a measurement says what it costs
+before it starts and keeps its sums in checkpoints.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexiq_jax import graph
+from flexiq_jax.checkpoint import Checkpoints
+from flexiq_jax.graph import Layer
+from flexiq_jax.methods.clado import Losses
+from flexiq_jax.methods.layerwise import Stacks
+from flexiq_jax.methods.suffixes import Suffixes
+
+Array = Any
+Show = Callable[[str], None]
+
+
+class Sensitivity:
+  """Measures CLADO's losses of one model; compiled once for all images.
+
+  Attributes:
+    names: the layers to choose for, in execution order.
+    forwards: cost of a measurement in forward passes over its images, by MACs.
+    plain_forwards: what it would be with a whole pass for each single and pair.
+  """
+
+  def __init__(
+    self,
+    apply: graph.Apply,
+    params: Any,
+    layers: Sequence[Layer],
+    stacks: Stacks,
+    names: Sequence[str] | None = None,
+    *,
+    loss: str = "cross_entropy",
+    block: int = 64,
+  ):
+    """Plans the measurement.
+
+    Args:
+      apply: the float model, batch norm folded; its result is `[n, K]`.
+      params: its parameters.
+      layers: its layers.
+      stacks: all of them, at every width.
+      names: layers to choose for, in execution order; None: all.
+      loss: `cross_entropy`, or `kl` from the float model's prediction.
+      block: images in one forward pass.
+
+    Raises:
+      ValueError: an unknown loss, no image in a block, stacks or names that do not fit the model.
+    """
+    if block < 1:
+      raise ValueError(f"block: {block}; at least 1 image is accepted")
+    self._suffixes = Suffixes(apply, params, layers, stacks, names, loss)
+    self._block, self.names = block, self._suffixes.names
+    widths, count, tails = len(stacks.bits), len(self.names), self._suffixes.tails
+    later = tails[::-1].cumsum()[::-1] - tails
+    self._work = widths * tails + widths**2 * later  # of the rows; see `Suffixes.row`
+    self.forwards = 2 + float(self._work.sum())
+    self.plain_forwards = 1 + widths * count + widths**2 * count * (count - 1) // 2
+
+  def describe(self, images: int) -> str:
+    """What a measurement costs, for the user, in one line."""
+    return (
+      f"{self.plain_forwards} losses of {len(self.names)} layers, alone and in pairs, on {images} "
+      f"images: as much as {self.forwards:.0f} forward passes of the {images} images"
+    )
+
+  def measure(
+    self,
+    images: Array,
+    labels: Array,
+    *,
+    checkpoints: Checkpoints | None = None,
+    every: float = 60.0,
+    show: Show | None = None,
+    report: Callable[[float], None] | None = None,
+  ) -> Losses:
+    """Mean losses over images.
+
+    Args:
+      images: `[n, ...]`, of the training set, prepared as for evaluation.
+      labels: int `[n]`; `kl` does not read them.
+      checkpoints: where unfinished sums are kept; a measurement goes on from the newest.
+      every: least seconds from one checkpoint to the next.
+      show: called with the cost before it starts, then with a line every ten seconds or so.
+      report: called with the share of the work that is done, after each layer of each block.
+
+    Returns:
+      Losses in the order of `Choices.create(names, stacks.bits, ...)`.
+
+    Raises:
+      ValueError: arrays that do not fit, losses that are not finite, or a checkpoint of another
+        model, quantizer, data set or setting.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if not len(images) or labels.shape != images.shape[:1]:
+      raise ValueError(
+        f"images, labels: {list(images.shape)}, {list(labels.shape)}; expected [n, ...], [n], n > 0"
+      )
+    size = min(self._block, len(images))
+    made_from = self._made_from(images, labels, size) if checkpoints else {}
+    done, sums = self._restore(checkpoints, made_from)
+    count, blocks = len(self.names), -(-len(images) // size)
+    track = _Track(np.tile(self._work, blocks), done, show, report)
+    if show:
+      show(self.describe(len(images)) + (f"; {track.share(done):.0%} is done" if done else ""))
+    saved = time.monotonic()
+    for block in range(done // count, blocks):
+      rows = np.arange(block * size, (block + 1) * size)
+      used = rows < len(images)
+      rows %= len(images)  # the last block repeats images, so that no other shape is compiled
+      logits, live = self._suffixes.start(jnp.asarray(images[rows]))
+      kl = self._suffixes.loss == "kl"
+      target = logits if kl else jnp.asarray(labels[rows], jnp.int32)
+      for i in range(count):
+        row = block * count + i
+        if row >= done:
+          if i == 0:
+            sums["base"] += _total(self._suffixes.base(logits, target), used)
+          singles, pairs = (_total(a, used) for a in self._suffixes.row(i, live, target))
+          if not (np.isfinite(singles).all() and np.isfinite(pairs).all()):
+            raise ValueError(f"losses: not finite with layer {self.names[i]} quantized")
+          sums["singles"][i] += singles
+          sums["pairs"][i, :, i + 1 :] += pairs
+          last = row + 1 == blocks * count
+          if checkpoints and (last or time.monotonic() - saved >= every):
+            checkpoints.save(row + 1, sums, {"made_from": made_from})
+            saved = time.monotonic()
+          track(row + 1, f"block {block + 1} of {blocks}, layer {self.names[i]}")
+        if i + 1 < count:
+          live = self._suffixes.pass_by(i, live)
+    return self._losses(sums, len(images))
+
+  def _losses(self, sums: dict[str, np.ndarray], images: int) -> Losses:
+    count, widths = sums["singles"].shape
+    later = np.triu(np.ones((count, count), bool), 1)[:, None, :, None]
+    pairs = np.where(later, sums["pairs"] / images, np.nan)
+    return Losses(
+      base=float(sums["base"]) / images,
+      singles=sums["singles"].ravel() / images,
+      pairs=pairs.reshape(count * widths, count * widths),
+    )
+
+  def _made_from(self, images: np.ndarray, labels: np.ndarray, block: int) -> dict[str, Any]:
+    """What the losses depend on, by the names that a user has for them."""
+    s = self._suffixes
+    return {
+      "model": _digest(s.params),
+      "quantizer": _digest((s.stacks, [*s.stacks.bits], [*s.stacks.activation_bits])),
+      "data set": _digest((images, labels)),
+      "layers": [*self.names],
+      "loss": s.loss,
+      "block": block,
+    }
+
+  def _restore(
+    self, checkpoints: Checkpoints | None, made_from: dict[str, Any]
+  ) -> tuple[int, dict[str, np.ndarray]]:
+    """(number of rows that are done, their sums)."""
+    count, widths = len(self.names), len(self._suffixes.stacks.bits)
+    sums = {
+      "base": np.zeros(()),
+      "singles": np.zeros((count, widths)),
+      "pairs": np.zeros((count, widths, count, widths)),
+    }
+    if checkpoints is None:
+      return 0, sums
+    remedy = f"remove {checkpoints.directory} or name another workdir"
+    try:
+      found = checkpoints.restore_latest(sums)
+    except ValueError as error:
+      raise ValueError(f"{error}. If it is of other layers or bit widths: {remedy}") from error
+    if found is None:
+      return 0, sums
+    theirs = found.metadata.get("made_from", {})
+    if wrong := [name for name in made_from if theirs.get(name) != made_from[name]]:
+      raise ValueError(f"checkpoint: sensitivities of another {' and '.join(wrong)}; {remedy}")
+    # What was read may not be writable.
+    return found.step, {name: np.array(found.tree[name]) for name in sums}
+
+
+class _Track:
+  """Says how far a measurement is."""
+
+  def __init__(self, work: np.ndarray, done: int, show: Show | None, report: Any):
+    self._done = np.concatenate([[0.0], work.cumsum() / work.sum()])
+    self._first, self._show, self._report = done, show, report
+    self._start = self._said = time.monotonic()
+
+  def share(self, rows: int) -> float:
+    return float(self._done[rows])
+
+  def __call__(self, rows: int, where: str) -> None:
+    now, share, first = time.monotonic(), self.share(rows), self.share(self._first)
+    if self._show and now - self._said >= 10:
+      self._said = now
+      left = (now - self._start) / (share - first) * (1 - share)
+      self._show(f"sensitivities {share:.0%} ({where}), about {left:.0f} s left")
+    if self._report:
+      self._report(share)
+
+
+def _total(losses: np.ndarray, used: np.ndarray) -> np.ndarray:
+  """Sums over the images (last dimension) that count, float64."""
+  return np.asarray(losses, np.float64)[..., used].sum(axis=-1)
+
+
+def _digest(tree: Any) -> str:
+  """A number that tells trees of arrays apart."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    array = np.ascontiguousarray(leaf)
+    sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+    sha.update(array.data)
+  return sha.hexdigest()

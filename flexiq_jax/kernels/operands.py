@@ -79,12 +79,16 @@ class Requantize:
     boundary: int32 `[]`, how many of the N outputs are in 4 bits there.
     shift: int32 `[N]`, the next layer's activation shift of each output.
     signed: whether the next layer's codes are signed.
+    granule: the next layer's kernel reads whole blocks of so many channels, in one precision or,
+      around its boundary, in both; what it does not read is not written and holds anything. 0:
+      both are written everywhere.
   """
 
   scale: Array
   boundary: Array
   shift: Array
   signed: bool = struct.field(pytree_node=False, default=True)
+  granule: int = struct.field(pytree_node=False, default=0)
 
 
 @struct.dataclass

@@ -144,7 +144,7 @@ def reshift(
   layer: Layer,
   q: rules.QLayer,
   counts: np.ndarray,
-  channels: Sequence[np.ndarray],
+  channels: Sequence[np.ndarray] | np.ndarray,
   block: np.ndarray,
   settings: LowSettings,
 ) -> Groups:

@@ -14,6 +14,7 @@ from tests.graph import models_for_test
 
 RATIOS = (0.0, 0.3, 0.5, 1.0)
 SETTINGS = LowSettings(group_size=3)
+BLOCKS = LowSettings(group_size=1, shift_block=3, weight_shift_per="output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Made:
   model: flexiq.FlexiQ
 
 
-def make(name, **options):
+def make(name, settings=SETTINGS, **options):
   apply, params = models_for_test.MODELS[name]()
   batches = [np.asarray(models_for_test.image(4, seed=seed)) for seed in (1, 2)]
   network = flexiq.Network(apply, params, batches[0][:1])
@@ -31,7 +32,7 @@ def make(name, **options):
   return Made(
     network,
     batches,
-    flexiq.quantize(network, batches, names=names, settings=SETTINGS, **options),
+    flexiq.quantize(network, batches, names=names, settings=settings, **options),
   )
 
 
@@ -75,14 +76,30 @@ def test_float_model_is_the_one_that_was_given():
   np.testing.assert_allclose(network.float(x), apply(params, x), rtol=1e-4, atol=1e-4)
 
 
-def test_recipe_gives_the_same_model_bit_for_bit(plain, tmp_path):
+@pytest.fixture(scope="module")
+def blocks():
+  return make("plain", BLOCKS)
+
+
+def laid_out(made, order, settings):
+  """The 8-bit model, a schedule of `order` and the groups that go with it."""
+  network, ranges = made.network, RangeSettings()
+  observations = flexiq.observe(network, made.batches, ranges)
+  base = flexiq.base_model(network, observations, ranges)
+  names = made.model.schedule.space.names
+  groups = flexiq.group(network, base, observations, names, settings)
+  return base, *flexiq.lay_out(network, base, observations, groups, order, settings)
+
+
+@pytest.mark.parametrize("name", ["plain", "blocks"])
+def test_recipe_gives_the_same_model_bit_for_bit(name, request, tmp_path):
+  plain = request.getfixturevalue(name)
+  settings = SETTINGS if name == "plain" else BLOCKS
   network, x = plain.network, plain.batches[0]
-  names = tuple(plain.model.schedule.space.names)
   ranges = RangeSettings()
-  observations = flexiq.observe(network, plain.batches, ranges)
-  groups = flexiq.group(
-    network, flexiq.base_model(network, observations, ranges), observations, names, SETTINGS
-  )
+  # A schedule that has been laid out once stays as it is.
+  _, schedule, groups = laid_out(plain, plain.model.schedule.order, settings)
+  np.testing.assert_array_equal(schedule.order, plain.model.schedule.order)
   recipe = flexiq.to_recipe(
     plain.model,
     groups,
@@ -90,7 +107,7 @@ def test_recipe_gives_the_same_model_bit_for_bit(plain, tmp_path):
     method="greedy",
     seed=0,
     ranges=ranges,
-    settings=SETTINGS,
+    settings=settings,
   )
   recipes.save(tmp_path / "recipe.json", recipe)
   apply, params = models_for_test.plain_model()
@@ -108,6 +125,47 @@ def test_recipe_gives_the_same_model_bit_for_bit(plain, tmp_path):
     flexiq.from_recipe(
       network, dataclasses.replace(recipe, settings={"ranges": {"colour": 1}, "groups": {}})
     )
+
+
+def test_shift_blocks_of_an_order(blocks):
+  network, x = blocks.network, blocks.batches[0]
+  before = np.random.default_rng(5).permutation(blocks.model.schedule.space.total)
+  base, schedule, groups = laid_out(blocks, before, BLOCKS)
+  _, _, own = laid_out(blocks, before, dataclasses.replace(BLOCKS, shift_block=0))
+  layout = schedule.layer_order()
+  told = False
+  for name, g in groups.items():
+    shifts = g.x_shift[layout[name]]
+    for start in range(0, len(shifts), 3):
+      assert np.ptp(shifts[start : start + 3]) == 0
+      assert np.ptp(g.w_shift[layout[name]][start : start + 3], axis=0).max() == 0
+    told |= not np.array_equal(g.x_shift, own[name].x_shift)
+  assert told
+  for level in recipes.LEVELS:
+    np.testing.assert_array_equal(
+      schedule.mask(level), flexiq.Schedule(schedule.space, before).mask(level)
+    )
+  model = flexiq.FlexiQ(network, flexiq.lower(network, base, groups, BLOCKS), schedule)
+  np.testing.assert_array_equal(model(x, 0.0), network.uniform(base, x))
+  assert not np.array_equal(model(x, 1.0), model(x, 0.5))
+
+
+def test_shifts_of_another_order_are_not_written(blocks, tmp_path):
+  _, schedule, _ = laid_out(blocks, blocks.model.schedule.order[::-1], BLOCKS)
+  _, _, own = laid_out(
+    blocks, blocks.model.schedule.order, dataclasses.replace(BLOCKS, shift_block=0)
+  )
+  recipe = flexiq.to_recipe(
+    dataclasses.replace(blocks.model, schedule=schedule),
+    own,
+    model_name="plain",
+    method="greedy",
+    seed=0,
+    ranges=RangeSettings(),
+    settings=BLOCKS,
+  )
+  with pytest.raises(ValueError, match=r"x_shift of groups .* are in one shift block of 3 channel"):
+    recipes.save(tmp_path / "recipe.json", recipe)
 
 
 def test_dynamic_shifts_are_another_program_with_the_same_ends(plain):

@@ -126,6 +126,8 @@ def test_shifts_and_statistics_are_those_of_the_groups_codes(name, signed):
       assert by_range.w_shift[j, n] == range_shift(w_codes[:, :, n], True)
     assert cut.x_top[j] == np.abs(x_codes).max()
     np.testing.assert_array_equal(cut.w_top[j], np.abs(w_codes).max(axis=(0, 1)))
+    error = np.square(x_codes - lowered(x_codes, cut.x_shift[j], signed, half_even=False))
+    assert cut.x_error[j] == pytest.approx(error.mean(axis=0).sum())
     power = np.square(x_codes.astype(float)).mean(axis=0).sum()
     assert cut.x_power[j] == pytest.approx(power)
     real = w_codes * steps[channels][:, None, :]
@@ -159,6 +161,68 @@ def test_weights_are_lowered_by_their_groups_shift(name, per):
     (len(cut.channels), m.layer.out_channels),
     jnp.int32,
   )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+  st.sampled_from(sorted(LAYERS)),
+  st.integers(1, 5),
+  st.integers(1, 4),
+  st.booleans(),
+  st.sampled_from(["mse", "range"]),
+  st.sampled_from(["group", "output"]),
+  st.randoms(use_true_random=False),
+)
+def test_groups_of_a_shift_block_share_the_shifts_of_all_its_codes(
+  name, size, several, signed, method, per, random
+):
+  m = made(name, signed)
+  low_settings = LowSettings(
+    group_size=size,
+    shift_block=size * several,
+    activation_shift=method,
+    weight_shift=method,
+    weight_shift_per=per,
+  )
+  groups = grouping.group_channels(m.layer, m.q, m.counts, low_settings)
+  layout = np.array(random.sample(range(len(groups.channels)), len(groups.channels)))
+  blocks = selection.shift_blocks(layout, low_settings.groups_per_block)
+  cut = grouping.reshift(m.layer, m.q, m.counts, groups.channels, blocks, low_settings)
+  low = grouping.lower(m.layer, m.q, cut, low_settings).low
+  w, _ = weights_of(m)
+  got = np.asarray(m.layer.canonical(np.asarray(low.w))).reshape(w.shape)
+  best = best_shift if method == "mse" else lambda q, signed, half_even: range_shift(q, signed)
+  for start in range(0, len(layout), several):
+    run = layout[start : start + several]
+    channels = np.concatenate([groups.channels[j] for j in run])
+    assert np.all(np.asarray(low.block)[channels] == start // several)
+    e = best(m.x8[:, channels], signed, half_even=False)
+    assert np.all(cut.x_shift[run] == e) and np.all(np.asarray(low.shift)[channels] == e)
+    x4 = lowered(m.x8[:, channels], e, signed, half_even=False)
+    np.testing.assert_allclose(cut.low_mean[channels], x4.mean(axis=0))
+    if per == "group":
+      e = best(w[channels], True, half_even=True)
+    else:
+      e = np.array([best(w[channels][:, :, n], True, half_even=True) for n in range(w.shape[2])])
+    assert np.all(cut.w_shift[run] == e)
+    np.testing.assert_array_equal(got[channels], lowered(w[channels], e, True, half_even=True))
+
+
+@pytest.mark.parametrize("block", [0, 1, 2, 4], ids="S={}".format)
+@pytest.mark.parametrize("name", LAYERS)
+def test_blocks_no_larger_than_groups_change_no_shift(name, block):
+  m = made(name)
+  low_settings = LowSettings(group_size=4, shift_block=block, weight_shift_per="output")
+  own = grouping.group_channels(m.layer, m.q, m.counts, low_settings)
+  layout = np.random.default_rng(0).permutation(len(own.channels))
+  blocks = selection.shift_blocks(layout, low_settings.groups_per_block)
+  cut = grouping.reshift(m.layer, m.q, m.counts, own.channels, blocks, low_settings)
+  for field in dataclasses.fields(cut):
+    if field.name not in ("channels", "block"):
+      np.testing.assert_array_equal(getattr(cut, field.name), getattr(own, field.name))
+  lows = [grouping.lower(m.layer, m.q, c, low_settings).low for c in (own, cut)]
+  for field in ("w", "shift", "group", "bias"):
+    np.testing.assert_array_equal(getattr(lows[0], field), getattr(lows[1], field))
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
@@ -256,6 +320,9 @@ def test_histograms_and_groups_of_another_layer_are_refused():
   ("arguments", "message"),
   [
     ({"group_size": 0}, "group_size: 0 is not a positive number of channels"),
+    ({"shift_block": 6}, r"shift_block: 6; 0, a multiple or a divisor of group_size \(4\)"),
+    ({"shift_block": 3}, "shift_block: 3; 0, a multiple"),
+    ({"shift_block": -4}, "shift_block: -4; 0, a multiple"),
     ({"activation_shift": "max"}, "activation_shift: 'max' is not one of range, mse, naive"),
     ({"weight_shift": "max"}, "weight_shift: 'max' is not one of range, mse, naive"),
     ({"weight_shift_per": "layer"}, "weight_shift_per: 'layer' is not one of group, output"),

@@ -71,7 +71,7 @@ def expected(case, layer, made, mask, shift=None):
   return scaled(layer, made, acc)
 
 
-def live_shift(layer, made, examples_dim=0):
+def live_shift(layer, made):
   """The smaller of the static shift and what the example's own range needs, by loops."""
   signed = made.q.signed
   x8 = codes(made.x, 0.5, signed)
@@ -270,6 +270,27 @@ def test_dynamic_shifts_do_not_depend_on_batch_mates():
   static = jax.jit(graph.with_rule(fold_windows, rules.mixed_rule(model, masks)))(params, x)
   changed = np.any(np.asarray(static) != together, axis=1)
   assert changed[0] and not changed[3]  # quiet examples keep more bits, loud ones the static
+
+
+def test_dynamic_shifts_of_a_block_follow_its_4_bit_channels():
+  case = CASES["dense"]
+  made = random_layer(case, groups=5)
+  made.x = made.x * np.float32(2) ** -(made.group + np.arange(len(made.x))[:, None])
+  shift = np.full(case.layer.in_channels, 3)
+  block = made.group // 2  # of groups 0 and 1, 2 and 3, and 4
+  low = dataclasses.replace(made.q.low, shift=jnp.asarray(shift), block=jnp.asarray(block))
+  q = dataclasses.replace(made.q, low=low)
+  mask = np.array([True, False, True, True, False])
+  x8 = codes(made.x, 0.5, True)
+  own = np.zeros(x8.shape, np.int64)
+  for b, j in np.ndindex(len(x8), 3):
+    members = (block == j) & mask[made.group]
+    top = int(np.abs(x8[b][members]).max(initial=0))
+    own[b][members] = min(3, max(0, top.bit_length() - 3))
+  rule = rules.mixed_rule({"w": q}, {"w": jnp.asarray(mask)}, dynamic=True)
+  got = graph.with_rule(case.apply, rule)(made.params, made.x)
+  np.testing.assert_array_equal(got, expected(case, case.layer, made, mask, own))
+  assert len(np.unique(own[:, mask[made.group]])) > 2
 
 
 def test_dynamic_shifts_are_refused_where_examples_are_not_known():

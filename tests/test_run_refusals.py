@@ -104,6 +104,7 @@ def test_flags(arguments, message):
     ("variants", "('nave',)", "variants: 'nave' is not one of naive, range, per_output"),
     ("score", "best", "score: 'best' is not one of exact, range"),
     ("groups.group_size", "0", "groups.group_size: 0 is not a positive number of channels"),
+    ("groups.shift_block", "9", "groups.shift_block: 9; 0, a multiple or a divisor of group_size"),
     ("groups.weight_shift", "x", "groups.weight_shift: 'x' is not one of "),
     ("ranges.activation", "minmax", "ranges.activation: 'minmax' is not one of max, percentile"),
     ("ranges.percentile", "0", "ranges.percentile: 0.0 is not in (0, 100]"),

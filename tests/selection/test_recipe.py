@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flexiq_jax.selection import recipe as recipes
 
 
-def make(sizes=((2, 2, 1), (3,)), order=None, scale=0.1, mean=0.25):
+def make(sizes=((2, 2, 1), (3,)), order=None, scale=0.1, mean=0.25, **changes):
   """A recipe of a stem without groups and one layer for each entry of `sizes`."""
   layers = [
     recipes.RecipeLayer(
@@ -42,7 +42,7 @@ def make(sizes=((2, 2, 1), (3,)), order=None, scale=0.1, mean=0.25):
     model="net",
     method="greedy",
     seed=3,
-    settings={"ranges": {"weight": "mse"}, "groups": {"group_size": 4}},
+    settings={"ranges": {"weight": "mse"}, "groups": {"group_size": 4, **changes}},
     layers=tuple(layers),
     order=tuple(flat[i] for i in order),
   )
@@ -55,7 +55,8 @@ def made(draw):
   )
   order = draw(st.permutations(range(sum(map(len, sizes)))))
   numbers = st.floats(1e-30, 1e30)
-  return make(sizes, order, draw(numbers), draw(numbers))
+  block = draw(st.sampled_from([{}, {"shift_block": 0}, {"shift_block": 8}]))
+  return make(sizes, order, draw(numbers), draw(numbers), **block)
 
 
 @given(made())
@@ -132,6 +133,42 @@ def test_damage_is_told(tmp_path, change, message):
     recipes.load(path)
   assert str(error.value).startswith(f"recipe: {path} ")
   assert message in str(error.value)
+
+
+def shifted(shifts, **groups):
+  """A recipe whose first layer has three groups, in the order 2, 0, 1, with given shifts."""
+  recipe = make(order=(2, 3, 0, 1), **groups)
+  layers = [
+    dataclasses.replace(e, x_shift=shifts) if e.name == "layer0/conv" else e for e in recipe.layers
+  ]
+  return dataclasses.replace(recipe, layers=tuple(layers))
+
+
+def test_groups_of_a_shift_block_have_one_shift(tmp_path):
+  path = tmp_path / "recipe.json"
+  recipes.save(path, shifted((1, 2, 1), group_size=2, shift_block=4))
+  assert recipes.load(path).layers[1].x_shift == (1, 2, 1)
+  for shifts, pair in (((1, 2, 2), "0 and 2"), ((3, 2, 1), "0 and 2")):
+    wrong = shifted(shifts, group_size=2, shift_block=4)
+    message = f"layer layer0/conv: x_shift of groups {pair} differ, .* shift block of 4 channels"
+    with pytest.raises(ValueError, match=message):
+      recipes.save(path, wrong)
+    document = json.loads(path.read_text())
+    document["layers"][1]["x_shift"] = shifts
+    (tmp_path / "wrong.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"is damaged: {message}"):
+      recipes.load(tmp_path / "wrong.json")
+    for block in (None, 0, 1, 2):  # those of a group's size or less ask for nothing
+      given = {} if block is None else {"shift_block": block}
+      recipes.save(path, shifted(shifts, group_size=2, **given))
+      assert recipes.load(path).layers[1].x_shift == shifts
+    recipes.save(path, shifted((1, 2, 1), group_size=2, shift_block=4))
+
+
+@pytest.mark.parametrize("block", ["4", -4, 1.5])
+def test_shift_block_of_a_recipe_is_a_number(tmp_path, block):
+  with pytest.raises(ValueError, match=r"shift_block .* is not a number of channels"):
+    recipes.save(tmp_path / "recipe.json", make(shift_block=block))
 
 
 def test_other_files_are_told(tmp_path):

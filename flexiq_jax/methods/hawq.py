@@ -45,40 +45,51 @@ def hutchinson(
 ) -> Trace:
   """Traces of the Hessian's diagonal blocks, one for each parameter (Hutchinson's estimator).
 
-  With a random sign v for each number, E[v_i' (H v)_i] = tr(H_ii) for every parameter i at once.
-  Products H v are derivatives of the gradient along v, forward over reverse: each costs about four
-  evaluations of the loss.
-
   Args:
     key: typed random key.
     loss: parameters -> scalar; differentiable twice.
     params: pytree of floating-point arrays.
-    probes: number of random vectors v; the standard error falls with its square root.
-    batch: how many products are computed at once; memory grows with it, the estimate does not.
+    probes: number of random vectors; the standard error falls with its square root.
+    batch: how many of them are computed at once; memory grows with it, the estimate does not.
 
   Raises:
     ValueError: fewer than two probes, which show no error; parameters that are no floats.
   """
-  if probes < 2:
-    raise ValueError(f"probes: {probes}; expected at least 2")
+  check_probes(probes)
   leaves, structure = jax.tree.flatten(params)
   for leaf in leaves:
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
       raise ValueError(f"params: an array of {jnp.result_type(leaf)}; expected floating point only")
 
-  def probe(key: Array) -> list[Array]:
-    keys = jax.random.split(key, len(leaves))
-    signs = [jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
-    v = jax.tree.unflatten(structure, signs)
-    product = jax.jvp(jax.grad(loss), (params,), (v,))[1]
-    pairs = zip(signs, jax.tree.leaves(product), strict=True)
-    return [jnp.vdot(a, b).astype(jnp.float32) for a, b in pairs]
+  def sample(key: Array) -> list[Array]:
+    return jax.tree.leaves(trace_sample(key, loss, params))
 
-  samples = jax.lax.map(probe, jax.random.split(key, probes), batch_size=min(batch, probes))
+  samples = jax.lax.map(sample, jax.random.split(key, probes), batch_size=min(batch, probes))
   return Trace(
     value=jax.tree.unflatten(structure, [s.mean() for s in samples]),
     error=jax.tree.unflatten(structure, [s.std(ddof=1) / probes**0.5 for s in samples]),
   )
+
+
+def trace_sample(key: Array, loss: Callable[[Any], Array], params: Any) -> Any:
+  """One sample of Hutchinson's estimator: like `params`, a float32 scalar for each.
+
+  With a random sign v for each number, E[v_i' (H v)_i] = tr(H_ii) for every parameter i at once.
+  Products H v are derivatives of the gradient along v, forward over reverse: each costs about four
+  evaluations of the loss.
+  """
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  signs = [jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+  v = jax.tree.unflatten(structure, signs)
+  product = jax.jvp(jax.grad(loss), (params,), (v,))[1]
+  return jax.tree.map(lambda a, b: jnp.vdot(a, b).astype(jnp.float32), v, product)
+
+
+def check_probes(probes: int) -> None:
+  """Refuses fewer than two, which show no error."""
+  if probes < 2:
+    raise ValueError(f"probes: {probes}; expected at least 2")
 
 
 def omega(mean_trace: np.ndarray, squared_error: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from flexiq_jax.selection import recipe as recipes
 from tests.runs_for_test import SMALL, TRAINED, compiled, start
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -144,18 +145,21 @@ def test_workdir_of_another_config_is_refused_and_overruled(tmp_path, compiled):
   assert other.error.startswith(
     f"error: config.model: 'resnet20', but workdir '{tmp_path}' holds rows of 'resnet8'; name"
   )
+  older = json.loads((tmp_path / "recipe.json").read_text())
+  assert older["settings"]["groups"].pop("shift_block") == 0  # a field that once was not there
+  (tmp_path / "recipe.json").write_text(json.dumps(older))
   assert start(*at, "--config.ratios=(0.5, 1.0)", "--overrule").status == 0
   assert (tmp_path / "results.csv").read_text().startswith(before)
   assert row(tmp_path, "flexiq_greedy", "0.5")["mac_share"] == "0.5"
   assert len(events(tmp_path, "calibrated")) == 1
   assert [e["recipe"] for e in events(tmp_path, "selected")] == ["recipe", "greedy"]
   # Groups of another size are another selection, but the same calibration.
-  wide = start(*at, "--config.ratios=(0.5, 1.0)", "--config.groups.group_size=8", "--overrule")
-  assert wide.status == 0
+  groups = ("--config.groups.group_size=2", "--config.groups.shift_block=4")
+  assert start(*at, "--config.ratios=(0.5, 1.0)", *groups, "--overrule").status == 0
   assert len(events(tmp_path, "calibrated")) == 1
   assert len(events(tmp_path, "selected")) == 4
-  made = json.loads((tmp_path / "recipe.json").read_text())
-  assert made["settings"]["groups"]["group_size"] == 8
+  made = recipes.load(tmp_path / "recipe.json")
+  assert (made.settings["groups"]["group_size"], made.settings["groups"]["shift_block"]) == (2, 4)
 
 
 def test_dry_run_shows_config_and_layers_and_writes_nothing(tmp_path):

@@ -148,15 +148,23 @@ def improve(
   """Searches a better order for a model, on all devices.
 
   Args:
-    model: as `flexiq.quantize` makes it.
+    model: as `flexiq.quantize` makes it, without shift blocks.
     images: `[n, ...]` training images.
     settings: of the search.
     seed: of everything random in it.
     show: called with a line of progress now and then.
 
   Returns:
-    The model with the order that was found; raises as `search`.
+    The model with the order that was found.
+
+  Raises:
+    ValueError: as `search`, and for a model with shift blocks.
   """
+  if any(q.low is not None and q.low.block is not None for q in model.model.values()):
+    raise ValueError(
+      "model: its shift blocks go with the order it has; search in a model whose shift_block is 0, "
+      "then share the shifts along the order that was found (flexiq.lay_out)"
+    )
   network, space = model.network, model.schedule.space
   errors = calibration.observe_errors(network.apply, network.params, model.model, [images])
   found = search(

@@ -121,6 +121,15 @@ def test_improved_model_runs_in_the_order_that_was_found():
   assert better.model is model.model
 
 
+def test_models_with_shift_blocks_are_not_improved():
+  m = made()
+  low = lambda q: q.low and dataclasses.replace(q.low, block=q.low.group)
+  blocks = {name: dataclasses.replace(q, low=low(q)) for name, q in m.model.items()}
+  model = flexiq.FlexiQ(m.network, blocks, Schedule(m.space, greedy()))
+  with pytest.raises(ValueError, match="model: its shift blocks go with the order it has; search"):
+    improve(model, m.images, SMALL)
+
+
 def test_wrong_scores_are_refused():
   m = made()
   with pytest.raises(ValueError, match=r"scores: shape \(3,\), expected \(18,\)"):

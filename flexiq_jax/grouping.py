@@ -133,7 +133,7 @@ def group_channels(
   order = np.arange(layer.in_channels)
   if settings.sort:
     shared = dataclasses.replace(settings, weight_shift_per="group")
-    alone = reshift(layer, q, counts, order[:, None], order, shared)
+    alone = reshift(layer, q, counts, list(order[:, None]), order, shared)
     order = np.lexsort((alone.x_error * alone.w_power, alone.w_shift, alone.x_shift))
   size = settings.group_size
   channels = tuple(order[i : i + size] for i in range(0, len(order), size))
@@ -144,7 +144,7 @@ def reshift(
   layer: Layer,
   q: rules.QLayer,
   counts: np.ndarray,
-  channels: Sequence[np.ndarray] | np.ndarray,
+  channels: Sequence[np.ndarray],
   block: np.ndarray,
   settings: LowSettings,
 ) -> Groups:

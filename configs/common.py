@@ -4,6 +4,8 @@ A config describes one run. Every field can be overridden, as `--config.groups.g
 may use environment variables (`$FLEXIQ_DATA/...`), and `weights` may use `{model}`.
 """
 
+import importlib
+
 from ml_collections import config_dict
 
 # Further rows that show what each part of the method contributes (see experiments/flexiq.py).
@@ -185,6 +187,56 @@ def mobile(name: str, model: str, weights: str, arg: str | None) -> config_dict.
   config.random_seeds = (0,)
   if options.runlocal:
     runlocal(config)
+  return config
+
+
+def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
+  """The fields of the experiment `compare`, on the model of another config.
+
+  Args:
+    of: the config's name.
+    arg: its argument; `runlocal` makes the comparison small, too.
+  """
+  config = importlib.import_module(f"configs.{of}").get_config(arg)
+  config.experiment = "compare"
+  small = config.name.endswith("_runlocal")
+  config.name = f"compare_{of}" + ("_runlocal" if small else "")
+  config.comparison = config_dict.create(
+    seeds=(0, 1, 2),
+    # Tables and methods: see experiments/sections.py and experiments/compare.py.
+    sections=("main", "wide", "clado_tensor", "clado_channel"),
+    methods=(
+      *("flexiq_greedy", "flexiq", "uniform", "quantune", "random"),
+      *("clado", "clado_block", "clado_diagonal", "mpqco", "hawq"),
+    ),
+    bits=(4, 8),
+    wide_bits=(2, 3, 4, 6, 8),
+    averages=(4.0, 5.0, 6.0, 7.0),
+    # CLADO's own experiment: shares of the size with 8-bit weights.
+    clado_bits=(2, 4, 8),
+    sizes=(0.3125, 0.375, 0.4375, 0.5, 0.625, 0.75),
+    random_plans=3,
+    # CLADO: cross_entropy or kl; images in one forward pass; losses below the float model's as 0.
+    loss="cross_entropy",
+    block=64,
+    clip=False,
+    # HAWQ-v3: random vectors of the trace.
+    probes=32,
+    # Seconds for one integer program.
+    time_limit=60.0,
+  )
+  if small:
+    config.comparison.update(
+      seeds=(0,),
+      sections=("main", "clado_tensor"),
+      averages=(5.0, 6.0),
+      sizes=(0.5,),
+      random_plans=2,
+      block=16,
+      probes=2,
+      time_limit=5.0,
+    )
+    config.calibration.update(images=16, batch_size=16)
   return config
 
 

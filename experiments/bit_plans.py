@@ -1,0 +1,349 @@
+"""Plans of bits per layer by every layer-wise method of a comparison, for one seed.
+
+A method measures once, at its first plan, and then plans for any budget. What measuring took goes
+to the seed's `metrics.jsonl` (`measured`: section, method, seconds, forwards), where a resumed run
+finds it. CLADO's losses, the long part, are kept as checkpoints while they are measured and as
+`SECTION/losses.npz` behind that.
+
+Methods that minimise get the average as their limit; where what they find is more than 0.05 below,
+a limit 0.05 above it is tried, too, so that few large layers cost no method more than they must.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.sections import TOLERANCE, Section
+from flexiq_jax import calibration, flexiq, graph, rules
+from flexiq_jax.calibration import RangeSettings
+from flexiq_jax.checkpoint import Checkpoints
+from flexiq_jax.graph import trace as tracing
+from flexiq_jax.methods import (
+  Choices,
+  Problem,
+  clado,
+  curvature,
+  fusion,
+  hawq,
+  layerwise,
+  quantune_plan,
+  quantune_runs,
+  solve,
+)
+from flexiq_jax.methods.sensitivity import Sensitivity
+from flexiq_jax.metrics import Writer
+
+QUANTUNE_IMAGES = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+  """What the methods of one seed start from.
+
+  Attributes:
+    network: the float model, batch norm folded.
+    apply, params: the same, batch norm unfolded.
+    observations: calibration statistics.
+    ranges: how clipping ranges are found.
+    selectable: layers to choose for.
+    images, labels: calibration images, training images with the evaluation's preprocessing.
+    seed: of what is drawn.
+  """
+
+  network: flexiq.Network
+  apply: graph.Apply
+  params: Any
+  observations: flexiq.Observations
+  ranges: RangeSettings
+  selectable: tuple[str, ...]
+  images: np.ndarray
+  labels: np.ndarray
+  seed: int
+
+  def stacks(self, section: Section, bits: tuple[int, ...]) -> layerwise.Stacks:
+    """All layers at some widths, with the section's scales."""
+    return layerwise.create(
+      *(self.network.layers, self.network.weights, self.observations.values, self.ranges),
+      bits=bits,
+      activation_bits=section.activation_bits,
+      per_channel=section.per_channel,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+  """One plan.
+
+  Attributes:
+    bits: selectable layer -> bits.
+    seconds: what solving took.
+    columns: further columns of its row.
+  """
+
+  bits: dict[str, int]
+  seconds: float = 0.0
+  columns: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Planner:
+  """The plans of one section and seed."""
+
+  def __init__(self, part, measured: Measured, section: Section, folder: Path, writer: Writer):
+    """Keeps what all methods need; measures nothing.
+
+    Args:
+      part: `config.comparison`.
+      measured: what there is to start from.
+      section: the table.
+      folder: for checkpoints and losses; made if missing.
+      writer: of the seed's folder.
+    """
+    self._part, self._m, self._section = part, measured, section
+    self.folder, self._writer = folder, writer
+    folder.mkdir(parents=True, exist_ok=True)
+    self._layers = [layer for layer in measured.network.layers if layer.name in measured.selectable]
+    macs = np.array([layer.macs for layer in self._layers], np.float64)
+    size = np.array([layer.params for layer in self._layers], np.float64)
+    costs = {
+      "average bits": np.multiply.outer(macs / macs.sum(), section.bits),
+      "size": np.multiply.outer(size / size.sum() / 8, section.bits),
+    }
+    self.choices = Choices.create(self.names, section.bits, costs)
+    self._objectives: dict[str, np.ndarray] = {}
+    self._runs: quantune_runs.Runs | None = None
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The layers to choose for, in execution order."""
+    return tuple(layer.name for layer in self._layers)
+
+  def plan(self, method: str, budget: float) -> Planned:
+    """The bits by one method, within a budget.
+
+    Raises:
+      ValueError: no plan keeps the budget; names the smallest that one would keep.
+    """
+    if method == "uniform":
+      return Planned(bits=dict.fromkeys(self.names, round(budget)))
+    if method == "quantune":
+      return self._quantune(budget)
+    objective = self.objective(method)
+    choices = dataclasses.replace(self.choices, tied=self._tied()) if method == "hawq" else None
+    plans = []
+    for limit in self._limits(budget):
+      limits = {self._cost: limit}
+      problem = Problem(choices=choices or self.choices, objective=objective, limits=limits)
+      plans.append(solve(problem, time_limit=self._part.time_limit, seed=self._m.seed))
+      if budget - plans[-1].costs[self._cost] <= TOLERANCE:
+        break
+    # The nearest; the first of equal ones, which is not above the budget.
+    best = min(plans, key=lambda plan: abs(plan.costs[self._cost] - budget))
+    columns = {} if best.gap is None else {"gap": best.gap}
+    return Planned(bits=best.bits, seconds=sum(plan.seconds for plan in plans), columns=columns)
+
+  def random(self, budget: float, draw: int) -> Planned:
+    """Raises random layers by one width at a time while the budget lasts."""
+    rng = np.random.default_rng((self._m.seed, draw))
+    bits = self.choices.uniform(min)
+    widths, cost = self._section.bits, self.choices.costs[self._cost]
+    price = dict(zip(self.names, cost.reshape(len(self.names), -1), strict=True))
+    left = budget - sum(price[name][0] for name in self.names) + 1e-9
+    while True:
+      at = {name: widths.index(bits[name]) for name in self.names}
+      rise = {n: price[n][i + 1] - price[n][i] for n, i in at.items() if i + 1 < len(widths)}
+      if not (fits := [n for n, extra in rise.items() if extra <= left]):
+        return Planned(bits=bits)
+      name = fits[rng.integers(len(fits))]
+      bits[name] = widths[widths.index(bits[name]) + 1]
+      left -= rise[name]
+
+  def average(self, bits: Mapping[str, int]) -> float:
+    """MAC-weighted mean of a plan's bits."""
+    return sum(layer.macs * bits[layer.name] for layer in self._layers) / sum(
+      layer.macs for layer in self._layers
+    )
+
+  @property
+  def _cost(self) -> str:
+    return "size" if self._section.by_size else "average bits"
+
+  def _limits(self, budget: float) -> tuple[float, ...]:
+    return (budget,) if self._section.by_size else (budget, budget + TOLERANCE)
+
+  def cost_of(self, method: str) -> dict[str, float]:
+    """Columns seconds (of all starts together) and forwards of measuring."""
+    key = "clado" if method.startswith("clado") else method
+    events = [
+      e
+      for e in self._writer.events("measured")
+      if (e["section"], e["method"]) == (self._section.name, key)
+    ]
+    return {
+      "seconds": sum(e["seconds"] for e in events),
+      "forwards": max((e["forwards"] for e in events), default=0.0),
+    }
+
+  def _measure(self, key: str, forwards: float, work: Callable[[], Any]) -> Any:
+    """Runs a measurement and notes what it took."""
+    begin = time.monotonic()
+    result = work()
+    self._writer.event(
+      "measured",
+      section=self._section.name,
+      method=key,
+      seconds=time.monotonic() - begin,
+      forwards=forwards,
+    )
+    return result
+
+  def objective(self, method: str) -> np.ndarray:
+    """What a method minimises: `[n, n]` or `[n]` (see `methods.Problem`)."""
+    if method not in self._objectives:
+      if method.startswith("clado"):
+        self._clado()
+      else:
+        self._objectives[method] = self._linear(method)
+    return self._objectives[method]
+
+  def _clado(self) -> None:
+    """CLADO and its variants, from one measurement."""
+    g = clado.matrix(self.choices, self.losses(), clip=self._part.clip)
+    projected, clipped = clado.project(g)
+    blocks, clipped_blocks = clado.project(clado.block_wise(self.choices, g, self._blocks()))
+    self._objectives |= {
+      "clado": projected,
+      "clado_block": blocks,
+      "clado_diagonal": clado.diagonal(g),
+    }
+    np.savez(self.folder / "clado.npz", g=g, projected=projected)
+    check = clado.check_unconstrained(
+      self.choices, projected, time_limit=self._part.time_limit, seed=self._m.seed
+    )
+    self._writer.event(
+      "unconstrained",
+      section=self._section.name,
+      clipped=clipped,
+      clipped_blocks=clipped_blocks,
+      disagree=check.disagree,
+      highest=check.highest,
+      least=check.least,
+    )
+
+  def losses(self) -> clado.Losses:
+    """CLADO's losses, measured or read back."""
+    m, stacks = self._m, self._m.stacks(self._section, self._section.bits)
+    sensitivity = Sensitivity(
+      *(m.network.apply, m.network.params, m.network.layers, stacks, self.names),
+      loss=self._part.loss,
+      block=self._part.block,
+    )
+
+    def work():
+      with Checkpoints(self.folder / "sensitivity", keep=1) as checkpoints:
+        return sensitivity.measure(
+          *(m.images, m.labels),
+          checkpoints=checkpoints,
+          show=lambda line: print(f"seed {m.seed}, {self._section.name}: {line}", flush=True),
+        )
+
+    return self._measure("clado", sensitivity.forwards, work)
+
+  def _linear(self, method: str) -> np.ndarray:
+    """The objectives of MPQCO and HAWQ-v3, `[n]`."""
+    m, section, block = self._m, self._section, self._part.block
+    network, stacks = m.network, m.stacks(section, section.bits)
+    if method == "mpqco":
+      return self._measure(
+        *(method, 2.0 * self.choices.total),
+        lambda: curvature.relative_logits(
+          *(network.apply, network.params, network.layers, stacks, m.images, m.labels),
+          names=self.names,
+          block=block,
+        ),
+      )
+
+    def traces() -> np.ndarray:
+      path = self.folder.parent / "hawq.npz"  # of the float model, so of all sections
+      if not path.is_file():
+        found = curvature.mean_traces(
+          *(jax.random.key(m.seed), network.apply, network.params, network.layers),
+          *(m.images, m.labels),
+          names=self.names,
+          probes=self._part.probes,
+          block=block,
+        )
+        np.savez(path, names=self.names, trace=found.value, error=found.error)
+      return np.load(path)["trace"]
+
+    value = self._measure(method, 4.0 * self._part.probes, traces)
+    errors = curvature.squared_errors(network.layers, network.weights, stacks, self.names)
+    return hawq.omega(value, errors)
+
+  def _operations(self) -> tuple[fusion.Operation, ...]:
+    return fusion.operations(tracing.trace(self._m.apply, self._m.params, self._m.images[:1]))
+
+  def _blocks(self) -> dict[str, int]:
+    """Layer -> number of its block; a block ends with a residual addition."""
+    found, block, number = self._operations(), {}, 0
+    for node in fusion.nodes(found, "residual"):
+      if node.layer in self.names:
+        block[node.layer] = number
+      number += any(found[i].kind == "add" for i in node.operations)
+    return block
+
+  def _tied(self) -> tuple[tuple[str, ...], ...]:
+    """Layers whose results meet in an addition with nothing but a norm between."""
+    found, tied = self._operations(), []
+    for operation in found:
+      if operation.kind == "add":
+        ends = [found[p] for p in operation.inputs]
+        ends = [found[o.inputs[0]] if o.kind == "norm" else o for o in ends]
+        if len(names := [o.layer for o in ends if o.layer in self.names]) == 2:
+          tied.append(tuple(names))
+    return tuple(tied)
+
+  def _quantune(self, budget: float) -> Planned:
+    """QuantuneV2 in the best form of the graph."""
+    begin = time.monotonic()
+    best = self.quantune_forms(budget)[0]
+    columns = {"boundaries": float(best.boundaries)}
+    return Planned(bits=best.bits, seconds=time.monotonic() - begin, columns=columns)
+
+  def quantune_forms(self, budget: float) -> tuple[quantune_plan.Allocation, ...]:
+    """QuantuneV2's plans in all forms of the graph, the best first."""
+    pair, total = self.quantune_pair, sum(layer.macs for layer in self._layers)
+    extra = quantune_plan.extra_cost(self._layers, pair, "macs")
+    most = (budget - pair[0]) * total * (1 + 1e-9)
+    return quantune_plan.choose(self.runs(), self.names, pair, extra, most, fill=True)
+
+  @property
+  def quantune_pair(self) -> tuple[int, int]:
+    """Low and high bits."""
+    return min(self._section.bits), max(self._section.bits)
+
+  def runs(self) -> quantune_runs.Runs:
+    """QuantuneV2's two runs, at most once."""
+    if self._runs is None:
+      m = self._m
+      images = m.images[:QUANTUNE_IMAGES]
+      layers = m.network.layers
+      low = calibration.quantize(
+        layers,
+        # Norms unfolded. A scale per output channel passes through a norm, and so do the codes.
+        graph.weights(m.apply, m.params, images[:1]),
+        m.observations.values,
+        m.ranges,
+        self.quantune_pair[0],
+        [layer.name for layer in layers if layer.name not in self.names],
+      )
+      rule = rules.uniform_rule(low)
+      self._runs = self._measure(
+        *("quantune", 2.0 * len(images) / len(m.images)),
+        lambda: quantune_runs.measure(m.apply, m.params, rule, [images]),
+      )
+    return self._runs

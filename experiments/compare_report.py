@@ -1,0 +1,251 @@
+"""The tables and pictures of a comparison, from what its workdir holds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import reporting, sections, setup
+from experiments.sections import Section
+from flexiq_jax import files, plots, report, runtime, tables
+from flexiq_jax.methods import fusion, quantune_plan
+from flexiq_jax.metrics import Writer
+
+_CLADO = ("clado", "clado_block", "clado_diagonal")
+_COLUMNS = (  # column, heading, decimals
+  ("avg_bits", "average bits", 2),
+  ("top1", "top-1 (%)", 2),
+  ("drop_float", "drop from float", 2),
+  ("relative", "relative (%)", 2),
+  ("bitops", "BitOPs (G)", 2),
+  ("size", "size (MB)", 3),
+  ("seconds", "selection (s)", 0),
+  ("forwards", "forwards", 0),
+)
+
+
+def quantune_lists(planner, budgets) -> dict[str, Any]:
+  """QuantuneV2's sensitivity lists and plans, plain values for a JSON file.
+
+  Args:
+    planner: `bit_plans.Planner` of a section with two widths.
+    budgets: average bits.
+  """
+  runs, names, pair = planner.runs(), planner.names, planner.quantune_pair
+  lists, plans = {}, []
+  for grouping in fusion.GROUPINGS:
+    listed = quantune_plan.sensitivity(runs, grouping, names)
+    lists[grouping] = [
+      {
+        "node": node.name,
+        "operations": [runs.operations[i].kind for i in node.operations],
+        "sqnr": listed.sqnr[v],
+        "delta": listed.delta[v],
+        "nmse": listed.nmse[v],
+        "score": listed.score.get(node.layer or ""),
+      }
+      for v, node in enumerate(listed.nodes)
+    ]
+  for budget in budgets:
+    for rank, plan in enumerate(planner.quantune_forms(budget)):
+      plans.append(
+        {
+          "budget": budget,
+          "grouping": plan.grouping,
+          "chosen": rank == 0,
+          "nodes": len(plan.node_bits),
+          "boundaries": plan.boundaries,
+          "error": plan.error,
+          "value": plan.value,
+          "node_bits": plan.node_bits,
+        }
+      )
+  return files.to_plain({"pair": pair, "lists": lists, "plans": plans})
+
+
+def write(
+  config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: str, seconds: float
+) -> Path:
+  """Draws the pictures and writes `report.md`; returns its path."""
+  rows, chosen = writer.rows(), sections.of(config)
+  title = f"Comparison, {reporting.title(config).removeprefix('FlexiQ: ')}"
+  parts, pictures, notes = [], [], []
+  for section in chosen:
+    own = _rows(rows, section)
+    parts.append((f"{section.name}: {section.title}", _table(own, section)))
+    pictures += _pictures(config, workdir, title, rows, own, section)
+    if text := _differences(config, workdir, section):
+      parts.append((f"{section.name}: differences", text))
+    notes += _checks(config, workdir, section)
+  if text := _quantune(config, workdir, rows):
+    parts.append(("QuantuneV2", text))
+  return report.write(
+    workdir,
+    title=title,
+    summary={
+      "model": config.model,
+      "evaluation images": setup.evaluation_count(config, inputs),
+      "calibration and sensitivity images": config.calibration.images,
+      "seeds": len(config.comparison.seeds),
+      "wall time": runtime.duration(seconds),
+    },
+    rows=[row for row in rows if row["method"] == "float"],
+    layers=reporting.layer_rows(inputs.layers, inputs.selectable, config.groups.group_size),
+    plots=pictures,
+    notes=[
+      "Mean ± standard deviation over seeds. Average bits are the MAC-weighted mean over the "
+      "layers that may be lowered. An asterisk: more than 0.05 away from the budget, because "
+      "single layers are larger than that, or the method sees no gain in more bits.",
+      "Forwards: passes over the calibration images that a selection took; calibration itself, "
+      "which all methods share, is not counted.",
+      *(
+        ["Weights are random: the figures show that the pipeline runs, no accuracy."]
+        if config.weights == "random"
+        else []
+      ),
+      *notes,
+    ],
+    command=command,
+    sections=parts,
+  )
+
+
+def _rows(rows, section: Section) -> list[dict[str, Any]]:
+  """The rows of a section, under the plain names of methods."""
+  return [
+    {**row, "method": row["method"].rpartition("/")[2]}
+    for row in rows
+    if row.get("section") == section.name
+  ]
+
+
+def _table(rows, section: Section) -> str:
+  joined = tables.aggregate(rows)
+  joined.sort(key=lambda row: section.budget(row["ratio"]))  # stable: methods keep their order
+  header = ["method", "size" if section.by_size else "budget", *(c[1] for c in _COLUMNS)]
+  cells = []
+  for row in joined:
+    budget = section.budget(row["ratio"])
+    star = " *" if row.get("missed") else ""
+    cells.append(
+      [
+        row["method"],
+        (tables.percent(budget, 1) if section.by_size else f"{budget:g}") + star,
+        *(tables.mean_spread(row.get(n), row.get(f"{n}_spread"), d) for n, _, d in _COLUMNS),
+      ]
+    )
+  return tables.markdown_table(header, cells)
+
+
+def _pictures(config, workdir: Path, title: str, rows, own, section: Section):
+  """(caption, path) of a section's pictures."""
+  if not own:
+    return []
+  heading = f"{title}\n{section.title}"
+  curves = {
+    method: (np.array([section.budget(r) for r in ratios]) * (100 if section.by_size else 1), top1)
+    for method, (ratios, top1) in tables.curves(own).items()
+  }
+  xlabel = "size (% of 8-bit weights)" if section.by_size else "average bits"
+  references = {r["method"]: r["top1"] for r in rows if r["method"] == "float"}
+  path = plots.accuracy_against_budget(
+    workdir / f"{section.name}.png", curves, title=heading, xlabel=xlabel, references=references
+  )
+  drawn = [(f"Top-1 over the budget, {section.title}", path)]
+  folder = workdir / f"seed{config.comparison.seeds[0]}" / section.name
+  plans = files.read_json(folder / "plans.json") if (folder / "plans.json").is_file() else {}
+  names = list(next(iter(next(iter(plans.values())).values()))) if plans else []
+  if plans:
+    labels = [f"{budget:g}" for budget in section.budgets]
+    bits = {
+      method: np.array([[of.get(b, {}).get(name, np.nan) for b in labels] for name in names])
+      for method, of in plans.items()
+    }
+    path = plots.bits_over_budgets(
+      workdir / f"{section.name}_bits.png", names, labels, bits, title=heading
+    )
+    drawn.append((f"Bits of each layer over the budget, first seed, {section.title}", path))
+  if (folder / "clado.npz").is_file() and names:
+    g = np.load(folder / "clado.npz")["g"]
+    path = plots.cross_layer_matrix(
+      workdir / f"{section.name}_matrix.png", names, section.bits, g, title=heading
+    )
+    drawn.append((f"CLADO's matrix, first seed, {section.title}", path))
+  return drawn
+
+
+def _differences(config, workdir: Path, section: Section) -> str:
+  """CLADO beside its diagonal, and all beside random plans, on the same images."""
+  pairs = [("clado", "clado_diagonal")]
+  pairs += [(m, "random") for m in section.methods if m not in ("random", "uniform")]
+  cells = []
+  for a, b in pairs:
+    if not {a, b} <= {*section.methods}:
+      continue
+    for budget in section.budgets:
+      found = []
+      for seed in config.comparison.seeds:
+        folder = workdir / f"seed{seed}" / section.name / "correct"
+        paths = [folder / f"{m}_{section.ratio(budget):.6f}.npy" for m in (a, b)]
+        if all(path.is_file() for path in paths):
+          found.append(np.subtract(*(np.load(p).astype(np.float64) for p in paths)))
+      if not found:
+        continue
+      # Seeds share the images, so their differences are averaged for each image first.
+      per_image = 100 * np.mean(found, axis=0)
+      error = per_image.std(ddof=1) / np.sqrt(len(per_image)) if len(per_image) > 1 else None
+      text = tables.percent(budget, 1) if section.by_size else f"{budget:g}"
+      means = ", ".join(f"{100 * one.mean():+.2f}" for one in found)
+      spread = tables.mean_spread(float(per_image.mean()), error)
+      cells.append([f"{a} - {b}", text, spread, means])
+  if not cells:
+    return ""
+  note = "Points of top-1 on the same images: mean over seeds ± standard error over images."
+  header = ["difference", "budget", "points", "of each seed"]
+  return f"{note}\n\n{tables.markdown_table(header, cells)}"
+
+
+def _checks(config, workdir: Path, section: Section) -> list[str]:
+  """What CLADO's matrix says of all layers at the highest bits."""
+  notes = []
+  for seed in config.comparison.seeds:
+    for event in Writer(workdir / f"seed{seed}").events("unconstrained"):
+      if event["section"] != section.name:
+        continue
+      lower = ", ".join(f"`{n}` to {b}" for n, b in event["disagree"].items())
+      said = f"would lower {lower}, though bits cost nothing" if lower else "is 8 bits everywhere"
+      notes.append(
+        f"CLADO, {section.name}, seed {seed}: the unconstrained optimum {said}; the projection "
+        f"clipped {100 * event['clipped']:.1f} % of the eigenvalues' magnitude."
+      )
+  return list(dict.fromkeys(notes))
+
+
+def _quantune(config, workdir: Path, rows) -> str:
+  """The forms of the graph at each budget, and what the list costs beside other selections."""
+  path = workdir / f"seed{config.comparison.seeds[0]}" / "main" / "quantune.json"
+  if not path.is_file():
+    return ""
+  plans = files.read_json(path)["plans"]
+  header = ["form", "budget", "nodes", "boundaries", "predicted error", "with penalty", "chosen"]
+  cells = [
+    [
+      p["grouping"],
+      f"{p['budget']:g}",
+      str(p["nodes"]),
+      str(p["boundaries"]),
+      tables.number(p["error"], 4),
+      tables.number(p["value"], 4),
+      "yes" if p["chosen"] else "",
+    ]
+    for p in plans
+  ]
+  text = f"First seed.\n\n{tables.markdown_table(header, cells)}"
+  cost = {
+    row["method"]: row["seconds"]
+    for row in tables.aggregate(r for r in rows if r.get("section") == "main")
+    if row.get("seconds")
+  }
+  named = {"quantune": "QuantuneV2's list", "clado": "CLADO", "flexiq": "one search of FlexiQ"}
+  times = [f"{said} {cost[m]:.1f} s" for m, said in named.items() if m in cost]
+  return f"{text}\n\nTime to select, mean over seeds and budgets: {', '.join(times)}."

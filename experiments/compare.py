@@ -62,8 +62,8 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
   writer.event("start", command=command, **runtime.describe())
   comparison = _Comparison(config, inputs, workdir, writer)
   comparison.float()
-  for section in sections.of(config):  # the main table of all seeds comes first
-    for seed in config.comparison.seeds:
+  for seed in config.comparison.seeds:
+    for section in sections.of(config):
       comparison.section(section, seed)
   writer.event("done", peak_memory=runtime.peak_memory())
   seconds = time.monotonic() - started

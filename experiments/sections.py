@@ -3,12 +3,12 @@
 | section | weights | activations | other layers | budget |
 |---|---|---|---|---|
 | `main` | 4, 8 | as the weights | 8 bits | average bits |
-| `wide` | 2, 3, 4, 6, 8 | as the weights | 8 bits | average bits |
 | `clado_tensor` | 2, 4, 8, one scale per layer | 8 | float | size |
 | `clado_channel` | 2, 4, 8, a scale per output channel | 8 | float | size |
+| `wide` | 2, 3, 4, 6, 8 | as the weights | 8 bits | average bits |
 
 Average bits are a mean over the MACs of the layers that may be lowered; size is the share of what
-these layers take with 8-bit weights. The last two are CLADO's own experiment.
+these layers take with 8-bit weights. Limits of size are CLADO's own experiment.
 
 A row's `ratio` in results.csv is its budget: (8 - average bits) / 4, which for FlexiQ is the 4-bit
 ratio, or the size. Methods of other sections than `main` have its name in front.
@@ -90,7 +90,6 @@ def of(config) -> tuple[Section, ...]:
   same = {"kept": 8, "activation_bits": None, "budgets": averages, "per_channel": True}
   made = {
     "main": Section(name="main", title=_title(main), bits=main, methods=two, **same),
-    "wide": Section(name="wide", title=_title(wide), bits=wide, methods=layerwise, **same),
     "clado_tensor": Section(
       name="clado_tensor",
       title=f"{_title(clado)} weights with a scale per layer, 8-bit activations",
@@ -105,6 +104,7 @@ def of(config) -> tuple[Section, ...]:
       methods=layerwise,
       **own,
     ),
+    "wide": Section(name="wide", title=_title(wide), bits=wide, methods=layerwise, **same),
   }
   sections = tuple(made[name] for name in _known("sections", part.sections, tuple(made)))
   for section in sections:

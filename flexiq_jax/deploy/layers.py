@@ -1,0 +1,191 @@
+"""The two kinds of deployed layer and how each is computed.
+
+`Mixed` runs on the mixed matmul: dense layers and convolutions in both precisions. `Plain` runs as
+`rules` does, on int8 products of the layer's own contraction: layers that stay in 8 bits, and
+grouped or depthwise convolutions, which have no kernel.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jax.extend.core import JaxprEqn
+
+from flexiq_jax import rules
+from flexiq_jax.deploy import patches
+from flexiq_jax.deploy.layout import rows_before
+from flexiq_jax.graph import Contract, Layer
+from flexiq_jax.kernels import api, lower
+from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize, Weights
+from flexiq_jax.quant import lowering, quantizer
+
+Array = Any
+
+
+@struct.dataclass
+class Mixed:
+  """A layer in both precisions, in its layout (see `deploy.layout` for the symbols).
+
+  Attributes:
+    weights: packed, `[K, N']`; N' counts the outputs in the order of the layer they feed, padding
+      included, and is N where they feed no single layer.
+    x_scale: float32 `[]`.
+    order: int32 `[P]`, the channel of the model's activation at each place, -1 for padding; None
+      where the producer brings them in this order.
+    places: int32 `[L]`, how many places are in 4 bits at each level.
+    scale: float32 `[N']`, activation scale times weight scale.
+    correction: int32 `[L, N']`.
+    bias: float32 `[N']` or None.
+    channels: S.
+    signed: whether activation codes are signed.
+    activation: activation function behind the bias.
+    feeds: name of the layer whose codes this one emits; empty for none.
+  """
+
+  weights: Weights
+  x_scale: Array
+  order: Array | None
+  places: Array
+  scale: Array
+  correction: Array
+  bias: Array | None
+  channels: int = struct.field(pytree_node=False)
+  signed: bool = struct.field(pytree_node=False)
+  activation: Activation = struct.field(pytree_node=False, default="none")
+  feeds: str = struct.field(pytree_node=False, default="")
+
+  @property
+  def shift(self) -> Array:
+    """int32 `[P]`, static activation shift at each place."""
+    return jnp.repeat(self.weights.x_shift, self.channels)
+
+
+@struct.dataclass
+class Plain:
+  """A layer on the int8 reference path.
+
+  Attributes:
+    q: the quantized layer.
+    masks: bool `[L, J]`, its groups in 4 bits at each level; None for a layer that stays in 8.
+  """
+
+  q: rules.QLayer
+  masks: Array | None = None
+
+
+def run_plain(
+  d: Plain, layer: Layer, x: Array, contract: Contract, level: Array, dynamic: bool
+) -> Array:
+  """The layer's result as the rules compute it, float32 in the model's own layout."""
+  if d.masks is None:
+    return rules.uniform_rule({layer.name: d.q})(layer, x, None, contract)
+  masks = {layer.name: d.masks[level]}
+  return rules.mixed_rule({layer.name: d.q}, masks, dynamic)(layer, x, None, contract)
+
+
+def quantized(
+  d: Mixed, layer: Layer, eqn: JaxprEqn, x: Array, level: Array, dynamic: bool
+) -> Activations:
+  """Real activations `[..., C]` (of a convolution `[B, *space, C]`) -> operands of the matmul.
+
+  A linked layer's come in layout order already, `[..., P]`.
+  """
+  place, flat = d.places[level], x.reshape(-1, x.shape[-1])
+  if not dynamic:
+    codes = lower.quantize_lower(flat, d.x_scale, d.shift, place, signed=d.signed, order=d.order)
+    return lowered(d, layer, eqn, (codes.x8, codes.x4), x.shape[:-1], level)
+  codes = quantizer.quantize(flat, d.x_scale, 8, d.signed)
+  if d.order is not None:
+    codes = jnp.where(d.order[None] < 0, 0, codes[:, jnp.maximum(d.order, 0)])
+  if not layer.x_rows:
+    raise ValueError(
+      f"dynamic: the first dimension of the input of layer {layer.name} is not known to hold the "
+      "examples, so shifts cannot be chosen per example; deploy with static shifts"
+    )
+  examples = x.shape[0] // layer.x_rows
+  low = jnp.arange(codes.shape[1], dtype=jnp.int32) < place
+  codes = codes.reshape(examples, -1, codes.shape[1])
+  top = jnp.where(low[None], jnp.abs(codes).max(axis=1), 0)
+  top = top.reshape(examples, -1, d.channels).max(axis=2)  # [examples, J]
+  shift = jnp.minimum(d.weights.x_shift[None], lowering.range_shift(top, d.signed))
+  spread = jnp.repeat(shift, d.channels, axis=1)[:, None]
+  x8, x4 = lower.split(codes, spread, low[None, None], d.signed)
+  flatten = lambda a: a.reshape(-1, a.shape[-1])
+  made = lowered(d, layer, eqn, (flatten(x8), flatten(x4)), x.shape[:-1], level)
+  per_row = jnp.repeat(shift, len(made.x8) // examples, axis=0)
+  return dataclasses.replace(made, row_shift=per_row)
+
+
+def lowered(
+  d: Mixed, layer: Layer, eqn: JaxprEqn, codes: tuple[Array, Array], shape, level: Array
+) -> Activations:
+  """Codes of places, 8-bit and 4-bit, `[m, P]` each -> operands of the matmul.
+
+  Args:
+    d: the layer.
+    layer: its static facts.
+    eqn: its equation.
+    codes: int8 and int4, unsigned ones less 128 and 8, zero where the other one counts.
+    shape: sizes of the dimensions before the channels.
+    level: int32 `[]`.
+  """
+  place, x8, x4 = d.places[level], *codes
+  low = jnp.arange(x8.shape[1], dtype=jnp.int32) < place
+  zero8, zero4 = (0, 0) if d.signed else (-128, -8)
+  size = (d.weights.block, d.channels)
+  x8 = patches.rows(layer, eqn.params, x8.reshape(*shape, -1), *size, fill=jnp.where(low, 0, zero8))
+  x4 = patches.rows(
+    layer,
+    eqn.params,
+    # By way of int8: not every backend slices and pads int4.
+    x4.astype(jnp.int8).reshape(*shape, -1),
+    *size,
+    fill=jnp.where(low, zero4, 0),
+  )
+  boundary = rows_before(place, d.channels, math.prod(layer.window), d.weights.block)
+  return Activations(x8=x8, x4=x4.astype(jnp.int4), boundary=boundary.astype(jnp.int32))
+
+
+def run_mixed(
+  d: Mixed,
+  x: Activations,
+  level: Array,
+  *,
+  out: str = "float32",
+  tail: bool = True,
+  consumer: Mixed | None = None,
+  implementation: str | None = None,
+) -> Array | Activations:
+  """The mixed matmul of a layer.
+
+  Args:
+    d: the layer.
+    x: its operands.
+    level: int32 `[]`.
+    out: dtype of the result.
+    tail: whether bias and activation function are computed, too.
+    consumer: the layer whose codes the result is to be.
+    implementation: see `kernels.api`.
+
+  Returns:
+    `[M, N']`, or the consumer's codes of places.
+  """
+  requantize = None
+  if consumer is not None:
+    requantize = Requantize(
+      scale=consumer.x_scale,
+      boundary=consumer.places[level],
+      shift=consumer.shift,
+      signed=consumer.signed,
+    )
+  epilogue = Epilogue(
+    scale=d.scale,
+    correction=d.correction[level],
+    bias=d.bias if tail else None,
+    requantize=requantize,
+    activation=d.activation if tail else "none",
+    out=out,
+  )
+  return api.mixed_matmul(x, d.weights, epilogue, implementation=implementation)

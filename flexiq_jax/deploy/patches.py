@@ -1,0 +1,104 @@
+"""Convolutions as matrix products: patches of integer codes, channel by channel (im2col).
+
+Rows of K are (channel, window position), so that a channel is a run of rows and a shift block of
+channels a run of rows too. Borders are padded with the code of zero, whichever that is at each
+place: unsigned codes lie 128 or 8 lower than what they mean (see `layout.corrections`), and then
+one constant corrects every pixel.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+from jax.extend.core import primitives as prim
+
+from flexiq_jax.graph import Layer
+
+Array = Any
+
+
+def supported(layer: Layer, eqn: JaxprEqn) -> bool:
+  """Whether a layer is one matrix product: dense, or a convolution without groups."""
+  if layer.groups != 1:
+    return False
+  if eqn.primitive is prim.dot_general_p:
+    return True
+  return all(d == 1 for d in eqn.params["lhs_dilation"])
+
+
+def channels_last(layer: Layer, params: Mapping[str, Any], x: Array) -> Array:
+  """The activation as `[..., C]`; of a convolution `[B, *space, C]`."""
+  if not layer.window:
+    return layer.channels_last(x)
+  batch, feature, *space = params["dimension_numbers"].lhs_spec
+  return x.transpose(batch, *space, feature)
+
+
+def rows(
+  layer: Layer, params: Mapping[str, Any], codes: Array, block: int, channels: int, fill: Array
+) -> Array:
+  """Codes of places -> rows of K.
+
+  Args:
+    layer: the layer.
+    params: of its equation.
+    codes: `[..., P]`; of a convolution `[B, *space, P]`.
+    block: rows of K of a shift block.
+    channels: places of a shift block.
+    fill: `[P]`, what to pad the borders with.
+
+  Returns:
+    `[M, K]`.
+  """
+  places = codes.shape[-1]
+  if layer.window:
+    codes = _patches(params, codes, layer.window, fill)  # [B, *space, P, window]
+  window = math.prod(layer.window)
+  blocks = codes.reshape(-1, places // channels, channels * window)
+  if block > channels * window:
+    blocks = jnp.pad(blocks, ((0, 0), (0, 0), (0, block - channels * window)))
+  return blocks.reshape(len(blocks), -1)
+
+
+def result(layer: Layer, params: Mapping[str, Any], y: Array, shape: Sequence[int]) -> Array:
+  """`[M, N]` -> the result of the layer's equation, of the given shape."""
+  if layer.window:
+    batch, feature, *space = params["dimension_numbers"].out_spec
+    order = (batch, *space, feature)
+  else:
+    order = (*(d for d in range(layer.y_ndim) if d not in layer.y_dims), *layer.y_dims)
+  y = y.reshape([shape[d] for d in order])
+  return y.transpose([order.index(d) for d in range(len(order))])
+
+
+def _patches(params: Mapping[str, Any], x: Array, window: Sequence[int], fill: Array) -> Array:
+  """`[B, *space, P]` -> `[B, *space, P, window]` by slices of the padded codes."""
+  strides, dilation = params["window_strides"], params["rhs_dilation"]
+  x = _padded(x, params["padding"], fill)
+  reach = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
+  sizes = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
+  pieces = []
+  for position in itertools.product(*map(range, window)):
+    starts = [i * d for i, d in zip(position, dilation, strict=True)]
+    stops = [a + (n - 1) * s + 1 for a, n, s in zip(starts, sizes, strides, strict=True)]
+    limits = (x.shape[0], *stops, x.shape[-1])
+    pieces.append(jax.lax.slice(x, (0, *starts, 0), limits, (1, *strides, 1)))
+  return jnp.stack(pieces, axis=-1)
+
+
+def _padded(x: Array, padding: Sequence[tuple[int, int]], fill: Array) -> Array:
+  """Pads the dimensions between the first and the last with one value for each place.
+
+  Negative padding cuts off, as in XLA.
+  """
+  config = [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)]
+  if all(p == (0, 0, 0) for p in config):
+    return x
+  inside = jax.lax.pad(jnp.ones(x.shape[1:-1], bool), False, [c for c in config[1:-1]])
+  padded = jax.lax.pad(x, jnp.zeros((), x.dtype), config)
+  fill = fill.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+  return jnp.where(inside[None, ..., None], padded, fill)

@@ -1,0 +1,57 @@
+"""Small FlexiQ models and their deployed counterparts."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from flexiq_jax import flexiq, models
+from flexiq_jax.grouping import LowSettings
+
+RESNET = ("resnet8", {"width": 8, "depths": (2, 1)})
+BOTTLENECK = ("resnet50", {"width": 4, "depths": (1, 1), "input_size": 16, "num_classes": 5})
+VIT = ("vit_cifar10", {"width": 24, "depth": 1, "heads": 2, "patch_size": 8, "input_size": 16})
+MOBILE = ("mobilenet_v2", models.MODELS["mobilenet_v2"].tiny)
+SWIN = ("swin_t", models.MODELS["swin_t"].tiny)
+BLOCKS = LowSettings(group_size=2, shift_block=4, weight_shift_per="output")
+LEVELS = (0.0, 0.3, 0.5, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  model: flexiq.FlexiQ
+  x: np.ndarray
+
+  def __call__(self, x, ratio):
+    return np.asarray(self.model(x, ratio))
+
+
+@functools.cache
+def make(name, arguments, settings=BLOCKS, dynamic=False, depthwise=False) -> Made:
+  """A model with random weights, quantized on random images; `arguments` as sorted items."""
+  module = models.create(name, seed=1, **dict(arguments))
+  apply, params = models.functional(module)
+  x = np.asarray(jax.random.normal(jax.random.key(0), (6, *module.input_shape)), np.float32)
+  network = flexiq.Network(apply, params, x[:1])
+  names = flexiq.selectable(network.layers, depthwise=depthwise)
+  model = flexiq.quantize(network, [x], names=names, settings=settings, dynamic=dynamic)
+  return Made(model, x)
+
+
+def made(case, **options) -> Made:
+  name, arguments = case
+  return make(name, tuple(sorted(arguments.items())), **options)
+
+
+def exact_scales(model: flexiq.FlexiQ) -> flexiq.FlexiQ:
+  """The same layers with scales whose product is one: results are the integer sums themselves."""
+  layers = {
+    name: dataclasses.replace(
+      q,
+      x_scale=(scale := np.float32(2.0 ** np.round(np.log2(float(q.x_scale))))),
+      w_scale=np.full_like(q.w_scale, 1 / scale),
+    )
+    for name, q in model.model.items()
+  }
+  return dataclasses.replace(model, model=layers)

@@ -30,6 +30,7 @@ from flexiq_jax.quant import lowering, quantizer
 Array = Any
 STRIP = 64  # granule of outputs
 CORES = 132  # streaming multiprocessors of an H100 (SXM) or H200
+AVAILABLE = hopper.SHARED - 1024  # shared memory for buffers; barriers take the rest
 
 
 @struct.dataclass
@@ -91,7 +92,7 @@ def choose_tiles(m: int, n: int, results: int = 1) -> Tiles:
   tiles = Tiles(m=rows, n=columns, groups=groups)
   for buffers in (6, 5, 4, 3):
     deeper = dataclasses.replace(tiles, buffers=buffers)
-    if deeper.shared_bytes(results) <= hopper.SHARED - 1024:
+    if deeper.shared_bytes(results) <= AVAILABLE:
       return deeper
   return tiles
 
@@ -131,7 +132,7 @@ def mixed_matmul(
   n, k = w.w8.shape
   dtypes = ("int8", "int8") if epilogue.requantize is not None else (epilogue.out,)
   tiles = tiles or choose_tiles(x.x8.shape[0], n, len(dtypes))
-  _check(tiles, n, len(dtypes))
+  check_tiles(tiles, n, len(dtypes))
   size = (_up(x.x8.shape[0], tiles.m), k)
   names, vectors = _vectors(x, w, epilogue)
   outputs = hopper.mixed(
@@ -233,12 +234,17 @@ def _requantized(y: Array, rows: dict[str, Array], r: Requantize) -> tuple[Array
   return jnp.where(low, zero, codes).astype(jnp.int8), jnp.where(low, q4, zero).astype(jnp.int8)
 
 
-def _check(tiles: Tiles, n: int, results: int) -> None:
+def check_tiles(tiles: Tiles, n: int, results: int = 1) -> None:
+  """Checks tiles against N' outputs.
+
+  Raises:
+    ValueError: tiles that do not divide the outputs or do not fit into shared memory.
+  """
   if n % tiles.n:
     raise ValueError(f"tiles.n: {tiles.n} does not divide the {n} padded outputs")
-  if (size := tiles.shared_bytes(results)) > hopper.SHARED - 1024:
+  if (size := tiles.shared_bytes(results)) > AVAILABLE:
     raise ValueError(
-      f"tiles: {tiles} needs {size} bytes of shared memory; {hopper.SHARED - 1024} are there "
+      f"tiles: {tiles} needs {size} bytes of shared memory; {AVAILABLE} are there "
       "(fewer buffers, smaller m or n)"
     )
 

@@ -241,8 +241,8 @@ def _kernel(
         plgpu.wgmma(total, x, plgpu.transpose_ref(w, (1, 0)))
 
   def release(t):
-    """The products of the step before t are done: its buffers may be filled again."""
-    plgpu.wgmma_wait(1)
+    """Waits for the products of the step before t: its buffers may be filled again."""
+    plgpu.wgmma_wait(2)  # the two of step t may still run
 
     @pl.when(t > 0)
     def arrive():

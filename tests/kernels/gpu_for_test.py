@@ -1,9 +1,15 @@
-"""JAX's interpreter of Mosaic GPU kernels, which is private: all of our contact with it."""
+"""What tests of the GPU kernel need: JAX's interpreter, which is private, or a real Hopper GPU.
+
+All contact with the interpreter is here.
+"""
 
 import importlib
 from typing import Any
 
+import jax
 import pytest
+
+from flexiq_jax.kernels import tuning
 
 
 def interpreter() -> Any:
@@ -13,3 +19,10 @@ def interpreter() -> Any:
     return module.InterpretGPUParams()
   except (ImportError, AttributeError):
     pytest.skip("this version of JAX has no interpreter of Mosaic GPU kernels where we look for it")
+
+
+def require_hopper() -> None:
+  """Skips where there is no Hopper GPU."""
+  device = jax.devices()[0]
+  if device.platform != "gpu" or tuning.implementation(device.device_kind) != "gpu":
+    pytest.skip(f"needs a Hopper GPU; JAX runs on {device.device_kind}")

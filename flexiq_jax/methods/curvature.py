@@ -83,14 +83,14 @@ def mean_traces(
   labels: Array,
   *,
   names: Sequence[str] | None = None,
-  probes: int = 32,
+  probes: int = 8,
   block: int = 64,
   report: Report | None = None,
 ) -> MeanTraces:
   """Traces of the cross-entropy's Hessian, by Hutchinson's estimator (`hawq.trace_sample`).
 
-  Every random vector meets all images, so the standard error is that of the estimator alone. Each
-  takes as long as about four forward passes over the images.
+  Each block of images has random vectors of its own, which is worth more than all images for each
+  vector. The standard error is that of the estimator; it knows nothing of other images.
 
   Args:
     key: typed random key.
@@ -100,7 +100,8 @@ def mean_traces(
     images: `[n, ...]` of the training set.
     labels: int `[n]`.
     names: which layers; None: all.
-    probes: number of random vectors.
+    probes: random vectors for each block; all of them cost about four forward passes over the
+      images each.
     block: images in one pass.
     report: called with the share of the work that is done.
 
@@ -123,16 +124,17 @@ def mean_traces(
     apply, params, jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
   )
   weights = {layer.name: all_weights[layer.name] for layer in picked}
-  keys, total = jax.random.split(key, probes), np.zeros((probes, len(picked)))
-  for done, x, y, used in _blocks(images, labels, block):
+  value, variance = np.zeros(len(picked)), np.zeros(len(picked))
+  for number, (done, x, y, used) in enumerate(_blocks(images, labels, block)):
     share = used.astype(np.float32) / np.float32(len(images))
-    for p in range(probes):
-      total[p] += np.asarray(sample(keys[p], weights, params, x, y, share), np.float64)
+    keys = jax.random.split(jax.random.fold_in(key, number), probes)
+    samples = [np.asarray(sample(k, weights, params, x, y, share), np.float64) for k in keys]
+    value += np.mean(samples, axis=0)
+    variance += np.var(samples, axis=0, ddof=1) / probes
     if report:
       report(done)
   size = np.array([layer.params for layer in picked], np.float64)
-  spread = total.std(axis=0, ddof=1) / np.sqrt(probes)
-  return MeanTraces(total.mean(axis=0) / size, spread / size)
+  return MeanTraces(value / size, np.sqrt(variance) / size)
 
 
 def relative_logits(

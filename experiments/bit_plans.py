@@ -51,7 +51,8 @@ class Measured:
     observations: calibration statistics.
     ranges: how clipping ranges are found.
     selectable: layers to choose for.
-    images, labels: calibration images, training images with the evaluation's preprocessing.
+    batches: calibration images, training images with the evaluation's preprocessing.
+    images, labels: the same in one array, and what they show.
     seed: of what is drawn.
   """
 
@@ -61,6 +62,7 @@ class Measured:
   observations: flexiq.Observations
   ranges: RangeSettings
   selectable: tuple[str, ...]
+  batches: list[np.ndarray]
   images: np.ndarray
   labels: np.ndarray
   seed: int
@@ -103,7 +105,7 @@ class Planner:
       folder: for checkpoints and losses; made if missing.
       writer: of the seed's folder.
     """
-    self._part, self._m, self._section = part, measured, section
+    self._part, self._m, self.section = part, measured, section
     self.folder, self._writer = folder, writer
     folder.mkdir(parents=True, exist_ok=True)
     self._layers = [layer for layer in measured.network.layers if layer.name in measured.selectable]
@@ -150,7 +152,7 @@ class Planner:
     """Raises random layers by one width at a time while the budget lasts."""
     rng = np.random.default_rng((self._m.seed, draw))
     bits = self.choices.uniform(min)
-    widths, cost = self._section.bits, self.choices.costs[self._cost]
+    widths, cost = self.section.bits, self.choices.costs[self._cost]
     price = dict(zip(self.names, cost.reshape(len(self.names), -1), strict=True))
     left = budget - sum(price[name][0] for name in self.names) + 1e-9
     while True:
@@ -170,10 +172,10 @@ class Planner:
 
   @property
   def _cost(self) -> str:
-    return "size" if self._section.by_size else "average bits"
+    return "size" if self.section.by_size else "average bits"
 
   def _limits(self, budget: float) -> tuple[float, ...]:
-    return (budget,) if self._section.by_size else (budget, budget + TOLERANCE)
+    return (budget,) if self.section.by_size else (budget, budget + TOLERANCE)
 
   def cost_of(self, method: str) -> dict[str, float]:
     """Columns seconds (of all starts together) and forwards of measuring."""
@@ -181,7 +183,7 @@ class Planner:
     events = [
       e
       for e in self._writer.events("measured")
-      if (e["section"], e["method"]) == (self._section.name, key)
+      if (e["section"], e["method"]) == (self.section.name, key)
     ]
     return {
       "seconds": sum(e["seconds"] for e in events),
@@ -194,7 +196,7 @@ class Planner:
     result = work()
     self._writer.event(
       "measured",
-      section=self._section.name,
+      section=self.section.name,
       method=key,
       seconds=time.monotonic() - begin,
       forwards=forwards,
@@ -226,7 +228,7 @@ class Planner:
     )
     self._writer.event(
       "unconstrained",
-      section=self._section.name,
+      section=self.section.name,
       clipped=clipped,
       clipped_blocks=clipped_blocks,
       disagree=check.disagree,
@@ -236,7 +238,7 @@ class Planner:
 
   def losses(self) -> clado.Losses:
     """CLADO's losses, measured or read back."""
-    m, stacks = self._m, self._m.stacks(self._section, self._section.bits)
+    m, stacks = self._m, self._m.stacks(self.section, self.section.bits)
     sensitivity = Sensitivity(
       *(m.network.apply, m.network.params, m.network.layers, stacks, self.names),
       loss=self._part.loss,
@@ -248,14 +250,14 @@ class Planner:
         return sensitivity.measure(
           *(m.images, m.labels),
           checkpoints=checkpoints,
-          show=lambda line: print(f"seed {m.seed}, {self._section.name}: {line}", flush=True),
+          show=lambda line: print(f"seed {m.seed}, {self.section.name}: {line}", flush=True),
         )
 
     return self._measure("clado", sensitivity.forwards, work)
 
   def _linear(self, method: str) -> np.ndarray:
     """The objectives of MPQCO and HAWQ-v3, `[n]`."""
-    m, section, block = self._m, self._section, self._part.block
+    m, section, block = self._m, self.section, self._part.block
     network, stacks = m.network, m.stacks(section, section.bits)
     if method == "mpqco":
       return self._measure(
@@ -324,7 +326,7 @@ class Planner:
   @property
   def quantune_pair(self) -> tuple[int, int]:
     """Low and high bits."""
-    return min(self._section.bits), max(self._section.bits)
+    return min(self.section.bits), max(self.section.bits)
 
   def runs(self) -> quantune_runs.Runs:
     """QuantuneV2's two runs, at most once."""

@@ -112,7 +112,7 @@ def mixed_matmul(
   Args:
     x: activations; where a producer skips what is not read (`Requantize.granule`), it writes whole
       multiples of 128 channels.
-    w: weights; `Weights` are prepared on the spot, which costs more than the product.
+    w: weights; `Weights` are prepared on the spot, at every call.
     epilogue: what follows the integer sum.
     tiles: block sizes; None chooses.
     interpret: parameters of JAX's interpreter of GPU kernels (`InterpretGPUParams`), to run on a

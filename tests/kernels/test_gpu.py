@@ -11,7 +11,7 @@ import pytest
 from flexiq_jax import kernels
 from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, gpu, hopper, reference
 from flexiq_jax.kernels.hopper import Tiles
-from tests.kernels.gpu_for_test import interpreter, require_hopper
+from tests.kernels.gpu_for_test import described_h100, interpreter, require_hopper
 from tests.kernels.operands_for_test import operands, oracle, raw
 
 SMALL = Tiles(m=64, n=64, groups=1)
@@ -223,6 +223,19 @@ def test_exports_for_cuda():
   whole = exported(*avals(1576, 384, 384, out="bfloat16"))
   assert whole.platforms == ("cuda",)
   assert [a.shape for a in whole.out_avals] == [(1576, 384)]
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("m", "k", "n"), [SHAPES[0], SHAPES[5], (50, 384, 384)])
+def test_compiles_for_an_h100(m, k, n, dynamic):
+  """Down to machine code: registers and shared memory suffice."""
+  place = described_h100()
+  arguments = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+    avals(m, k, n, dynamic=dynamic, requantize=dynamic, activation="gelu", out="bfloat16"),
+  )
+  assert "mosaic_gpu" in jax.jit(gpu.mixed_matmul).lower(*arguments).compile().as_text()
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, (1, 384, 1000), (128 * 197, 768, 3072)])

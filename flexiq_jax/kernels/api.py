@@ -6,7 +6,7 @@
 | `gpu` | Hopper GPUs | Mosaic GPU: int8 wgmma, 4-bit weights read packed |
 | `reference` | any backend | one int8 product in plain jnp |
 
-Without a name the first one that the present backend can run is taken.
+Without a name the fastest one that can run the layer is taken.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 
 Array = Any
 IMPLEMENTATIONS = ("tpu", "gpu", "reference")
+_OLD_TPUS = ("v2", "v3", "v4")  # no int8 products
 
 
 def mixed_matmul(
@@ -27,7 +28,8 @@ def mixed_matmul(
   epilogue: Epilogue,
   *,
   implementation: str | None = None,
-  interpret: bool = False,
+  platform: str | None = None,
+  interpret: Any = False,
 ) -> Array | Activations:
   """Multiplies activations and weights whose first rows of K are in 4 bits, the rest in 8.
 
@@ -35,8 +37,11 @@ def mixed_matmul(
     x: lowered activations `[M, K]`; any M.
     w: weights `[K, N]` in both precisions; any N, K a multiple of the shift block.
     epilogue: what follows the integer sum.
-    implementation: a name of the table above; None chooses by the default backend.
-    interpret: run a kernel in interpret mode, on a CPU.
+    implementation: a name of the table above; None chooses (see `choose`).
+    platform: cpu, gpu or tpu, where the program is compiled or exported for another one than the
+      present; None is the default backend.
+    interpret: run a kernel in interpret mode, on a CPU: True, or for `gpu` the parameters of JAX's
+      interpreter.
 
   Returns:
     `[M, N]` of dtype `epilogue.out`; with `epilogue.requantize` the next layer's operands.
@@ -46,32 +51,38 @@ def mixed_matmul(
     NotImplementedError: the named implementation cannot run here, or not these operands.
   """
   operands.check(x, w, epilogue)
-  name = implementation or choose()
+  platform = platform or jax.default_backend()
+  name = implementation or choose(w, platform)
   if name not in IMPLEMENTATIONS:
     raise ValueError(
       f"implementation: {name!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None"
     )
   if name == "reference":
     return reference.mixed_matmul(x, w, epilogue)
-  backend = jax.default_backend()
-  if not interpret and backend != name:
+  if not interpret and platform != name:
     raise NotImplementedError(
-      f"implementation: {name!r} does not run on {backend}; use None, 'reference', or "
-      "interpret=True"
+      f"implementation: {name!r} does not run on {platform}; use None, 'reference', or interpret"
     )
   return _kernel(name)(x, w, epilogue, interpret=interpret)
 
 
-def choose() -> str:
-  """The fastest implementation that the default backend can run."""
-  if jax.default_backend() == "tpu" and supported_tpu(jax.devices()[0].device_kind):
-    return "tpu"
+def choose(w: Weights, platform: str | None = None) -> str:
+  """The fastest implementation that can run a layer.
+
+  Args:
+    w: the layer's weights; kernels take shift blocks of whole register tiles only.
+    platform: cpu, gpu or tpu; None is the default backend. Of another platform than the present
+      one a generation is assumed that has a kernel.
+  """
+  platform = platform or jax.default_backend()
+  present = jax.devices()[0] if platform == jax.default_backend() else None
+  if platform == "tpu" and w.block % 128 == 0:
+    kind = present.device_kind.lower() if present else ""
+    return "reference" if any(old in kind for old in _OLD_TPUS) else "tpu"
+  if platform == "gpu" and w.block % 64 == 0:
+    hopper = present is None or getattr(present, "compute_capability", "") == "9.0"
+    return "gpu" if hopper else "reference"
   return "reference"
-
-
-def supported_tpu(kind: str) -> bool:
-  """Whether a TPU generation has int8 products (v4 and older do not)."""
-  return not any(old in kind.lower() for old in ("v2", "v3", "v4"))
 
 
 def _kernel(name: str) -> Callable[..., Any]:

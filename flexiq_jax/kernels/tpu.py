@@ -57,8 +57,16 @@ class Tiles:
         raise ValueError(f"tiles.{field}: {value}; a positive multiple of {granule} is accepted")
 
 
-def choose_tiles(m: int, k: int, n: int, block: int) -> Tiles:
+def choose_tiles(m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite") -> Tiles:
   """Tile sizes for a product of `[m, k]` and `[k, n]` with shift blocks of `block` rows.
+
+  Args:
+    m: rows of x.
+    k: rows of w.
+    n: outputs.
+    block: rows of K in a shift block.
+    kind: the device, as `jax.Device.device_kind` has it. A matrix unit of 256 x 256 (v6e, v7x)
+      takes 512 rows of K a pass in int4; there the accumulator is what binds, and blocks are long.
 
   Raises:
     NotImplementedError: shift blocks or a K that are no multiples of 128.
@@ -68,9 +76,11 @@ def choose_tiles(m: int, k: int, n: int, block: int) -> Tiles:
       f"block, K: {block} and {k}; the TPU kernel takes multiples of {LANES} (see shift_block), "
       "the reference takes any"
     )
-  fits = lambda t: k % t == 0 and (block % t == 0 or t % block == 0)
-  block_k = next(t for t in (256, 384, 128) if fits(t))
-  block_n = next(t for t in (512, 384, 256, 128) if _up(n, LANES) % t == 0)
+  long = () if "v5" in kind.lower() else (1536, 1024, 768, 512)
+  fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
+  block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
+  columns = _up(n, LANES)
+  block_n = next(t for t in range(1152, 0, -LANES) if columns % t == 0)
   steps = -(-m // 1024)
   return Tiles(m=_up(-(-m // steps), ROWS), n=block_n, k=block_k)
 
@@ -93,7 +103,7 @@ def mixed_matmul(
       do not fit into VMEM.
   """
   (m, k), n = x.x8.shape, w.w8.shape[1]
-  tiles = tiles or choose_tiles(m, k, n, w.block)
+  tiles = tiles or choose_tiles(m, k, n, w.block, _device_kind())
   _check_tiles(tiles, k, w.block)
   shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
   offsets = None
@@ -117,7 +127,9 @@ def mixed_matmul(
     vectors=tuple((name, len(vectors[name])) for name in sorted(vectors)),
     interpret=interpret,
   )
-  scalars = jnp.stack([x.boundary, jnp.int32(0) if requantize is None else requantize.boundary])
+  # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
+  boundary = jnp.clip(x.boundary, 0, k)
+  scalars = jnp.stack([boundary, jnp.int32(0) if requantize is None else requantize.boundary])
   y = call(
     scalars,
     _pad(x.x4, 0, rows),
@@ -312,11 +324,15 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     boundary=scalars[1],
     written=plan.written(scalars[1]),
   )
-  rows = _row_tiles(tiles.m)
   if plan.signed is None:
-    tpu_epilogue.store(tile, outs[0], rows, plan.activation)
+    tpu_epilogue.store(tile, outs[0], plan.activation)
   else:
-    tpu_epilogue.requantize(tile, outs[0], outs[1], rows, plan.activation, plan.signed)
+    tpu_epilogue.requantize(tile, outs[0], outs[1], plan.activation, plan.signed)
+
+
+def _device_kind() -> str:
+  device = jax.devices()[0]
+  return device.device_kind if device.platform == "tpu" else "TPU v5 lite"
 
 
 def _dot(a, b, interpret: bool):

@@ -11,6 +11,9 @@ are counted:
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,46 +63,63 @@ def vectors(epilogue: Epilogue) -> dict[str, Array]:
   return {name: vector[None] for name, vector in found.items()}
 
 
-def store(tile: Tile, out: Any, rows: list[Any], activation: str) -> None:
+def store(tile: Tile, out: Any, activation: str) -> None:
   """Writes a tile as int32 sums or real values."""
-  for part in rows:
+
+  def write(part):
     if out.dtype == jnp.int32:
       out[part] = tile.sums[part]
     else:
       out[part] = _activate(_real(tile, part), activation).astype(out.dtype)
 
+  _each(out, write)
 
-def requantize(
-  tile: Tile, out8: Any, out4: Any, rows: list[Any], activation: str, signed: bool
-) -> None:
+
+def requantize(tile: Tile, out8: Any, out4: Any, activation: str, signed: bool) -> None:
   """Writes a tile as the next layer's codes, each output in the precision that it has there."""
   stop = tile.start + out8.shape[1]
   end, begin = tile.written
   shift = tile.vectors["next_shift"]
 
-  def write(low: bool, high: bool) -> None:
-    for part in rows:
-      codes = _codes(tile, part, activation, signed)
-      place = tile.start + jax.lax.broadcasted_iota(jnp.int32, codes.shape, 1)
-      if high:
-        x8 = codes if signed else codes - 128
-        out8[part] = (jnp.where(place < tile.boundary, 0, x8) if low else x8).astype(jnp.int8)
-      if low:
-        x4 = lowering.lower_activations(codes, jnp.broadcast_to(shift[...], codes.shape), signed)
-        x4 = x4 if signed else x4 - 8
-        out4[part] = (jnp.where(place < tile.boundary, x4, 0) if high else x4).astype(jnp.int4)
+  def write(part, low: bool, high: bool):
+    codes = _codes(tile, part, activation, signed)
+    place = tile.start + jax.lax.broadcasted_iota(jnp.int32, codes.shape, 1)
+    if high:
+      x8 = codes if signed else codes - 128
+      out8[part] = (jnp.where(place < tile.boundary, 0, x8) if low else x8).astype(jnp.int8)
+    if low:
+      x4 = lowering.lower_activations(codes, shift[...], signed)
+      x4 = x4 if signed else x4 - 8
+      out4[part] = (jnp.where(place < tile.boundary, x4, 0) if high else x4).astype(jnp.int4)
 
-  def clear(out: Any) -> None:
+  def rows(low: bool, high: bool):
+    return lambda: _each(out8, functools.partial(write, low=low, high=high))
+
+  def clear(out: Any):
     """A precision that the tile does not use, and the next layer reads around its boundary."""
-    for part in rows:
-      out[part] = jnp.zeros_like(out[part])
+
+    def zero(part):
+      out[part] = jnp.zeros((part.size, out.shape[1]), out.dtype)
+
+    return lambda: _each(out, zero)
 
   is_low, is_high = stop <= tile.boundary, tile.start >= tile.boundary
-  pl.when(is_high)(lambda: write(low=False, high=True))
-  pl.when(is_low)(lambda: write(low=True, high=False))
-  pl.when(~is_low & ~is_high)(lambda: write(low=True, high=True))
-  pl.when(is_high & (tile.start < end))(lambda: clear(out4))
-  pl.when(is_low & (stop > begin))(lambda: clear(out8))
+  pl.when(is_high)(rows(low=False, high=True))
+  pl.when(is_low)(rows(low=True, high=False))
+  pl.when(~is_low & ~is_high)(rows(low=True, high=True))
+  pl.when(is_high & (tile.start < end))(clear(out4))
+  pl.when(is_low & (stop > begin))(clear(out8))
+
+
+def _each(out: Any, write: Callable[[Any], None]) -> None:
+  """Calls `write` for slices of at most 256 rows, in a loop: the code is long enough as it is."""
+  m = out.shape[0]
+  size = next(size for size in (256, 192, 128, 64) if m % size == 0)
+
+  def step(i, _):
+    write(pl.ds(pl.multiple_of(i * size, size), size))
+
+  jax.lax.fori_loop(0, m // size, step, None)
 
 
 def _real(tile: Tile, part) -> Array:
@@ -122,9 +142,25 @@ def _codes(tile: Tile, part, activation: str, signed: bool) -> Array:
 
 
 def _activate(y: Array, activation: str) -> Array:
-  if activation == "gelu":  # the compiler knows erf, not the erfc of jax.nn.gelu
-    return 0.5 * y * (1 + jax.lax.erf(y * jnp.float32(0.5**0.5)))
-  return lower.activate(y, activation)
+  return gelu(y) if activation == "gelu" else lower.activate(y, activation)
+
+
+def gelu(y: Array) -> Array:
+  """Exact GELU of float32 to within 1e-6, in half the operations that the compiler's erf takes.
+
+  With Abramowitz and Stegun's 7.1.26, `erf(z) = 1 - P(1 / (1 + p z)) exp(-z^2)` for z >= 0 (error
+  below 1.5e-7), both signs are `max(y, 0) - |y| P exp(-y^2 / 2) / 2`.
+  """
+  size = jnp.abs(y)
+  below = 1 + jnp.float32(0.3275911 * 0.5**0.5) * size
+  t = pl.reciprocal(below, approx=True)
+  for _ in range(2):  # Newton's: the estimate may have eight bits only
+    t = t * (2 - below * t)
+  p = jnp.float32(0.5 * 1.061405429)
+  for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+    p = p * t + jnp.float32(0.5 * c)
+  root = jnp.float32(math.sqrt(0.5 / math.log(2))) * y
+  return jnp.maximum(y, 0) - size * (p * t) * jnp.exp2(-root * root)
 
 
 def _linear(activation: str) -> bool:

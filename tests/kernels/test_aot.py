@@ -1,0 +1,101 @@
+"""The TPU kernel compiles for every TPU with int8 products, at the layer shapes of real models."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from flexiq_jax import kernels
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights
+
+pytestmark = pytest.mark.aot
+
+# (K, N, shift block): DeiT-S, ViT-B, and ResNet-50's products behind im2col, K padded to 128.
+SHAPES = {
+  "deit_s qkv": (384, 1152, 384),
+  "deit_s proj": (384, 384, 384),
+  "deit_s fc1": (384, 1536, 384),
+  "deit_s fc2": (1536, 384, 384),
+  "vit_b qkv": (768, 2304, 256),
+  "vit_b proj": (768, 768, 256),
+  "vit_b fc1": (768, 3072, 256),
+  "vit_b fc2": (3072, 768, 256),
+  "resnet50 1x1 64 -> 256": (128, 256, 128),
+  "resnet50 3x3 64": (640, 64, 128),
+  "resnet50 3x3 512": (4608, 512, 256),
+  "resnet50 1x1 2048 -> 512": (2048, 512, 256),
+}
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
+CASES = [("v5e", name) for name in SHAPES]
+CASES += [(chip, "vit_b fc1") for chip in CHIPS if chip != "v5e"]
+CASES += [(chip, "deit_s fc2") for chip in CHIPS if chip != "v5e"]
+
+
+@pytest.fixture(scope="module")
+def device():
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+  def get(chip):
+    try:
+      return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
+    except RuntimeError as error:
+      pytest.skip(f"no TPU compiler here: {error}")
+
+  return get
+
+
+def compiled(device, k, n, block, *, out="bfloat16", requantize=False, dynamic=False, m=256):
+  sharding = SingleDeviceSharding(device)
+  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+  j = k // block
+  x = Activations(
+    x8=array(jnp.int8, m, k),
+    x4=array(jnp.int4, m, k),
+    boundary=array(jnp.int32),
+    row_shift=array(jnp.int32, m, j) if dynamic else None,
+  )
+  w = Weights(
+    w8=array(jnp.int8, k, n),
+    w4=array(jnp.int8, k // 2, n),
+    x_shift=array(jnp.int32, j),
+    w_shift=array(jnp.int32, j, n),
+    block=block,
+    offset=8 if dynamic else 0,
+  )
+  epilogue = Epilogue(
+    scale=array(jnp.float32, n),
+    correction=array(jnp.int32, n),
+    bias=array(jnp.float32, n),
+    requantize=Requantize(
+      scale=array(jnp.float32), boundary=array(jnp.int32), shift=array(jnp.int32, n), granule=128
+    )
+    if requantize
+    else None,
+    activation="gelu" if requantize else "none",
+    out=out,
+  )
+  run = lambda *args: kernels.mixed_matmul(*args, implementation="tpu", platform="tpu")
+  return jax.jit(run).lower(x, w, epilogue).compile()
+
+
+@pytest.mark.parametrize(("chip", "name"), CASES)
+def test_layers_of_real_models_compile(device, chip, name):
+  assert compiled(device(chip), *SHAPES[name]).as_text().count("tpu_custom_call") >= 1
+
+
+@pytest.mark.parametrize("chip", [*CHIPS])
+def test_requantizing_compiles(device, chip):
+  assert "tpu_custom_call" in compiled(device(chip), 256, 256, 128, requantize=True).as_text()
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_shifts_chosen_at_run_time_compile(device, chip):
+  assert "tpu_custom_call" in compiled(device(chip), 256, 128, 128, dynamic=True).as_text()
+
+
+def test_rows_that_are_no_whole_tile_compile(device):
+  assert "tpu_custom_call" in compiled(device("v5e"), 256, 128, 128, m=1576).as_text()

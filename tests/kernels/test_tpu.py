@@ -1,0 +1,177 @@
+"""The TPU kernel: values in interpret mode, legality by compiling ahead of time for each TPU."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexiq_jax import kernels
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, reference, tpu, tpu_epilogue
+from tests.kernels.operands_for_test import operands, oracle, raw
+
+SMALL = tpu.Tiles(m=64, n=128, k=128)
+
+
+@pytest.mark.parametrize("boundary", [0, 1, 128, 200, 383, 384])
+def test_sums_are_exact_at_every_boundary(boundary):
+  x, w = operands(boundary, 64, 128, 3, 128, boundary)
+  got = kernels.mixed_matmul(x, w, raw(128), implementation="tpu", interpret=True)
+  np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(128).correction))
+
+
+@pytest.mark.parametrize(
+  ("m", "n", "blocks", "block", "tiles"),
+  [
+    (1, 1, 1, 128, SMALL),
+    (200, 300, 2, 128, SMALL),  # short tiles of rows, outputs that are padded
+    (130, 256, 2, 256, SMALL),  # blocks of K finer than shift blocks
+    (130, 256, 4, 128, tpu.Tiles(m=128, n=256, k=256)),  # and coarser
+    (192, 256, 2, 128, tpu.Tiles(m=128, n=128, k=128)),
+  ],
+)
+def test_odd_shapes_and_tiles(m, n, blocks, block, tiles):
+  x, w = operands(m, m, n, blocks, block, 100)
+  got = tpu.mixed_matmul(x, w, raw(n), tiles=tiles, interpret=True)
+  np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(n).correction))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_shifts_chosen_at_run_time(signed):
+  x, w = operands(7, 70, 128, 2, 256, 300, signed=signed, dynamic=True)
+  got = tpu.mixed_matmul(x, w, raw(128), interpret=True)
+  np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(128).correction))
+
+
+@pytest.mark.parametrize("boundary", [-5, 1000])
+def test_boundaries_out_of_range_read_nothing_else(boundary):
+  x, w = operands(0, 64, 128, 2, 128, 0 if boundary < 0 else 256)
+  wrong = dataclasses.replace(x, boundary=jnp.int32(boundary))
+  got = tpu.mixed_matmul(wrong, w, raw(128), interpret=True)
+  np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(128).correction))
+
+
+def test_unused_precision_is_never_read():
+  """Whole blocks of the precision that is not in use may hold anything."""
+  x, w = operands(0, 64, 128, 3, 128, 128)
+  run = lambda x: tpu.mixed_matmul(x, w, raw(128), tiles=SMALL, interpret=True)
+  spoiled = dataclasses.replace(
+    x, x8=x.x8.at[:, :128].set(77), x4=x.x4.at[:, 128:].set(jnp.int4(5))
+  )
+  np.testing.assert_array_equal(run(spoiled), run(x))
+
+
+def test_one_program_for_all_boundaries():
+  traces = []
+
+  @jax.jit
+  def run(x, w):
+    traces.append(1)
+    return tpu.mixed_matmul(x, w, raw(128), interpret=True)
+
+  for boundary in (0, 100, 384):
+    x, w = operands(1, 64, 128, 3, 128, boundary)
+    np.testing.assert_array_equal(run(x, w), oracle(x, w) + np.asarray(raw(128).correction))
+  assert len(traces) == 1
+
+
+def test_vmap_over_activations():
+  x, w = operands(2, 128, 128, 2, 128, 128)
+  halves = Activations(
+    x8=x.x8.reshape(2, 64, 256), x4=x.x4.reshape(2, 64, 256), boundary=x.boundary
+  )
+  run = lambda x8, x4: tpu.mixed_matmul(
+    dataclasses.replace(halves, x8=x8, x4=x4), w, raw(128), interpret=True
+  )
+  got = jax.vmap(run)(halves.x8, halves.x4).reshape(128, 128)
+  np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(128).correction))
+
+
+def epilogue(n: int, activation: str = "none", **changes) -> Epilogue:
+  rng = np.random.default_rng(n)
+  return Epilogue(
+    scale=jnp.asarray(rng.uniform(2e-6, 1e-5, n), jnp.float32),
+    correction=jnp.asarray(rng.integers(-1000, 1000, n), jnp.int32),
+    bias=jnp.asarray(rng.normal(size=n), jnp.float32),
+    activation=activation,
+    **changes,
+  )
+
+
+@pytest.mark.parametrize("out", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "gelu", "gelu_tanh"])
+def test_real_outputs(activation, out):
+  x, w = operands(3, 64, 128, 2, 128, 128)
+  e = epilogue(128, activation, out=out)
+  got, expected = tpu.mixed_matmul(x, w, e, interpret=True), reference.mixed_matmul(x, w, e)
+  assert got.dtype == expected.dtype == jnp.dtype(out)
+  as_float = lambda a: np.asarray(a.astype(jnp.float32))
+  tolerance = 2e-6 if out == "float32" else 1e-2
+  np.testing.assert_allclose(as_float(got), as_float(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_gelu_is_exact_to_a_millionth():
+  y = np.linspace(-12, 12, 5001, dtype=np.float32)
+  kernel = lambda ref, out: out.__setitem__(..., tpu_epilogue.gelu(ref[...]))
+  shape = jax.ShapeDtypeStruct(y.shape, jnp.float32)
+  got = jax.experimental.pallas.pallas_call(kernel, out_shape=shape, interpret=True)(y)
+  exact = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in y.astype(np.float64)]
+  np.testing.assert_allclose(got, exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(
+  ("boundary", "granule"), [(0, 0), (130, 0), (0, 128), (256, 128), (384, 128), (130, 256)]
+)
+def test_requantized_outputs(signed, boundary, granule):
+  x, w = operands(4, 70, 384, 3, 128, 200)
+  rng = np.random.default_rng(0)
+  e = epilogue(
+    384,
+    "relu" if not signed else "gelu",
+    requantize=Requantize(
+      scale=jnp.float32(0.02),
+      boundary=jnp.int32(boundary),
+      shift=jnp.asarray(rng.integers(0, 5, 384), jnp.int32),
+      signed=signed,
+      granule=granule,
+    ),
+  )
+  got, expected = (
+    tpu.mixed_matmul(x, w, e, tiles=SMALL, interpret=True),
+    reference.mixed_matmul(x, w, e),
+  )
+  end = -(-boundary // granule) * granule if granule else 384
+  start = boundary // granule * granule if granule else 0
+  high = np.asarray(got.x8, int) - np.asarray(expected.x8)
+  low = np.asarray(got.x4.astype(jnp.int8), int) - np.asarray(expected.x4.astype(jnp.int8))
+  differing = np.concatenate([high[:, start:].ravel(), low[:, :end].ravel()])
+  # A code may fall on the other side of a tie.
+  assert np.abs(differing).max() <= 1 and (differing != 0).mean() <= 1e-4
+  assert got.boundary == boundary
+
+
+@pytest.mark.parametrize("field", ["m", "n", "k"])
+def test_tiles_are_checked(field):
+  with pytest.raises(ValueError, match=rf"tiles\.{field}: 100; a positive multiple of"):
+    dataclasses.replace(SMALL, **{field: 100})
+
+
+def test_shapes_without_a_kernel_are_refused_and_chosen_around():
+  x, w = operands(0, 4, 6, 3, 8, 8)
+  with pytest.raises(NotImplementedError, match="block, K: 8 and 24; the TPU kernel takes"):
+    tpu.mixed_matmul(x, w, raw(6), interpret=True)
+  assert kernels.api.choose(w, "tpu") == "reference"
+  _, w = operands(0, 4, 6, 3, 128, 8)
+  assert kernels.api.choose(w, "tpu") == "tpu"
+  with pytest.raises(NotImplementedError, match=r"tiles\.k: 256 with K = 384"):
+    tpu.mixed_matmul(*operands(0, 4, 128, 3, 128, 8), raw(128), tiles=tpu.Tiles(m=64, n=128, k=256))
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+@pytest.mark.parametrize(("m", "k", "n"), [(25216, 768, 3072), (1576, 384, 1152), (392, 640, 64)])
+def test_chosen_tiles_fit(kind, m, k, n):
+  tiles = tpu.choose_tiles(m, k, n, 128, kind)
+  assert k % tiles.k == 0 and -(-n // 128) * 128 % tiles.n == 0 and tiles.m <= 1024

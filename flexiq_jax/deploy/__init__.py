@@ -1,5 +1,27 @@
 """Deployed models: packed integer weights, the mixed matmul, a ratio that is a number."""
 
-from flexiq_jax.deploy.model import Deployed, Plan, apply, deploy, deployed_rule, make_plan
+from flexiq_jax.deploy.model import (
+  Deployed,
+  Plan,
+  apply,
+  deploy,
+  deployed_rule,
+  fold_shapes,
+  make_plan,
+)
+from flexiq_jax.deploy.runner import Runner, bucket
+from flexiq_jax.deploy.sizes import Sizes, sizes
 
-__all__ = ["Deployed", "Plan", "apply", "deploy", "deployed_rule", "make_plan"]
+__all__ = [
+  "Deployed",
+  "Plan",
+  "Runner",
+  "Sizes",
+  "apply",
+  "bucket",
+  "deploy",
+  "deployed_rule",
+  "fold_shapes",
+  "make_plan",
+  "sizes",
+]

@@ -156,7 +156,7 @@ def run_mixed(
   out: str = "float32",
   tail: bool = True,
   consumer: Mixed | None = None,
-  implementation: str | None = None,
+  **kernel: Any,
 ) -> Array | Activations:
   """The mixed matmul of a layer.
 
@@ -167,7 +167,7 @@ def run_mixed(
     out: dtype of the result.
     tail: whether bias and activation function are computed, too.
     consumer: the layer whose codes the result is to be.
-    implementation: see `kernels.api`.
+    **kernel: which implementation (see `kernels.api`).
 
   Returns:
     `[M, N']`, or the consumer's codes of places.
@@ -179,6 +179,7 @@ def run_mixed(
       boundary=consumer.places[level],
       shift=consumer.shift,
       signed=consumer.signed,
+      granule=_granule(consumer, **kernel),
     )
   epilogue = Epilogue(
     scale=d.scale,
@@ -188,4 +189,15 @@ def run_mixed(
     activation=d.activation if tail else "none",
     out=out,
   )
-  return api.mixed_matmul(x, d.weights, epilogue, implementation=implementation)
+  return api.mixed_matmul(x, d.weights, epilogue, **kernel)
+
+
+def _granule(consumer: Mixed, implementation=None, platform=None, **_) -> int:
+  """What a consumer's kernel reads at a time, where that saves writing (see `Requantize`)."""
+  name = implementation or api.choose(consumer.weights, platform)
+  k, n = consumer.weights.w8.shape
+  if name != "tpu" or k != len(consumer.shift):  # of convolutions, rows of K are no places
+    return 0
+  from flexiq_jax.kernels import tpu  # only where it is used: it needs that part of Pallas
+
+  return tpu.choose_tiles(1, k, n, consumer.weights.block, tpu._device_kind()).k

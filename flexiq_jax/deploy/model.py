@@ -147,6 +147,25 @@ def deploy(
   return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
 
 
+def fold_shapes(apply: graph.Apply, params: Any, x: Any) -> tuple[graph.Apply, Any]:
+  """`graph.fold_batch_norm` without values: the folded model and the shapes of its parameters.
+
+  Args:
+    apply: the float model.
+    params: its parameters or their shapes.
+    x: example input(s).
+  """
+  found = []
+
+  def fold(params):
+    folded, values = graph.fold_batch_norm(apply, params, x)
+    found.append(folded)
+    return values
+
+  shapes = jax.eval_shape(fold, params)
+  return found[0], shapes
+
+
 def make_plan(
   apply: graph.Apply,
   params: Any,
@@ -179,14 +198,14 @@ def make_plan(
   return Plan(apply=apply, params=params, feeds=feeds, dynamic=dynamic)
 
 
-def apply(deployed: Deployed, x: Any, level: Array, *, implementation: str | None = None) -> Any:
+def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
   """Runs a deployed model.
 
   Args:
     deployed: the model.
     x: input(s) `[B, ...]`.
     level: int32 `[]`, which of `deployed.levels`; traced, so that one executable serves all.
-    implementation: of the mixed matmul (see `kernels.api`).
+    **kernel: `implementation` and `platform` of the mixed matmul (see `kernels.api`).
 
   Returns:
     What the float model returns.
@@ -208,7 +227,7 @@ def apply(deployed: Deployed, x: Any, level: Array, *, implementation: str | Non
       return y.astype(eqn.outvars[0].aval.dtype)
     operand = _operand(d, layer, eqn, eqn.invars[1 - side].aval, activation, emitted, level, plan)
     if not d.feeds:
-      y = deployed_layers.run_mixed(d, operand, level, implementation=implementation)
+      y = deployed_layers.run_mixed(d, operand, level, **kernel)
       aval = tails[layer.name].out.aval
       y = patches.result(layer, eqn.params, y, aval.shape).astype(aval.dtype)
       if not tails[layer.name].steps:
@@ -217,9 +236,7 @@ def apply(deployed: Deployed, x: Any, level: Array, *, implementation: str | Non
       return None
     consumer = None if plan.dynamic else deployed.layers[d.feeds]
     assert not isinstance(consumer, Plain)
-    emitted[d.feeds] = deployed_layers.run_mixed(
-      d, operand, level, consumer=consumer, implementation=implementation
-    )
+    emitted[d.feeds] = deployed_layers.run_mixed(d, operand, level, consumer=consumer, **kernel)
     return None
 
   handlers: dict[int, Callable] = dict.fromkeys(traced.layers, at)
@@ -234,7 +251,7 @@ def apply(deployed: Deployed, x: Any, level: Array, *, implementation: str | Non
 
 
 def deployed_rule(
-  deployed: Deployed, x: Any, level: Array, *, out: str = "float32", implementation=None
+  deployed: Deployed, x: Any, level: Array, *, out: str = "float32", **kernel: Any
 ) -> graph.Rule:
   """A deployed model's layers as a rule for the float model (see `rules`); nothing is fused.
 
@@ -243,7 +260,7 @@ def deployed_rule(
     x: input(s) of the size that the rule is used with.
     level: int32 `[]`.
     out: `float32`, or `int32` for the integer sums as they are, to be compared.
-    implementation: see `kernels.api`.
+    **kernel: see `apply`.
 
   Raises:
     ValueError: a layer emits another one's codes.
@@ -262,9 +279,7 @@ def deployed_rule(
     if isinstance(d, Plain):
       return deployed_layers.run_plain(d, layer, x, contract, level, deployed.plan.dynamic)
     operand = _operand(d, layer, eqn, x, x, {}, level, deployed.plan)
-    y = deployed_layers.run_mixed(
-      d, operand, level, out=out, tail=False, implementation=implementation
-    )
+    y = deployed_layers.run_mixed(d, operand, level, out=out, tail=False, **kernel)
     return patches.result(layer, eqn.params, y, eqn.outvars[0].aval.shape)
 
   return run

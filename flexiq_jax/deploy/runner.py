@@ -1,0 +1,98 @@
+"""Runs a deployed model on batches of any size, at a ratio that changes between them.
+
+Batches are padded to the next of a few sizes, so that there is one executable for each of these and
+none for anything else: neither a new ratio nor a new batch size compiles.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexiq_jax.deploy.model import Deployed, apply
+
+Array = Any
+SIZES = (1, 8, 32, 128)
+
+
+class Runner:
+  """A deployed model and its present ratio; call it as `runner(x)`.
+
+  Attributes:
+    traces: how often the model was traced, once for each size in use.
+  """
+
+  def __init__(
+    self, deployed: Deployed, *, sizes: Sequence[int] = SIZES, implementation: str | None = None
+  ) -> None:
+    """Starts at the first level.
+
+    Args:
+      deployed: the model.
+      sizes: batch sizes that are compiled, each at its first use; larger batches run in parts.
+      implementation: of the mixed matmul (see `kernels.api`).
+
+    Raises:
+      ValueError: sizes that are no positive integers.
+    """
+    if not sizes or any(type(n) is not int or n < 1 for n in sizes):
+      raise ValueError(f"sizes: {sizes}; positive integers are accepted")
+    self._sizes = tuple(sorted(set(sizes)))
+    self._deployed = deployed
+    self.traces = 0
+
+    @jax.jit
+    def run(deployed, x, level):
+      self.traces += 1
+      return apply(deployed, x, level, implementation=implementation)
+
+    self._run = run
+    self._levels = np.asarray(deployed.levels)
+    self.switch(float(self._levels[0]))
+
+  @property
+  def ratio(self) -> float:
+    """The level that runs."""
+    return float(self._levels[self._number])
+
+  def switch(self, ratio: float) -> None:
+    """Goes to the first level that reaches a ratio; from the next batch on.
+
+    Raises:
+      ValueError: a ratio outside 0..1, or above the last level.
+    """
+    number = int(np.searchsorted(self._levels, np.float32(ratio) - 1e-6))
+    if not 0 <= ratio <= 1 or number == len(self._levels):
+      raise ValueError(f"ratio: {ratio}; 0..{self._levels[-1]:g} is accepted")
+    self._number = number
+    self._level = jax.device_put(np.int32(number))
+
+  def wait(self) -> None:
+    """Waits until the last switch has reached the device."""
+    self._level.block_until_ready()
+
+  def __call__(self, x: Array) -> Any:
+    """The model's result for a batch `[B, ...]` of any size."""
+    largest = self._sizes[-1]
+    parts = [self._padded(x[i : i + largest]) for i in range(0, len(x), largest)]
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
+
+  def _padded(self, x: Array) -> Any:
+    size = bucket(len(x), self._sizes)
+    full = np.zeros((size, *x.shape[1:]), np.asarray(x).dtype)
+    full[: len(x)] = x
+    y = self._run(self._deployed, full, self._level)
+    return jax.tree.map(lambda a: a[: len(x)], y)
+
+
+def bucket(n: int, sizes: Sequence[int]) -> int:
+  """The smallest of `sizes` that holds n examples.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if not 0 < n <= max(sizes):
+    raise ValueError(f"n: a batch of {n}; 1..{max(sizes)} is accepted")
+  return min(size for size in sizes if size >= n)

@@ -1,0 +1,181 @@
+"""A deployed model on disk and as an export: the same results, and refusals."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flexiq_jax import artifact, deploy, models
+from flexiq_jax.deploy import export
+from tests.deploy.deployed_for_test import LEVELS, MOBILE, RESNET, made
+
+SPEC = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def small():
+  return made(RESNET)
+
+
+@pytest.fixture(scope="module")
+def deployed(small):
+  return deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+
+
+@pytest.fixture(scope="module")
+def saved(deployed, tmp_path_factory):
+  return artifact.save(tmp_path_factory.mktemp("saved") / "resnet", deployed, name="resnet8")
+
+
+def abstract(case=RESNET):
+  """The float model's code and shapes; there are no weights."""
+  name, arguments = case
+  module = nnx.eval_shape(lambda: models.create(name, **arguments))
+  return models.functional(module)
+
+
+def load(path, **options):
+  return artifact.load(path, *abstract(), SPEC, **options)
+
+
+def test_loaded_model_runs_without_float_weights(saved, deployed, small):
+  loaded = load(saved)
+  assert jax.tree.structure(loaded.layers) == jax.tree.structure(deployed.layers)
+  for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(deployed), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+  run = jax.jit(deploy.apply)
+  for level in range(len(LEVELS)):
+    np.testing.assert_array_equal(
+      run(loaded, small.x, jnp.int32(level)), run(deployed, small.x, jnp.int32(level))
+    )
+  # Float parameters of layers are not there.
+  assert not any("kernel" in path for path in loaded.floats)
+
+
+def test_layers_without_a_kernel_are_kept(tmp_path):
+  small = made(MOBILE, depthwise=True)
+  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  path = artifact.save(tmp_path / "a", deployed, name="mobile")
+  spec = jax.ShapeDtypeStruct((1, *small.x.shape[1:]), jnp.float32)
+  loaded = artifact.load(path, *abstract(MOBILE), spec)
+  assert any(getattr(d, "masks", None) is not None for d in loaded.layers.values())
+  leaves = zip(jax.tree.leaves(loaded), jax.tree.leaves(deployed), strict=True)
+  assert all(np.array_equal(a, b) for a, b in leaves)
+
+
+def test_sizes(saved, deployed, small):
+  sizes = deploy.sizes(deployed, SPEC)
+  counted = sum(np.asarray(w).size for w in small.model.network.weights.values())
+  assert sizes.weights == counted
+  assert sizes.float32 == 4 * sum(p.size for p in jax.tree.leaves(small.model.network.params))
+  assert sizes.int8 == counted + sizes.float32 - 4 * counted
+  assert sizes.codes < sizes.device < artifact.bytes_on_disk(saved) + sizes.device
+  # 12 bits a weight, and layers that stay in 8 bits have 8.
+  eight = sum(d.q.w.size for d in deployed.layers.values() if hasattr(d, "q"))
+  assert sizes.codes == 1.5 * (counted - eight) + eight
+  assert sizes.bits_per_weight == 8 * sizes.codes / counted
+
+
+def copy(saved, tmp_path):
+  return pathlib.Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def edit(path, change):
+  document = json.loads((path / "artifact.json").read_text())
+  change(document)
+  (path / "artifact.json").write_text(json.dumps(document))
+
+
+def test_refuses_other_versions_and_formats(saved, tmp_path):
+  path = copy(saved, tmp_path)
+  edit(path, lambda d: d.update(version=99))
+  with pytest.raises(ValueError, match="version 99; this release reads 1"):
+    load(path)
+  edit(path, lambda d: d.update(format="other"))
+  with pytest.raises(ValueError, match="no artifact"):
+    load(path)
+  (path / "artifact.json").write_text("{")
+  with pytest.raises(ValueError, match="damaged: not JSON"):
+    load(path)
+
+
+def test_refuses_what_is_incomplete(saved, tmp_path):
+  path = copy(saved, tmp_path)
+  (path / "artifact.json").unlink()
+  with pytest.raises(FileNotFoundError, match="written to its end"):
+    load(path)
+  shutil.copy(saved / "artifact.json", path)
+  data = max(
+    (p for p in (path / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+  )
+  data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+  with pytest.raises(ValueError, match="is damaged"):
+    load(path)
+  (path / "arrays/0/_CHECKPOINT_METADATA").unlink()
+  with pytest.raises(ValueError, match="incomplete"):
+    load(path)
+  shutil.rmtree(path / "arrays")
+  with pytest.raises(ValueError, match="no folder `arrays`"):
+    load(path)
+
+
+def test_refuses_other_shapes_models_boundaries_and_folders(saved, deployed, tmp_path):
+  path = copy(saved, tmp_path)
+  name = "layer1/0/conv1"
+  edit(path, lambda d: d["arrays"]["layers"][name]["scale"].update(shape=[3]))
+  with pytest.raises(ValueError, match=r"damaged.*scale"):
+    load(path)
+  other = abstract(("resnet8", {"width": 8, "depths": (1,)}))
+  with pytest.raises(ValueError, match=r"'resnet8'; layer .* is only in the artifact"):
+    artifact.load(saved, *other, SPEC)
+  with pytest.raises(ValueError, match="not empty"):
+    artifact.save(saved, deployed, name="resnet8")
+  layer = deployed.layers[name].replace(places=jnp.array([0, 4, 8, 999], jnp.int32))
+  wrong = deployed.replace(layers=deployed.layers | {name: layer})
+  artifact.save(tmp_path / "wrong", wrong, name="resnet8")
+  with pytest.raises(ValueError, match=rf"{name} has boundaries \[0, 4, 8, 999\]; 4 in 0..8"):
+    load(tmp_path / "wrong")
+
+
+def test_refuses_devices(saved):
+  device = types.SimpleNamespace(platform="METAL", device_kind="M2")
+  with pytest.raises(ValueError, match=r"M2 .platform METAL. is not supported; use"):
+    load(saved, device=device)
+
+
+SCRIPT = """
+import sys
+import jax, numpy as np
+from jax import export
+run = export.deserialize(bytearray(open("model.bin", "rb").read())).call
+weights = dict(np.load("weights.npz"))
+x = np.load("x.npy")
+np.save("y.npy", np.stack([run(weights, x, np.float32(r)) for r in (0.0, 0.4, 1.0)]))
+assert not [name for name in sys.modules if "flexiq" in name]
+"""
+
+
+def test_export_runs_in_a_process_that_knows_jax_alone(deployed, small, tmp_path):
+  x = small.x[:3]
+  export.save(tmp_path, deployed, jax.ShapeDtypeStruct(x.shape, x.dtype))
+  np.save(tmp_path / "x.npy", x)
+  command = [sys.executable, "-I", "-c", SCRIPT]
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  run = jax.jit(deploy.apply)
+  for y, level in zip(np.load(tmp_path / "y.npy"), (0, 2, 3), strict=True):
+    own = run(deployed, x, jnp.int32(level))
+    np.testing.assert_allclose(y, own, atol=1e-4 * np.std(own))
+  exported = export.export(deployed, jax.ShapeDtypeStruct(x.shape, x.dtype))
+  assert exported.platforms == ("cpu", "cuda", "tpu")
+  with pytest.raises(ValueError, match=r"platforms: .'rocm'.; of cpu, cuda, tpu"):
+    export.export(deployed, SPEC, platforms=("cpu", "rocm"))

@@ -1,0 +1,59 @@
+"""Batches of any size and ratios that change: what is compiled, and what comes out."""
+
+import numpy as np
+import pytest
+
+from flexiq_jax import deploy
+from tests.deploy.deployed_for_test import LEVELS, RESNET, made
+
+
+@pytest.fixture(scope="module")
+def small():
+  return made(RESNET)
+
+
+@pytest.fixture(scope="module")
+def deployed(small):
+  return deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+
+
+def test_neither_ratios_nor_batch_sizes_compile(small, deployed):
+  runner = deploy.Runner(deployed, sizes=(2, 4))
+  assert runner.ratio == 0.0
+  first = np.asarray(runner(small.x[:4]))
+  assert runner.traces == 1
+  runner(small.x[:1])
+  assert runner.traces == 2
+  for ratio in (1.0, 0.4, 0.3, 0.0):
+    runner.switch(ratio)
+    for n in (1, 2, 3, 4, 6):
+      logits = np.asarray(runner(small.x[:n]))
+      assert logits.shape == (n, 10)
+      np.testing.assert_allclose(
+        logits, small(small.x, runner.ratio)[:n], atol=1e-4 * np.std(first)
+      )
+  assert runner.traces == 2
+  np.testing.assert_array_equal(runner(small.x[:4]), first)
+
+
+def test_ratios_go_to_the_level_that_reaches_them(deployed):
+  runner = deploy.Runner(deployed)
+  for ratio, level in ((0.0, 0), (0.01, 1), (0.3, 1), (0.31, 2), (0.5, 2), (0.9, 3), (1, 3)):
+    runner.switch(ratio)
+    assert runner.ratio == np.float32(LEVELS[level])
+    assert int(deployed.level(ratio)) == level
+  runner.wait()
+  for wrong in (-0.1, 1.1):
+    with pytest.raises(ValueError, match=rf"ratio: {wrong}; 0..1 is accepted"):
+      runner.switch(wrong)
+
+
+def test_refusals(small, deployed):
+  with pytest.raises(ValueError, match=r"sizes: \(0,\); positive"):
+    deploy.Runner(deployed, sizes=(0,))
+  with pytest.raises(ValueError, match=r"a batch of 9; 1..8"):
+    deploy.bucket(9, (1, 8))
+  assert [deploy.bucket(n, (8, 1, 4)) for n in (1, 2, 4, 5, 8)] == [1, 4, 4, 8, 8]
+  for levels in ((), (0.5, 0.25), (0.5, 0.5), (0.0, 1.5)):
+    with pytest.raises(ValueError, match=r"levels: .*ascending"):
+      deploy.deploy(small.model, small.x[:1], levels=levels)

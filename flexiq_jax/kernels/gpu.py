@@ -15,7 +15,6 @@ With unsigned codes and run-time shifts x_low is `((x4 + 8) << shift) - 128`, wh
 the 128 comes back as a constant for each output, whatever the shifts.
 """
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,14 +22,12 @@ from flax import struct
 from jax import lax
 
 from flexiq_jax.kernels import hopper, lower, packing
-from flexiq_jax.kernels.hopper import HALF, TILE_K, Tiles
+from flexiq_jax.kernels.gpu_tiles import STRIP, TILE_K, Tiles, check_tiles, choose_tiles
+from flexiq_jax.kernels.hopper import HALF
 from flexiq_jax.kernels.operands import Activations, Epilogue, Requantize, Weights
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
-STRIP = 64  # granule of outputs
-CORES = 132  # streaming multiprocessors of an H100 (SXM) or H200
-AVAILABLE = hopper.SHARED - 1024  # shared memory for buffers; barriers take the rest
 
 
 @struct.dataclass
@@ -81,20 +78,6 @@ def prepare(w: Weights) -> GpuWeights:
     offset=w.offset,
     n=n,
   )
-
-
-def choose_tiles(m: int, n: int, results: int = 1) -> Tiles:
-  """Tile sizes for M rows and N' outputs: the largest tiles that keep every core busy."""
-  sizes = [(128, 256, 2), (128, 128, 2), (64, 128, 2), (128, 64, 1), (64, 64, 1)]
-  fits = [s for s in sizes if n % s[1] == 0 and s[0] <= _up(m, 64)]
-  count = lambda s: -(-m // s[0]) * (n // s[1])
-  rows, columns, groups = next((s for s in fits if count(s) >= CORES), max(fits, key=count))
-  tiles = Tiles(m=rows, n=columns, groups=groups)
-  for buffers in (6, 5, 4, 3):
-    deeper = dataclasses.replace(tiles, buffers=buffers)
-    if deeper.shared_bytes(results) <= AVAILABLE:
-      return deeper
-  return tiles
 
 
 def mixed_matmul(
@@ -232,21 +215,6 @@ def _requantized(y: Array, rows: dict[str, Array], r: Requantize) -> tuple[Array
     codes, q4 = codes - 128, q4 - 8
   zero = jnp.zeros_like(codes)
   return jnp.where(low, zero, codes).astype(jnp.int8), jnp.where(low, q4, zero).astype(jnp.int8)
-
-
-def check_tiles(tiles: Tiles, n: int, results: int = 1) -> None:
-  """Checks tiles against N' outputs.
-
-  Raises:
-    ValueError: tiles that do not divide the outputs or do not fit into shared memory.
-  """
-  if n % tiles.n:
-    raise ValueError(f"tiles.n: {tiles.n} does not divide the {n} padded outputs")
-  if (size := tiles.shared_bytes(results)) > AVAILABLE:
-    raise ValueError(
-      f"tiles: {tiles} needs {size} bytes of shared memory; {AVAILABLE} are there "
-      "(fewer buffers, smaller m or n)"
-    )
 
 
 def _up(size: int, granule: int) -> int:

@@ -18,7 +18,7 @@ Widening, for four nibbles t in the low halves of a word's bytes (two's compleme
                                                          next: at most 112, and at most 8 * 31
 """
 
-import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,53 +28,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from flexiq_jax.kernels.gpu_tiles import ROW, TILE_K, Tiles
+
 Array = Any
 Ref = Any
 
-TILE_K = 128  # rows of K in a step
 HALF = TILE_K // 2  # rows whose nibbles share a side of the bytes; width of the swizzle in bytes
-SHARED = 227 * 1024  # bytes of shared memory that a block can use
-_ROW = 128  # bytes of a row of the staging buffer of results
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tiles:
-  """Sizes of the kernel's blocks.
-
-  Attributes:
-    m: rows of a tile, a multiple of 64.
-    n: outputs of a tile; each warpgroup's share is a multiple of 64 up to 256.
-    groups: warpgroups that multiply, 1 or 2.
-    buffers: K tiles in flight, at least 2.
-  """
-
-  m: int
-  n: int
-  groups: int = 2
-  buffers: int = 2
-
-  def __post_init__(self):
-    if self.groups not in (1, 2):
-      raise ValueError(f"tiles.groups: {self.groups}; 1 or 2 is accepted")
-    if self.m < 64 or self.m % 64:
-      raise ValueError(f"tiles.m: {self.m}; a positive multiple of 64 is accepted")
-    strip, rest = divmod(self.n, self.groups)
-    if rest or strip % 64 or not 64 <= strip <= 256:
-      raise ValueError(
-        f"tiles.n: {self.n} for {self.groups} warpgroups; a multiple of 64 up to 256 for each is "
-        "accepted"
-      )
-    if self.m * strip > 128 * 128:
-      raise ValueError(
-        f"tiles.m, tiles.n: {self.m} x {strip} sums a warpgroup; its registers hold 128 x 128"
-      )
-    if self.buffers < 2:
-      raise ValueError(f"tiles.buffers: {self.buffers}; at least 2 are accepted")
-
-  def shared_bytes(self, results: int = 1) -> int:
-    """Shared memory of a kernel with so many results, barriers aside."""
-    ring = self.buffers * ((self.m + self.n) * TILE_K + 2 * self.n)
-    return ring + results * self.groups * self.m * _ROW
 
 
 def mixed(
@@ -149,7 +108,7 @@ def _scratch(tiles: Tiles, strip: int, dtypes: tuple[str, ...], interpret: bool)
       _tiled((ring, groups, 2, strip, HALF // 4), "int32"),
     ),
     plgpu.SMEM((ring, groups, 2, strip), jnp.int8),
-    [_tiled((groups, tiles.m, _columns(d, strip)), d, _ROW) for d in dtypes],
+    [_tiled((groups, tiles.m, _columns(d, strip)), d, ROW) for d in dtypes],
     plgpu.Barrier(num_arrivals=1 + 2 * groups, num_barriers=ring),
     plgpu.Barrier(num_arrivals=1 + 2 * groups, num_barriers=ring),
     plgpu.Barrier(num_arrivals=groups, num_barriers=ring),
@@ -167,8 +126,8 @@ def _tiled(shape: tuple[int, ...], dtype: str, swizzle: int = HALF) -> Any:
 
 
 def _columns(dtype: str, strip: int) -> int:
-  """Columns of a result that are staged at a time."""
-  return min(strip, _ROW // jnp.dtype(dtype).itemsize)
+  """Columns of a result that are staged at a time: a row's worth, or what divides the strip."""
+  return math.gcd(strip, ROW // jnp.dtype(dtype).itemsize)
 
 
 def _kernel(

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from flexiq_jax import files
-from flexiq_jax.kernels import gpu, hopper, packing, tpu
+from flexiq_jax.kernels import gpu, gpu_tiles, packing, tpu
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 
 VERSION = 1
-Tiles = hopper.Tiles | tpu.Tiles
+Tiles = gpu_tiles.Tiles | tpu.Tiles
 
 # Device kinds as JAX names them -> kernel. The first pattern found in the name rules.
 DEVICES: tuple[tuple[str, str], ...] = (
@@ -35,7 +35,7 @@ DEVICES: tuple[tuple[str, str], ...] = (
   (r"TPU ?v?7", "tpu"),
   (r"H100|H200|H800|GH200", "gpu"),
 )
-_CLASSES = {"tpu": tpu.Tiles, "gpu": hopper.Tiles}
+_CLASSES = {"tpu": tpu.Tiles, "gpu": gpu_tiles.Tiles}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
@@ -95,7 +95,7 @@ def heuristic(kind: str, shape: Shape) -> Tiles | None:
     case "tpu":
       return tpu.choose_tiles(shape.m, shape.k, shape.n, shape.block)
     case "gpu":
-      return gpu.choose_tiles(shape.m, _up(shape.n, gpu.STRIP))
+      return gpu_tiles.choose_tiles(shape.m, _up(shape.n, gpu_tiles.STRIP))
   return None
 
 
@@ -109,13 +109,13 @@ def candidates(kind: str, shape: Shape) -> list[Tiles]:
 
 
 def _gpu_options(shape: Shape) -> Iterable[Tiles]:
-  n = _up(shape.n, gpu.STRIP)
+  n = _up(shape.n, gpu_tiles.STRIP)
   for rows, strip, groups in itertools.product((64, 128, 256), (64, 128, 256), (1, 2)):
     if n % (strip * groups) or rows * strip > 128 * 128 or rows >= shape.m + 64:
       continue
     for buffers in (2, 3, 4, 6):
-      tiles = hopper.Tiles(m=rows, n=strip * groups, groups=groups, buffers=buffers)
-      if tiles.shared_bytes() <= gpu.AVAILABLE:
+      tiles = gpu_tiles.Tiles(m=rows, n=strip * groups, groups=groups, buffers=buffers)
+      if tiles.shared_bytes() <= gpu_tiles.SHARED:
         yield tiles
 
 
@@ -185,7 +185,7 @@ def autotune(
 def measure(shape: Shape, tiles: Tiles, repeats: int = 20) -> float:
   """Median seconds of a product with bfloat16 results on the present device."""
   x, w, epilogue = example(shape)
-  if isinstance(tiles, hopper.Tiles):
+  if isinstance(tiles, gpu_tiles.Tiles):
     laid_out = jax.jit(gpu.prepare)(w)
     run = jax.jit(lambda x, w, e: gpu.mixed_matmul(x, w, e, tiles=tiles))
   else:

@@ -10,7 +10,7 @@ import pytest
 
 from flexiq_jax import kernels
 from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, gpu, hopper, reference
-from flexiq_jax.kernels.hopper import Tiles
+from flexiq_jax.kernels.gpu_tiles import SHARED, Tiles, choose_tiles
 from tests.kernels.gpu_for_test import described_h100, interpreter, require_hopper
 from tests.kernels.operands_for_test import operands, oracle, raw
 
@@ -47,7 +47,7 @@ def test_every_kind_of_boundary_in_one_executable():
     traces.append(1)
     return gpu.mixed_matmul(x, w, epilogue, tiles=SMALL, interpret=interpreter())
 
-  for boundary in (0, 1, 128, 200, 256):
+  for boundary in (0, 1, 128, 256):
     x, w = operands(boundary, 64, 64, 4, 64, boundary)
     expected = oracle(x, w) + np.asarray(raw(64).correction)
     np.testing.assert_array_equal(call(x, w, raw(64)), expected)
@@ -66,6 +66,29 @@ def test_every_kind_of_boundary_in_one_executable():
 )
 def test_sums_at_odd_shapes(m, n, blocks, block, tiles):
   check_sum(*operands(m, m, n, blocks, block, blocks * block // 2 + 3), tiles)
+
+
+def test_tiles_of_the_other_precision_are_not_read():
+  """Nonsense where the operand of a tile is not in use would show in the sums if it were read."""
+  rng = np.random.default_rng(0)
+  x, w = operands(0, 64, 64, 3, 128, 200)
+  prepared = gpu.prepare(w)
+  low, high = (rng.integers(-128, 128, (64, 384)).astype(np.int8) for _ in range(2))
+  low[:, 200:256], high[:, 128:200] = 0, 0
+
+  @jax.jit
+  def sums(low, high):
+    return hopper.mixed(
+      x.boundary[None], low, high, prepared.w4, prepared.w8, prepared.shift, (),
+      finish=lambda acc: (acc,), dtypes=("int32",), tiles=SMALL, interpret=interpreter(),
+    )[0]  # fmt: skip
+
+  got = sums(low, high)
+  low[:, 256:], high[:, :128] = 0, 0
+  np.testing.assert_array_equal(got, sums(low, high))
+  w4 = np.asarray(kernels.unpack(w.w4)).astype(np.int64) << np.repeat(w.w_shift, 128, axis=0)
+  expected = low.astype(np.int64) @ w4 + high.astype(np.int64) @ np.asarray(w.w8)
+  np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -96,11 +119,11 @@ def test_extreme_codes_do_not_overflow():
 
 
 def test_prepared_weights_give_the_same():
-  x, w = operands(2, 64, 100, 4, 64, 150)
+  x, w = operands(2, 64, 50, 3, 64, 100)
   prepared = gpu.prepare(w)
-  assert prepared.w8.shape == (128, 256) and prepared.w4.shape == (128, 32)
+  assert prepared.w8.shape == (64, 256) and prepared.w4.shape == (64, 32)
   assert prepared.w4.nbytes * 2 == prepared.w8.nbytes
-  epilogue = raw(100)
+  epilogue = raw(50)
   np.testing.assert_array_equal(run(x, prepared, epilogue), run(x, w, epilogue))
 
 
@@ -131,17 +154,19 @@ def test_epilogue_in_bfloat16_without_a_bias():
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_requantized_results(signed):
-  x, w = operands(4, 64, 128, 4, 64, 130)
-  shift = jnp.asarray(np.random.default_rng(0).integers(0, 5, 128), jnp.int32)
+  n = 128 if signed else 150
+  x, w = operands(4, 64, n, 4, 64, 130)
+  shift = jnp.asarray(np.random.default_rng(0).integers(0, 5, n), jnp.int32)
   epilogue = Epilogue(
-    scale=jnp.full(128, 1e-5, jnp.float32),
-    correction=jnp.zeros(128, jnp.int32),
+    scale=jnp.full(n, 1e-5, jnp.float32),
+    correction=jnp.zeros(n, jnp.int32),
     activation="none" if signed else "relu",
     requantize=Requantize(
       scale=jnp.float32(0.02), boundary=jnp.int32(70), shift=shift, signed=signed
     ),
   )
-  got, expected = run(x, w, epilogue), reference.mixed_matmul(x, w, epilogue)
+  tiles = Tiles(m=64, n=128 if signed else 192, groups=1)
+  got, expected = run(x, w, epilogue, tiles), reference.mixed_matmul(x, w, epilogue)
   assert isinstance(got, Activations) and isinstance(expected, Activations)
   assert got.boundary == 70
   np.testing.assert_array_equal(got.x8, expected.x8)
@@ -242,15 +267,15 @@ def test_compiles_for_an_h100(m, k, n, dynamic):
 @pytest.mark.parametrize("results", [1, 2])
 def test_chosen_tiles_fit(m, k, n, results):
   del k
-  tiles = gpu.choose_tiles(m, -(-n // 64) * 64, results)
+  tiles = choose_tiles(m, -(-n // 64) * 64, results)
   assert -(-n // 64) * 64 % tiles.n == 0
-  assert tiles.shared_bytes(results) < hopper.SHARED
+  assert tiles.shared_bytes(results) <= SHARED
   assert tiles.m < m + 64, "no tile of which most rows are padding"
 
 
 def test_large_layers_get_large_tiles():
-  assert gpu.choose_tiles(128 * 197, 3072) == Tiles(m=128, n=256, groups=2, buffers=4)
-  assert gpu.choose_tiles(50, 384).m == 64
+  assert choose_tiles(128 * 197, 3072) == Tiles(m=128, n=256, groups=2, buffers=4)
+  assert choose_tiles(50, 384).m == 64
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import gpu, hopper, tpu, tuning
+from flexiq_jax.kernels import gpu_tiles, tpu, tuning
 from flexiq_jax.kernels.tuning import Shape
 from tests.kernels.gpu_for_test import require_hopper
 from tests.kernels.operands_for_test import oracle
@@ -36,7 +36,7 @@ SHAPE = Shape(m=1576, k=384, n=1536, block=128)
 def test_device_kinds(kind, name):
   assert tuning.implementation(kind) == name
   tiles = tuning.heuristic(kind, SHAPE)
-  assert {"tpu": tpu.Tiles, "gpu": hopper.Tiles, "reference": type(None)}[name] is type(tiles)
+  assert {"tpu": tpu.Tiles, "gpu": gpu_tiles.Tiles, "reference": type(None)}[name] is type(tiles)
   options = tuning.candidates(kind, SHAPE)
   assert options[:1] == ([] if tiles is None else [tiles])
   assert len(options) == len(set(options)) and len(options) != 1
@@ -46,7 +46,7 @@ def test_device_kinds(kind, name):
 @pytest.mark.parametrize("m", [1, 50, 1576])
 def test_candidates_of_a_gpu_are_legal(m, n):
   for tiles in tuning.candidates(H100, Shape(m=m, k=384, n=n, block=64)):
-    gpu.check_tiles(tiles, -(-n // 64) * 64)
+    gpu_tiles.check_tiles(tiles, -(-n // 64) * 64)
     assert tiles.m < m + 64
 
 
@@ -62,7 +62,7 @@ def clock(best):
 
 
 def test_autotune_keeps_the_fastest(tmp_path):
-  best = hopper.Tiles(m=64, n=128, groups=1, buffers=4)
+  best = gpu_tiles.Tiles(m=64, n=128, groups=1, buffers=4)
   lines = []
   tuned = tuning.autotune(
     [SHAPE], tmp_path / "new", kind=H100, seconds=clock(best), progress=lines.append
@@ -76,7 +76,7 @@ def test_autotune_keeps_the_fastest(tmp_path):
 
 
 def test_autotune_adds_to_a_file(tmp_path):
-  best = hopper.Tiles(m=64, n=128, groups=1, buffers=4)
+  best = gpu_tiles.Tiles(m=64, n=128, groups=1, buffers=4)
   other = dataclasses.replace(SHAPE, m=50)
   tuning.autotune([SHAPE], tmp_path, kind=H100, seconds=clock(best))
   tuned = tuning.autotune([other], tmp_path, kind=H100, seconds=clock(best))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flexiq_jax import calibration, flexiq
 from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.methods import Choices, clado, layerwise, suffixes
 from flexiq_jax.methods.layerwise import FLOAT
@@ -254,3 +255,42 @@ def test_divergence_is_never_negative_and_zero_for_equal_logits():
   assert not np.asarray(suffixes.divergence(z, z)).any()
   near = suffixes.divergence(z + jnp.asarray(rng.normal(size=z.shape) * 1e-4, jnp.float32), z)
   assert (np.asarray(near) >= 0).all()
+
+
+def test_recovers_the_hessian_of_a_loss_that_is_exactly_quadratic(monkeypatch):
+  """Three layers side by side: z = sum x_i W_i, loss |z|^2, so G_ij = 2 e_i . e_j off the diagonal.
+
+  e_i is what quantizing layer i changes in z. On the diagonal stands the whole increase, twice, of
+  which 2 |e_i|^2 is the curvature's and the rest is the slope's.
+  """
+  monkeypatch.setitem(suffixes.LOSSES, "squares", lambda z, labels: jnp.square(z).sum(axis=-1))
+  rng = np.random.default_rng(0)
+  params = {f"w{i}": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32) for i in range(3)}
+  x = rng.normal(size=(10, 18)).astype(np.float32)
+
+  def apply(params, x):
+    return sum(x[:, 6 * i : 6 * i + 6] @ params[f"w{i}"] for i in range(3))
+
+  network = flexiq.Network(apply, params, x[:1])
+  values = calibration.observe_values(network.apply, network.params, [x])
+  ranges = calibration.RangeSettings()
+  stacks = layerwise.create(network.layers, network.weights, values, ranges, bits=BITS)
+  measurement = Sensitivity(
+    *(network.apply, network.params, network.layers, stacks), loss="squares", block=4
+  )
+  choices = Choices.create(measurement.names, BITS, {})
+  g = clado.matrix(choices, measurement.measure(x, np.zeros(10, int)))
+  model = layerwise.Layerwise(network.apply, network.params, stacks)
+  floats = dict.fromkeys(stacks.names, FLOAT)
+  base = np.asarray(model.exact(floats, x), np.float64)
+  effects = np.stack(
+    [
+      np.asarray(model.exact({**floats, name: b}, x), np.float64) - base
+      for name, b in itertools.product(stacks.names, BITS)
+    ]
+  )
+  expected = 2 * np.einsum("knc,mnc->km", effects, effects) / len(x)
+  expected[choices.layer[:, None] == choices.layer] = 0
+  slope = 2 * np.einsum("nc,knc->k", base, effects) / len(x)
+  expected += np.diag(2 * (np.square(effects).sum(axis=(1, 2)) / len(x) + slope))
+  np.testing.assert_allclose(g, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

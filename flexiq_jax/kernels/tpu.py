@@ -282,14 +282,19 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def _():
     start_x(i + 1)
 
-  def block(side, b, multiply):
-    """Adds a block's product to the accumulator; the first one met starts from the correction."""
+  def block(side, b, multiply, write):
+    """Adds a block's product to the sums; the first one met starts from the correction."""
     pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
     pl.when((i == 0) & (j == 0))(lambda: copy_w(side, b).wait())
-    first = (b == 0) if side == 0 else (b == 0) & (low_end == 0)
     for rows in _row_tiles(tiles.m):
-      before = jnp.where(first, vectors["correction"][...], acc[rows])
-      acc[rows] = before + multiply(b, rows)
+      before = acc[rows]
+      if isinstance(b, jax.Array) or b == 0:
+        first = jnp.asarray(b == 0) & ((side == 0) | (low_end == 0))
+        before = jnp.where(first, vectors["correction"][...], before)
+      write(rows, before + multiply(b, rows))
+
+  def keep(rows, sums):
+    acc[rows] = sums
 
   columns = pl.ds(pl.multiple_of(j * tiles.n, LANES), tiles.n)
   depth = min(plan.block, tiles.k)
@@ -315,18 +320,29 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def multiply_high(b, rows):
     return _dot(x8[jax.lax.rem(i, 2), b, rows], w8[b, :, columns], plan.interpret)
 
-  jax.lax.fori_loop(0, low_end, lambda b, _: block(0, b, multiply_low), None)
-  jax.lax.fori_loop(high_start, plan.blocks, lambda b, _: block(1, b, multiply_high), None)
-  tile = tpu_epilogue.Tile(
-    sums=acc,
-    vectors=vectors,
-    start=j * tiles.n,
-    boundary=scalars[1],
-    written=plan.written(scalars[1]),
+  # Behind the last block a plain epilogue hides beside the matrix unit; one that requantizes is
+  # too long for that, and comes after all of them.
+  fused = plan.signed is None
+  finish = lambda rows, sums: tpu_epilogue.store(sums, vectors, outs[0], rows, plan.activation)
+  all_low = high_start == plan.blocks
+  loops = (
+    (0, 0, low_end, multiply_low, all_low),
+    (1, high_start, plan.blocks, multiply_high, ~all_low),
   )
-  if plan.signed is None:
-    tpu_epilogue.store(tile, outs[0], plan.activation)
-  else:
+  for side, start, end, multiply, last in loops:
+    stop = end - last.astype(jnp.int32) if fused else end
+    body = lambda b, _, side=side, multiply=multiply: block(side, b, multiply, keep)
+    jax.lax.fori_loop(start, stop, body, None)
+    if fused:
+      pl.when(last)(functools.partial(block, side, plan.blocks - 1, multiply, finish))
+  if not fused:
+    tile = tpu_epilogue.Tile(
+      sums=acc,
+      vectors=vectors,
+      start=j * tiles.n,
+      boundary=scalars[1],
+      written=plan.written(scalars[1]),
+    )
     tpu_epilogue.requantize(tile, outs[0], outs[1], plan.activation, plan.signed)
 
 

@@ -63,16 +63,12 @@ def vectors(epilogue: Epilogue) -> dict[str, Array]:
   return {name: vector[None] for name, vector in found.items()}
 
 
-def store(tile: Tile, out: Any, activation: str) -> None:
-  """Writes a tile as int32 sums or real values."""
-
-  def write(part):
-    if out.dtype == jnp.int32:
-      out[part] = tile.sums[part]
-    else:
-      out[part] = _activate(_real(tile, part), activation).astype(out.dtype)
-
-  _each(out, write)
+def store(sums: Array, vectors: dict[str, Any], out: Any, part: Any, activation: str) -> None:
+  """Writes some rows of a tile as int32 sums or real values."""
+  if out.dtype == jnp.int32:
+    out[part] = sums
+  else:
+    out[part] = _activate(_real(sums, vectors), activation).astype(out.dtype)
 
 
 def requantize(tile: Tile, out8: Any, out4: Any, activation: str, signed: bool) -> None:
@@ -122,15 +118,15 @@ def _each(out: Any, write: Callable[[Any], None]) -> None:
   jax.lax.fori_loop(0, m // size, step, None)
 
 
-def _real(tile: Tile, part) -> Array:
-  y = tile.sums[part].astype(jnp.float32) * tile.vectors["scale"][...]
-  return y + tile.vectors["bias"][...] if "bias" in tile.vectors else y
+def _real(sums: Array, vectors: dict[str, Any]) -> Array:
+  y = sums.astype(jnp.float32) * vectors["scale"][...]
+  return y + vectors["bias"][...] if "bias" in vectors else y
 
 
 def _codes(tile: Tile, part, activation: str, signed: bool) -> Array:
   """int32 8-bit codes of the next layer."""
   lo, hi = quantizer.code_range(8, signed)
-  y, inverse = _real(tile, part), tile.vectors["inverse"]
+  y, inverse = _real(tile.sums[part], tile.vectors), tile.vectors["inverse"]
   if activation == "relu6":
     y = jnp.minimum(y, 6 * inverse[...])
   if _linear(activation):

@@ -7,6 +7,6 @@
 | `run(config, inputs, workdir, writer, command)` | the job; returns the report's path |
 """
 
-from experiments import ablation, compare, flexiq
+from experiments import ablation, compare, deploy, flexiq
 
-EXPERIMENTS = {"flexiq": flexiq, "ablation": ablation, "compare": compare}
+EXPERIMENTS = {"flexiq": flexiq, "ablation": ablation, "compare": compare, "deploy": deploy}

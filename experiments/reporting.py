@@ -36,6 +36,12 @@ def title(config) -> str:
   return f"FlexiQ: {config.model} on {Path(config.data.root or config.data.name).name}"
 
 
+def weights_note(config) -> str:
+  """Where the weights come from."""
+  random = " Random: the figures show that the pipeline runs, no accuracy."
+  return f"Weights: `{config.weights}`.{random if config.weights == 'random' else ''}"
+
+
 def write(
   config,
   inputs: setup.Inputs,
@@ -66,12 +72,7 @@ def write(
   heading = f"{title(config)}, {images} images"
   kept = [layer.name for layer in network.layers if layer.name not in space.names]
   notes = [
-    f"Weights: `{config.weights}`."
-    + (
-      " Random: the figures show that the pipeline runs, no accuracy."
-      if config.weights == "random"
-      else ""
-    ),
+    weights_note(config),
     f"{space.total} channel groups in {len(space.names)} layers. "
     f"Always 8-bit: {', '.join(f'`{name}`' for name in kept) or 'none'}.",
     "The ratio counts MACs of the selectable layers; average bits are their MAC-weighted mean.",

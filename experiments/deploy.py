@@ -1,0 +1,252 @@
+"""Deploys a recipe: packed weights, an artifact on disk, one executable, and does it still agree?
+
+The recipe comes from `config.recipe` (a finished run's `recipe.json`); without one the run
+calibrates and selects as the experiment `flexiq` does. Both models see the same images:
+
+| method | what it is |
+|---|---|
+| `float` | the model as loaded |
+| `simulated` | the mixed rule: one int8 contraction a layer, on which searches run |
+| `deployed` | the artifact, loaded again: packed codes, the mixed matmul, codes passed on |
+
+Columns beside the usual ones: `differing` (images whose largest logit is another one than the
+simulated model's), `logit_error` (largest difference of logits, over their standard deviation).
+Further tables: bytes on disk and on the device, which layers gather, what a switch of the ratio
+costs. All figures are of the machine that ran them; on a CPU the matmul is the reference.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import flexiq as base_experiment
+from experiments import reporting, setup
+from experiments.rows import Rows
+from experiments.stages import Stages
+from flexiq_jax import artifact, deploy, distributed, flexiq, models, report, runtime, tables
+from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax.kernels import api
+from flexiq_jax.metrics import Writer
+
+
+def describe(config) -> str:
+  """The layer table of a config's model, without weights or data."""
+  _check(config)
+  return base_experiment.describe(config)
+
+
+def prepare(config) -> setup.Inputs:
+  """Checks a config and opens weights and data; nothing is written."""
+  _check(config)
+  return base_experiment.prepare(config)
+
+
+def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: str) -> Path:
+  """Deploys and compares; arguments and result as `experiments.flexiq.run`."""
+  started = time.monotonic()
+  writer.event("start", command=command, **runtime.describe())
+  stages = Stages(config=config, inputs=inputs, workdir=workdir, writer=writer)
+  network = base_experiment.network_of(config, inputs, stages)
+  model = _model(config, inputs, network, stages)
+  x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
+  folder = workdir / "artifact"
+  shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+  made = deploy.deploy(model, x, levels=inputs.settings.ratios, granule=config.deploy.granule)
+  artifact.save(folder, made, name=config.model)
+  # What is measured is what the disk says; the float weights are not needed for it.
+  apply, shapes = models.functional(inputs.module)
+  deployed = artifact.load(folder, apply, shapes, x)
+  size = min(config.batch_size, setup.evaluation_count(config, inputs))
+  runner = deploy.Runner(deployed, sizes=(size,))
+  rows = Rows(config, inputs, writer)
+  rows.add("float", None, config.seed, network.float, avg_bits=32.0)
+  for ratio in inputs.settings.ratios:
+    _compare(config, inputs, writer, rows, model, runner, ratio)
+  switches = switch_cost(runner, inputs.settings.ratios, config.deploy.switches)
+  switches["traces"] = runner.traces
+  writer.event("switched", **switches)
+  seconds = time.monotonic() - started
+  path = _report(config, inputs, workdir, writer, command, model, deployed, switches, seconds)
+  report.print_results(writer.rows(), title=f"deployed, {reporting.title(config)}")
+  writer.finish()
+  return path
+
+
+def _model(config, inputs: setup.Inputs, network, stages: Stages) -> flexiq.FlexiQ:
+  """The FlexiQ model of the config's recipe, or of one that is found here."""
+  if inputs.recipe:
+    return flexiq.from_recipe(network, inputs.recipe, config.dynamic)
+  settings = inputs.settings
+  batches = setup.calibration_batches(config, inputs)
+  observations = stages.observe(network, batches)
+  base = flexiq.base_model(network, observations, settings.ranges)
+  return stages.select(
+    stages.workdir / "recipe.json",
+    settings.groups,
+    network,
+    base,
+    observations,
+    batches,
+    settings.search,
+  )
+
+
+def _compare(config, inputs, writer: Writer, rows: Rows, model, runner, ratio: float) -> None:
+  """The rows of both models at one ratio; the images pass both at once."""
+  share, seed = model.schedule.mac_share(ratio), config.seed
+  columns = {
+    "avg_bits": 8 - 4 * share,
+    "mac_share": share,
+    "channel_share": model.schedule.channel_share(ratio),
+  }
+  pairs = []
+
+  def both(x):
+    pairs.append((np.asarray(model(x, ratio)), np.asarray(runner(x))))
+    return pairs[-1][1]
+
+  runner.switch(ratio)
+  rows.add("deployed", ratio, seed, both, **columns)
+  kept = iter(pairs)
+  predict = (lambda _: next(kept)[0]) if pairs else (lambda x: model(x, ratio))
+  rows.add("simulated", ratio, seed, predict, **columns)
+  if pairs:
+    count = setup.evaluation_count(config, inputs)  # behind them lies padding
+    a, b = (np.concatenate(logits)[:count] for logits in zip(*pairs, strict=True))
+    writer.row(
+      "deployed",
+      ratio,
+      seed,
+      differing=int((a.argmax(axis=1) != b.argmax(axis=1)).sum()),
+      logit_error=float(np.abs(a - b).max() / a.std()),
+    )
+
+
+def switch_cost(runner: deploy.Runner, ratios, times: int) -> dict[str, float]:
+  """Host-side cost of changing the ratio until it is on the device.
+
+  Args:
+    runner: of the model.
+    ratios: gone through in turn.
+    times: how often.
+
+  Returns:
+    `p50` and `p99` in microseconds.
+  """
+  seconds = []
+  for i in range(times):
+    started = time.perf_counter()
+    runner.switch(ratios[i % len(ratios)])
+    runner.wait()
+    seconds.append(time.perf_counter() - started)
+  p50, p99 = np.percentile(seconds, (50, 99))
+  return {"switches": times, "p50": 1e6 * p50, "p99": 1e6 * p99}
+
+
+def _check(config) -> None:
+  part = config.deploy
+  if distributed.several():
+    raise ValueError("config.experiment: 'deploy' in several processes; one is accepted")
+  if not isinstance(part.granule, int) or part.granule < 2 or part.granule % 2:
+    raise ValueError(f"config.deploy.granule: {part.granule}; a positive even number is accepted")
+  if not isinstance(part.switches, int) or part.switches < 1:
+    raise ValueError(f"config.deploy.switches: {part.switches}; 1 or more is accepted")
+
+
+def _report(config, inputs, workdir, writer, command, model, deployed, switches, seconds) -> Path:
+  rows = writer.rows()
+  space = model.schedule.space
+  x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
+  return report.write(
+    workdir,
+    title=f"Deployed {reporting.title(config)}",
+    summary={
+      "model": config.model,
+      "evaluation images": setup.evaluation_count(config, inputs),
+      "implementation": _implementations(deployed),
+      "wall time": runtime.duration(seconds),
+    },
+    rows=rows,
+    layers=reporting.layer_rows(model.network.layers, space.names, int(max(space.channels))),
+    plots=[],
+    notes=[
+      reporting.weights_note(config),
+      "`simulated`: the mixed rule. `deployed`: the artifact, loaded from disk without the float "
+      "weights of its layers.",
+    ],
+    command=command,
+    sections=[
+      ("Agreement", _agreement(rows)),
+      ("Bytes", _bytes(workdir / "artifact", deployed, x)),
+      ("Switching", _switching(switches)),
+      ("Where channels gather", _gathers(model.network.layers, deployed)),
+    ],
+  )
+
+
+def _agreement(rows) -> str:
+  header = ["4-bit ratio", "simulated (%)", "deployed (%)", "images that differ", "logit error"]
+  top1 = {r["ratio"]: r["top1"] for r in rows if r["method"] == "simulated"}
+  cells = [
+    [
+      tables.percent(r["ratio"]),
+      f"{top1[r['ratio']]:.2f}",
+      f"{r['top1']:.2f}",
+      str(r.get("differing", "—")),
+      "—" if r.get("logit_error") is None else f"{r['logit_error']:.1e}",
+    ]
+    for r in rows
+    if r["method"] == "deployed"
+  ]
+  return tables.markdown_table(header, cells)
+
+
+def _bytes(folder: Path, deployed: deploy.Deployed, x) -> str:
+  sizes = deploy.sizes(deployed, x)
+  kilobytes = lambda n: f"{n / 1024:.1f}"
+  cells = [
+    ["float32 model", kilobytes(sizes.float32), "32"],
+    ["INT8 model", kilobytes(sizes.int8), "8"],
+    ["deployed, on the device", kilobytes(sizes.device), f"{sizes.bits_per_weight:.2f}"],
+    ["of these, weight codes", kilobytes(sizes.codes), f"{sizes.bits_per_weight:.2f}"],
+    ["deployed, on disk", kilobytes(artifact.bytes_on_disk(folder)), "—"],
+  ]
+  table = tables.markdown_table(["what", "KiB", "bits of codes a weight"], cells)
+  return table + (
+    "\n\nBoth widths are kept, 8-bit codes and packed 4-bit codes: 12 bits a weight, and padding "
+    "to whole shift blocks. INT8 counts the layers' weights in one byte and the rest in float32."
+  )
+
+
+def _switching(switches) -> str:
+  return (
+    f"{switches['switches']} changes of the ratio, each until it is on the device: p50 "
+    f"{switches['p50']:.1f} µs, p99 {switches['p99']:.1f} µs. All ratios ran in "
+    f"{switches['traces']} compiled program(s)."
+  )
+
+
+def _gathers(layers, deployed: deploy.Deployed) -> str:
+  feeds, cells = deployed.plan.feeds, []
+  for layer in layers:
+    d, feed = deployed.layers[layer.name], feeds[layer.name]
+    if not isinstance(d, Mixed):
+      cells.append([layer.name, "reference path", feed.reason])
+    elif d.order is None:
+      cells.append([layer.name, "codes in order", f"from {feed.producer}"])
+    else:
+      cells.append([layer.name, "gathers", feed.reason])
+  linked = sum(how == "codes in order" for _, how, _ in cells)
+  gather = sum(how == "gathers" for _, how, _ in cells)
+  head = f"{linked} layers take codes in their order from the layer before, {gather} gather.\n\n"
+  return head + tables.markdown_table(["layer", "its input", "why"], cells, left=3)
+
+
+def _implementations(deployed: deploy.Deployed) -> str:
+  """Which kernels run its layers here."""
+  names = {api.choose(d.weights) for d in deployed.layers.values() if isinstance(d, Mixed)}
+  return " and ".join(sorted(names))

@@ -1,0 +1,99 @@
+"""The experiment `deploy` on a small random network: what a run leaves, and refusals."""
+
+import csv
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from experiments import deploy as experiment
+from flexiq_jax import artifact
+from tests.runs_for_test import compiled, start
+
+__all__ = ["compiled"]
+CONFIG = "--config=configs/deploy.py:of=digits,block=8,runlocal"
+SMALL = (
+  CONFIG,
+  "--config.model_args=width=8,depths=(1,)",
+  "--config.weights=random",
+  "--config.calibration.images=16",
+  "--config.calibration.batch_size=16",
+  "--config.data.limit=20",
+  "--config.batch_size=20",
+  "--config.search.method=greedy",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compiled) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp("deployed")
+  ended = start(*SMALL, f"--workdir={workdir}", compiled)
+  assert (ended.status, ended.error) == (0, ""), ended
+  return workdir
+
+
+def test_rows_agree(finished):
+  with (finished / "results.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [(r["method"], r["ratio"]) for r in rows] == [
+    ("float", ""),
+    *((m, r) for r in ("0.0", "0.5", "1.0") for m in ("deployed", "simulated")),
+  ]
+  top1 = {(r["method"], r["ratio"]): r["top1"] for r in rows}
+  for r in rows[1::2]:
+    assert (r["differing"], r["images"]) == ("0", "20")
+    assert float(r["logit_error"]) < 1e-4
+    assert top1["deployed", r["ratio"]] == top1["simulated", r["ratio"]]
+
+
+def test_report_and_artifact(finished):
+  text = (finished / "report.md").read_text()
+  assert "# Deployed FlexiQ: resnet8 on digits" in text
+  assert "1 layers take codes in their order from the layer before, 1 gather." in text
+  assert re.search(r"100 changes of the ratio.*in 1 compiled program", text)
+  assert "| layer1/0/conv2 | codes in order | from layer1/0/conv1 |" in text
+  document = artifact.read(finished / "artifact")
+  assert (document["model"], document["levels"]) == ("resnet8", [0.0, 0.5, 1.0])
+
+
+def test_recipe_of_a_finished_run_is_deployed(finished, tmp_path, compiled):
+  recipe = f"--config.recipe={finished / 'recipe.json'}"
+  ended = start(*SMALL, recipe, f"--workdir={tmp_path}", compiled)
+  assert (ended.status, ended.error) == (0, "")
+  assert not (tmp_path / "calibration").exists()
+  results = [(p / "results.csv").read_text() for p in (tmp_path, finished)]
+  assert results[0] == results[1]
+
+
+def test_switch_cost_counts_what_it_measured():
+  @dataclasses.dataclass
+  class Runner:
+    seen: list
+
+    def switch(self, ratio):
+      self.seen.append(ratio)
+
+    def wait(self):
+      self.seen.append("wait")
+
+  runner = Runner([])
+  found = experiment.switch_cost(runner, (0.0, 1.0), 3)
+  assert runner.seen == [0.0, "wait", 1.0, "wait", 0.0, "wait"]
+  assert found["switches"] == 3
+  assert 0 < found["p50"] <= found["p99"] < 1e6
+  assert np.isfinite(found["p99"])
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("granule", 3, "config.deploy.granule: 3; a positive even number"),
+    ("switches", 0, "config.deploy.switches: 0; 1 or more"),
+  ],
+)
+def test_refusals(tmp_path, field, value, message):
+  ended = start(*SMALL, f"--config.deploy.{field}={value}", f"--workdir={tmp_path / 'x'}")
+  assert ended.status == 1
+  assert message in ended.error

@@ -135,7 +135,7 @@ class Planner:
     if method == "quantune":
       return self._quantune(budget)
     objective = self.objective(method)
-    choices = dataclasses.replace(self.choices, tied=self._tied()) if method == "hawq" else None
+    choices = dataclasses.replace(self.choices, tied=self.tied()) if method == "hawq" else None
     plans = []
     for limit in self._limits(budget):
       limits = {self._cost: limit}
@@ -216,7 +216,7 @@ class Planner:
     """CLADO and its variants, from one measurement."""
     g = clado.matrix(self.choices, self.losses(), clip=self._part.clip)
     projected, clipped = clado.project(g)
-    blocks, clipped_blocks = clado.project(clado.block_wise(self.choices, g, self._blocks()))
+    blocks, clipped_blocks = clado.project(clado.block_wise(self.choices, g, self.blocks()))
     self._objectives |= {
       "clado": projected,
       "clado_block": blocks,
@@ -289,7 +289,7 @@ class Planner:
   def _operations(self) -> tuple[fusion.Operation, ...]:
     return fusion.operations(tracing.trace(self._m.apply, self._m.params, self._m.images[:1]))
 
-  def _blocks(self) -> dict[str, int]:
+  def blocks(self) -> dict[str, int]:
     """Layer -> number of its block; a block ends with a residual addition."""
     found, block, number = self._operations(), {}, 0
     for node in fusion.nodes(found, "residual"):
@@ -298,7 +298,7 @@ class Planner:
       number += any(found[i].kind == "add" for i in node.operations)
     return block
 
-  def _tied(self) -> tuple[tuple[str, ...], ...]:
+  def tied(self) -> tuple[tuple[str, ...], ...]:
     """Layers whose results meet in an addition with nothing but a norm between."""
     found, tied = self._operations(), []
     for operation in found:

@@ -73,7 +73,7 @@ def write(
   for section in chosen:
     own = _rows(rows, section)
     parts.append((f"{section.name}: {section.title}", _table(own, section)))
-    pictures += _pictures(config, workdir, title, rows, own, section)
+    pictures += _pictures(config, inputs, workdir, title, rows, own, section)
     if text := _differences(config, workdir, section):
       parts.append((f"{section.name}: differences", text))
     notes += _checks(config, workdir, section)
@@ -137,7 +137,7 @@ def _table(rows, section: Section) -> str:
   return tables.markdown_table(header, cells)
 
 
-def _pictures(config, workdir: Path, title: str, rows, own, section: Section):
+def _pictures(config, inputs, workdir: Path, title: str, rows, own, section: Section):
   """(caption, path) of a section's pictures."""
   if not own:
     return []
@@ -154,7 +154,7 @@ def _pictures(config, workdir: Path, title: str, rows, own, section: Section):
   drawn = [(f"Top-1 over the budget, {section.title}", path)]
   folder = workdir / f"seed{config.comparison.seeds[0]}" / section.name
   plans = files.read_json(folder / "plans.json") if (folder / "plans.json").is_file() else {}
-  names = list(next(iter(next(iter(plans.values())).values()))) if plans else []
+  names = [layer.name for layer in inputs.layers if layer.name in inputs.selectable]
   if plans:
     labels = [f"{budget:g}" for budget in section.budgets]
     bits = {
@@ -165,7 +165,7 @@ def _pictures(config, workdir: Path, title: str, rows, own, section: Section):
       workdir / f"{section.name}_bits.png", names, labels, bits, title=heading
     )
     drawn.append((f"Bits of each layer over the budget, first seed, {section.title}", path))
-  if (folder / "clado.npz").is_file() and names:
+  if (folder / "clado.npz").is_file():
     g = np.load(folder / "clado.npz")["g"]
     path = plots.cross_layer_matrix(
       workdir / f"{section.name}_matrix.png", names, section.bits, g, title=heading

@@ -124,8 +124,6 @@ def _title(bits: tuple[int, ...]) -> str:
 
 def _known(name: str, given, known: tuple[str, ...]) -> tuple[str, ...]:
   """Values from a list, in its order."""
-  if isinstance(given, str):
-    raise ValueError(f"config.comparison.{name}: {given!r}; give a tuple, as \"('{known[0]}',)\"")
   for value in given:
     if value not in known:
       raise ValueError(f"config.comparison.{name}: {value!r} is not one of {', '.join(known)}")

@@ -33,7 +33,7 @@ def refused(*arguments):
     (("--config=configs",), "--config: there is no file configs; "),
     (
       ("--config", "nosuch.py"),
-      "--config: there is no file nosuch.py; in configs/: ablation.py, deit_b.py, ",
+      "--config: there is no file nosuch.py; in configs/: ablation.py, compare_cifar10.py, ",
     ),
     ((DIGITS + ",foo",), "config argument 'foo' is unknown; accepted: runlocal"),
     ((DIGITS + "=maybe",), "config argument runlocal='maybe': true or false is accepted"),

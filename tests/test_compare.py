@@ -1,0 +1,176 @@
+"""The comparison from end to end, small: rows, files, resuming, refusals."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.runs_for_test import compiled, start
+
+CONFIG = (
+  "--config=configs/compare_cifar10.py:runlocal",
+  "--config.model_args=width=8,depths=(1,)",
+)
+__all__ = ["compiled"]
+
+
+def rows(workdir):
+  with (workdir / "results.csv").open(newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def events(workdir, name):
+  lines = (workdir / "seed0" / "metrics.jsonl").read_text().splitlines()
+  return [e for e in map(json.loads, lines) if e["event"] == name]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compiled):
+  workdir = tmp_path_factory.mktemp("compare")
+  ended = start(*CONFIG, f"--workdir={workdir}", compiled)
+  assert (ended.status, ended.error) == (0, "")
+  return workdir, ended
+
+
+def test_every_method_has_a_row_for_every_budget(finished):
+  workdir, _ = finished
+  main = ["flexiq_greedy", "flexiq", "uniform", "quantune"]
+  layerwise = ["random", "clado", "clado_block", "clado_diagonal", "mpqco", "hawq"]
+  expected = {("float", "", "")}
+  expected |= {(m, r, "0") for m in (*main, *layerwise) for r in ("0.5", "0.75")}
+  expected |= {(f"clado_tensor/{m}", "0.5", "0") for m in layerwise}
+  assert {(r["method"], r["ratio"], r["seed"]) for r in rows(workdir)} == expected
+
+
+def test_columns(finished):
+  workdir, _ = finished
+  (base,) = [r for r in rows(workdir) if r["method"] == "float"]
+  for row in rows(workdir):
+    top1 = float(row["top1"])
+    assert float(row["drop_float"]) == pytest.approx(float(base["top1"]) - top1)
+    assert float(row["relative"]) == pytest.approx(100 * top1 / float(base["top1"]))
+    assert row["images"] == "64"
+    if row["section"] == "main":
+      budget, bits = 8 - 4 * float(row["ratio"]), float(row["avg_bits"])
+      assert (row["missed"] == "1.0") == (abs(bits - budget) > 0.05)
+      assert bits <= budget + 0.05
+  by = {(r["method"], r["ratio"]): r for r in rows(workdir)}
+  # Uniform bits b: b x b for two layers, 8 x 8 for the first and the last.
+  six, five = (float(by["uniform", r]["bitops"]) for r in ("0.5", "0.75"))
+  eight = (six * 25 - five * 36) / (25 - 36)  # the part that does not change
+  assert 0 < eight < five < six < float(base["bitops"]) * 64 / 1024
+  # FlexiQ keeps 8-bit codes.
+  assert float(by["flexiq", "0.5"]["size"]) == pytest.approx(float(base["size"]) / 4)
+  for method in ("flexiq_greedy", "flexiq", "quantune", "clado", "mpqco", "hawq"):
+    assert float(by[method, "0.5"]["forwards"]) > 0
+    assert float(by[method, "0.5"]["seconds"]) > 0
+
+
+def test_equal_plans_have_equal_rows(finished):
+  """Where a method keeps all layers at the lowest bits it is any other that does."""
+  workdir, _ = finished
+  plans = json.loads((workdir / "seed0/main/plans.json").read_text())
+  top1 = {(r["method"], r["ratio"]): r["top1"] for r in rows(workdir)}
+  seen = {}
+  for method, of in plans.items():
+    for budget, bits in of.items():
+      key = tuple(sorted(bits.items()))
+      value = top1[method, f"{(8 - float(budget)) / 4:g}"]
+      assert seen.setdefault(key, value) == value
+  assert len(seen) > 1
+
+
+def test_files_and_report(finished):
+  workdir, ended = finished
+  names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
+  pictures = {
+    f"{s}{kind}.png" for s in ("main", "clado_tensor") for kind in ("", "_bits", "_matrix")
+  }
+  others = {"config.json", "finished", "metrics.jsonl", "report.md", "results.csv", "seed0"}
+  assert names == pictures | others
+  text = (workdir / "report.md").read_text()
+  for said in (
+    "## main: 4 and 8 bits",
+    "## main: differences",
+    "## clado_tensor: 2, 4 and 8 bits weights with a scale per layer, 8-bit activations",
+    "## QuantuneV2",
+    "CLADO, main, seed 0: the unconstrained optimum",
+    "the figures show that the pipeline runs, no accuracy",
+  ):
+    assert said in text
+  assert "as much as" in ended.out  # the cost of CLADO's losses, before they are measured
+  lists = json.loads((workdir / "seed0/main/quantune.json").read_text())
+  assert [*lists["lists"]] == ["unfused", "norm", "activation", "residual"]
+  assert sum(p["chosen"] for p in lists["plans"]) == 2
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """A copy of the finished run, to go on with."""
+  workdir = shutil.copytree(finished[0], tmp_path / "copy")
+  (workdir / "finished").unlink()
+  return workdir
+
+
+def test_resuming_fills_what_is_missing(copied, compiled):
+  workdir = copied
+  before = (workdir / "results.csv").read_text().splitlines()
+  kept = [line for line in before if not line.startswith(("clado,0.5", "flexiq,0.75"))]
+  assert len(kept) == len(before) - 2
+  (workdir / "results.csv").write_text("\n".join(kept) + "\n")
+  searches = len(events(workdir, "selected"))
+  ended = start(*CONFIG, f"--workdir={workdir}", compiled)
+  assert (ended.status, ended.error) == (0, "")
+  assert "clado at 6" in ended.out.replace("\r", "\n") or "flexiq at 5" in ended.out
+  assert "hawq at" not in ended.out
+  after = {(r["method"], r["ratio"]): r["top1"] for r in rows(workdir)}
+  old = {(r["method"], r["ratio"]): r["top1"] for r in csv.DictReader(before)}
+  assert after == old
+  assert len(events(workdir, "selected")) == searches  # recipes are read back
+  ended = start(*CONFIG, f"--workdir={workdir}", compiled)
+  assert "nothing to do" in ended.out
+
+
+def test_losses_of_other_images_are_refused(copied, compiled):
+  workdir = copied
+  text = (workdir / "results.csv").read_text().splitlines()
+  broken = [line for line in text if not line.startswith("clado,0.5")]
+  (workdir / "results.csv").write_text("\n".join(broken) + "\n")
+  ended = start(
+    *CONFIG,
+    "--config.calibration.images=12",
+    "--overrule",
+    f"--workdir={workdir}",
+    compiled,
+  )
+  assert ended.status == 1
+  assert "checkpoint: sensitivities of another" in ended.error
+  assert "data set" in ended.error
+  assert "config.comparison, clado at 6" in ended.error
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (("averages=(3.0,)",), "config.comparison.averages: 3.0; 4..8 is accepted, the smallest"),
+    (("probes=1",), "config.comparison.probes: 1; at least 2 are accepted"),
+    (("block=0",), "config.comparison.block: 0 is not a positive integer"),
+    (("time_limit=0.0",), "config.comparison.time_limit: 0.0; seconds above 0"),
+    (("loss=mse",), "config.comparison.loss: 'mse' is not one of cross_entropy, kl"),
+  ],
+)
+def test_refusals_write_nothing(tmp_path, changes, message):
+  workdir = tmp_path / "none"
+  ended = start(*CONFIG, *(f"--config.comparison.{c}" for c in changes), f"--workdir={workdir}")
+  assert ended.status == 1
+  assert message in ended.error
+  assert not (workdir / "config.json").exists()
+
+
+def test_correct_answers_are_kept(finished):
+  workdir, _ = finished
+  right = np.load(workdir / "seed0/main/correct/uniform_0.500000.npy")
+  (row,) = [r for r in rows(workdir) if (r["method"], r["ratio"]) == ("uniform", "0.5")]
+  assert 100 * right.mean() == pytest.approx(float(row["top1"]))

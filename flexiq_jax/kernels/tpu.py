@@ -18,7 +18,6 @@ What shapes the speed (v5e; `benchmarks/kernels.py` prints the schedules):
   int4 pass; the first block starts from the correction instead of zeroing it beforehand.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -29,60 +28,19 @@ from jax.experimental.pallas import tpu as pltpu
 
 from flexiq_jax.kernels import operands, tpu_epilogue
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
+from flexiq_jax.kernels.tpu_tiles import (
+  LANES,
+  ROWS,
+  Plan,
+  Tiles,
+  check_tiles,
+  choose_tiles,
+  div,
+  up,
+)
 
 Array = Any
-LANES = 128
-ROWS = 64  # rows of an int4 register tile
-VMEM = 100 * 2**20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tiles:
-  """Sizes of the kernel's blocks.
-
-  Attributes:
-    m: rows of a tile, a multiple of 64.
-    n: outputs of a tile, a multiple of 128.
-    k: rows of K in a block, a multiple of 128, and a multiple or a divisor of the shift block.
-  """
-
-  m: int
-  n: int
-  k: int
-
-  def __post_init__(self):
-    for field, granule in (("m", ROWS), ("n", LANES), ("k", LANES)):
-      value = getattr(self, field)
-      if value < granule or value % granule:
-        raise ValueError(f"tiles.{field}: {value}; a positive multiple of {granule} is accepted")
-
-
-def choose_tiles(m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite") -> Tiles:
-  """Tile sizes for a product of `[m, k]` and `[k, n]` with shift blocks of `block` rows.
-
-  Args:
-    m: rows of x.
-    k: rows of w.
-    n: outputs.
-    block: rows of K in a shift block.
-    kind: the device, as `jax.Device.device_kind` has it. A matrix unit of 256 x 256 (v6e, v7x)
-      takes 512 rows of K a pass in int4; there the accumulator is what binds, and blocks are long.
-
-  Raises:
-    NotImplementedError: shift blocks or a K that are no multiples of 128.
-  """
-  if block % LANES or k % LANES:
-    raise NotImplementedError(
-      f"block, K: {block} and {k}; the TPU kernel takes multiples of {LANES} (see shift_block), "
-      "the reference takes any"
-    )
-  long = () if "v5" in kind.lower() else (1536, 1024, 768, 512)
-  fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
-  block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
-  columns = _up(n, LANES)
-  block_n = next(t for t in range(1152, 0, -LANES) if columns % t == 0)
-  steps = -(-m // 1024)
-  return Tiles(m=_up(-(-m // steps), ROWS), n=block_n, k=block_k)
+VMEM = 120 * 2**20  # of the generations' on-chip memory the most that one of them has
 
 
 def mixed_matmul(
@@ -104,12 +62,12 @@ def mixed_matmul(
   """
   (m, k), n = x.x8.shape, w.w8.shape[1]
   tiles = tiles or choose_tiles(m, k, n, w.block, _device_kind())
-  _check_tiles(tiles, k, w.block)
+  check_tiles(tiles, k, w.block)
   shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
   offsets = None
   if x.row_shift is not None and w.offset:
     offsets = operands.low_offsets(w, x.boundary)
-  rows, columns = _up(m, ROWS), _up(n, tiles.n)
+  rows, columns = up(m, ROWS), up(n, tiles.n)
   pad_n = functools.partial(_pad, axis=-1, size=columns)
   requantize = epilogue.requantize
   vectors = tpu_epilogue.vectors(epilogue) | {"shift": shift}
@@ -148,7 +106,12 @@ def mixed_matmul(
 def _build(*, shape, tiles: Tiles, interpret: bool, **traits):
   """The pallas_call for one set of static facts."""
   m, k, n = shape
-  plan = _Plan(shape=shape, tiles=tiles, interpret=interpret, **traits)
+  plan = Plan(shape=shape, tiles=tiles, interpret=interpret, **traits)
+  if plan.vmem > VMEM:
+    raise NotImplementedError(
+      f"w: K = {k} and N = {n} take {plan.vmem / 2**20:.0f} MiB on the chip, {VMEM >> 20} at most; "
+      "split the outputs, or use the reference"
+    )
   column = lambda i, j, *_: (0, j)
   vectors = [pl.BlockSpec((size, tiles.n), column) for _, size in plan.vectors]
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
@@ -156,7 +119,10 @@ def _build(*, shape, tiles: Tiles, interpret: bool, **traits):
   if plan.signed is None:
     outs = [(plan.out, lambda i, j, _: (i, j))]
   else:
-    outs = [("int8", plan.high_tile), ("int4", plan.low_tile)]
+    outs = [
+      ("int8", lambda i, j, scalars: (i, plan.high_column(j, scalars[1]))),
+      ("int4", lambda i, j, scalars: (i, plan.low_column(j, scalars[1]))),
+    ]
   slots = (2, plan.blocks, tiles.m, tiles.k)
   return pl.pallas_call(
     functools.partial(_kernel, plan),
@@ -177,53 +143,14 @@ def _build(*, shape, tiles: Tiles, interpret: bool, **traits):
     ),
     out_shape=[jax.ShapeDtypeStruct((m, n), dtype) for dtype, _ in outs],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM
+      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem + 2**23
     ),
     interpret=interpret,
     name="mixed_matmul",
   )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
-  """Static facts of one kernel (see `mixed_matmul`); `signed` is None without requantizing."""
-
-  shape: tuple[int, int, int]
-  tiles: Tiles
-  block: int
-  activation: str
-  out: str
-  signed: bool | None
-  granule: int
-  dynamic: bool
-  vectors: tuple[tuple[str, int], ...]
-  interpret: bool
-
-  @property
-  def grid(self) -> tuple[int, int]:
-    return -(-self.shape[0] // self.tiles.m), self.shape[2] // self.tiles.n
-
-  @property
-  def blocks(self) -> int:
-    return self.shape[1] // self.tiles.k
-
-  def written(self, boundary):
-    """End of the outputs written in 4 bits, and start of those written in 8."""
-    if not self.granule:
-      return self.shape[2], 0
-    g = self.granule
-    return _div(boundary + g - 1, g) * g, _div(boundary, g) * g
-
-  def low_tile(self, i, j, scalars):
-    end, _ = self.written(scalars[1])
-    return i, jnp.minimum(j, jnp.maximum(_div(end + self.tiles.n - 1, self.tiles.n) - 1, 0))
-
-  def high_tile(self, i, j, scalars):
-    _, start = self.written(scalars[1])
-    return i, jnp.maximum(j, jnp.minimum(_div(start, self.tiles.n), self.grid[1] - 1))
-
-
-def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
+def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   tiles, (steps, _) = plan.tiles, plan.grid
   refs = list(refs)
   row_shift = refs.pop(0) if plan.dynamic else None
@@ -231,7 +158,7 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   *outs, x4, x8, w4, w8, acc, x_sems, w_sems = refs
   i, j = pl.program_id(0), pl.program_id(1)
   boundary = scalars[0]
-  low_end, high_start = _div(boundary + tiles.k - 1, tiles.k), _div(boundary, tiles.k)
+  low_end, high_start = div(boundary + tiles.k - 1, tiles.k), div(boundary, tiles.k)
   # Precision -> its operands, its blocks of K, and how many rows of w one of K takes.
   sides = (
     (x4_hbm, x4, w4_hbm, w4, 0, low_end, 2),
@@ -302,7 +229,7 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def multiply_low(b, rows):
     total = None
     for at in range(0, tiles.k, depth):
-      place = _div(b * tiles.k + at, plan.block)
+      place = div(b * tiles.k + at, plan.block)
       packed = w4[b, pl.ds(at // 2, depth // 2), columns]
       product = _dot(
         x4[jax.lax.rem(i, 2), b, rows, pl.ds(at, depth)],
@@ -322,9 +249,10 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
 
   # Behind the last block a plain epilogue hides beside the matrix unit; one that requantizes is
   # too long for that, and comes after all of them.
-  fused = plan.signed is None
+  signed = plan.signed
+  fused = signed is None
   finish = lambda rows, sums: tpu_epilogue.store(sums, vectors, outs[0], rows, plan.activation)
-  all_low = high_start == plan.blocks
+  all_low = jnp.equal(high_start, plan.blocks)
   loops = (
     (0, 0, low_end, multiply_low, all_low),
     (1, high_start, plan.blocks, multiply_high, ~all_low),
@@ -335,7 +263,7 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     jax.lax.fori_loop(start, stop, body, None)
     if fused:
       pl.when(last)(functools.partial(block, side, plan.blocks - 1, multiply, finish))
-  if not fused:
+  if signed is not None:
     tile = tpu_epilogue.Tile(
       sums=acc,
       vectors=vectors,
@@ -343,7 +271,7 @@ def _kernel(plan: _Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
       boundary=scalars[1],
       written=plan.written(scalars[1]),
     )
-    tpu_epilogue.requantize(tile, outs[0], outs[1], plan.activation, plan.signed)
+    tpu_epilogue.requantize(tile, outs[0], outs[1], plan.activation, signed)
 
 
 def _device_kind() -> str:
@@ -366,23 +294,6 @@ def _column(table, place):
 def _row_tiles(m: int):
   """Slices of at most 256 rows: what the accumulator's registers can turn over."""
   return [pl.ds(at, min(256, m - at)) for at in range(0, m, 256)]
-
-
-def _check_tiles(tiles: Tiles, k: int, block: int) -> None:
-  if k % tiles.k or (block % tiles.k and tiles.k % block) or block % LANES:
-    raise NotImplementedError(
-      f"tiles.k: {tiles.k} with K = {k} and shift blocks of {block}; a divisor of K is accepted "
-      f"that is a multiple or a divisor of the shift block, all multiples of {LANES}"
-    )
-
-
-def _div(a, b: int):
-  """Quotient of numbers that are not negative; `//` would ask for the sign, at a cost."""
-  return jax.lax.div(jnp.asarray(a, jnp.int32), jnp.int32(b))
-
-
-def _up(value: int, granule: int) -> int:
-  return -(-value // granule) * granule
 
 
 def _pad(a: Array, axis: int, size: int) -> Array:

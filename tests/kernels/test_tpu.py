@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import Activations, Epilogue, Requantize, reference, tpu, tpu_epilogue
+from flexiq_jax.kernels import (
+  Activations,
+  Epilogue,
+  Requantize,
+  reference,
+  tpu,
+  tpu_epilogue,
+  tpu_tiles,
+)
 from tests.kernels.operands_for_test import operands, oracle, raw
 
 SMALL = tpu.Tiles(m=64, n=128, k=128)
@@ -175,3 +183,46 @@ def test_shapes_without_a_kernel_are_refused_and_chosen_around():
 def test_chosen_tiles_fit(kind, m, k, n):
   tiles = tpu.choose_tiles(m, k, n, 128, kind)
   assert k % tiles.k == 0 and -(-n // 128) * 128 % tiles.n == 0 and tiles.m <= 1024
+
+
+def plan(**changes) -> tpu_tiles.Plan:
+  facts = {
+    "shape": (256, 512, 1024),
+    "tiles": tpu.Tiles(m=64, n=128, k=128),
+    "block": 128,
+    "activation": "none",
+    "out": "bfloat16",
+    "signed": None,
+    "granule": 0,
+    "dynamic": False,
+    "vectors": (("scale", 1),),
+    "interpret": False,
+  }
+  return tpu_tiles.Plan(**facts | changes)
+
+
+def test_bytes_follow_the_boundary():
+  high, low = (tpu_tiles.traffic(plan(), boundary) for boundary in (0, 512))
+  assert (high.x, high.w) == (256 * 512, 512 * 1024)
+  assert (low.x, low.w) == (high.x // 2, high.w // 2)
+  assert high.y == low.y == 256 * 1024 * 2
+  inside = tpu_tiles.traffic(plan(), 200)  # block 1 is read in both precisions
+  assert inside.w == 1024 * (256 // 2 + 384)
+
+
+@pytest.mark.parametrize(("boundary", "high", "low"), [(0, 8, 1), (512, 4, 4), (1024, 1, 8)])
+def test_requantized_bytes_count_the_tiles_that_leave(boundary, high, low):
+  """One tile of the precision that nothing uses leaves a row of tiles, too."""
+  moved = tpu_tiles.traffic(plan(signed=True, granule=128), 0, boundary)
+  assert moved.y == 256 * 128 * high + 256 * 64 * low
+
+
+def test_weights_beyond_the_chip_are_refused():
+  x, w = operands(0, 4, 128, 1, 128, 8)
+  wide = lambda a, n: jnp.zeros((*a.shape[:-1], n), a.dtype)
+  n = 2**20
+  w = dataclasses.replace(
+    w, w8=wide(w.w8, n), w4=wide(w.w4, n), w_shift=jnp.zeros((1, n), jnp.int32)
+  )
+  with pytest.raises(NotImplementedError, match="w: K = 128 and N = 1048576 take"):
+    tpu.mixed_matmul(x, w, raw(n), interpret=True)

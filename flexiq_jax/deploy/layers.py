@@ -7,11 +7,11 @@ grouped or depthwise convolutions, which have no kernel.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jax.extend.core import JaxprEqn
 
 from flexiq_jax import rules
 from flexiq_jax.deploy import patches
@@ -86,7 +86,7 @@ def run_plain(
 
 
 def quantized(
-  d: Mixed, layer: Layer, eqn: JaxprEqn, x: Array, level: Array, dynamic: bool
+  d: Mixed, layer: Layer, params: Mapping[str, Any], x: Array, level: Array, dynamic: bool
 ) -> Activations:
   """Real activations `[..., C]` (of a convolution `[B, *space, C]`) -> operands of the matmul.
 
@@ -95,7 +95,7 @@ def quantized(
   place, flat = d.places[level], x.reshape(-1, x.shape[-1])
   if not dynamic:
     codes = lower.quantize_lower(flat, d.x_scale, d.shift, place, signed=d.signed, order=d.order)
-    return lowered(d, layer, eqn, (codes.x8, codes.x4), x.shape[:-1], level)
+    return lowered(d, layer, params, (codes.x8, codes.x4), x.shape[:-1], level)
   codes = quantizer.quantize(flat, d.x_scale, 8, d.signed)
   if d.order is not None:
     codes = jnp.where(d.order[None] < 0, 0, codes[:, jnp.maximum(d.order, 0)])
@@ -113,20 +113,20 @@ def quantized(
   spread = jnp.repeat(shift, d.channels, axis=1)[:, None]
   x8, x4 = lower.split(codes, spread, low[None, None], d.signed)
   flatten = lambda a: a.reshape(-1, a.shape[-1])
-  made = lowered(d, layer, eqn, (flatten(x8), flatten(x4)), x.shape[:-1], level)
+  made = lowered(d, layer, params, (flatten(x8), flatten(x4)), x.shape[:-1], level)
   per_row = jnp.repeat(shift, len(made.x8) // examples, axis=0)
   return dataclasses.replace(made, row_shift=per_row)
 
 
 def lowered(
-  d: Mixed, layer: Layer, eqn: JaxprEqn, codes: tuple[Array, Array], shape, level: Array
+  d: Mixed, layer: Layer, params: Mapping[str, Any], codes: tuple[Array, Array], shape, level: Array
 ) -> Activations:
   """Codes of places, 8-bit and 4-bit, `[m, P]` each -> operands of the matmul.
 
   Args:
     d: the layer.
     layer: its static facts.
-    eqn: its equation.
+    params: of its equation; empty for dense layers.
     codes: int8 and int4, unsigned ones less 128 and 8, zero where the other one counts.
     shape: sizes of the dimensions before the channels.
     level: int32 `[]`.
@@ -135,10 +135,10 @@ def lowered(
   low = jnp.arange(x8.shape[1], dtype=jnp.int32) < place
   zero8, zero4 = (0, 0) if d.signed else (-128, -8)
   size = (d.weights.block, d.channels)
-  x8 = patches.rows(layer, eqn.params, x8.reshape(*shape, -1), *size, fill=jnp.where(low, 0, zero8))
+  x8 = patches.rows(layer, params, x8.reshape(*shape, -1), *size, fill=jnp.where(low, 0, zero8))
   x4 = patches.rows(
     layer,
-    eqn.params,
+    params,
     # By way of int8: not every backend slices and pads int4.
     x4.astype(jnp.int8).reshape(*shape, -1),
     *size,

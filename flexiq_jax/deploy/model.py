@@ -289,11 +289,11 @@ def _operand(d, layer, eqn, spec, activation, emitted, level, plan):
   """The operands of a layer's matmul, from its activation or from what its producer emitted."""
   if d.order is not None:
     x = patches.channels_last(layer, eqn.params, activation)
-    return deployed_layers.quantized(d, layer, eqn, x, level, plan.dynamic)
+    return deployed_layers.quantized(d, layer, eqn.params, x, level, plan.dynamic)
   made, shape = emitted.pop(layer.name), spec.shape[:-1]
   if plan.dynamic:
-    return deployed_layers.quantized(d, layer, eqn, made.reshape(*shape, -1), level, True)
-  return deployed_layers.lowered(d, layer, eqn, (made.x8, made.x4), shape, level)
+    return deployed_layers.quantized(d, layer, eqn.params, made.reshape(*shape, -1), level, True)
+  return deployed_layers.lowered(d, layer, eqn.params, (made.x8, made.x4), shape, level)
 
 
 def _mixed_layers(traced: tracing.Traced, low: set[str]) -> dict[str, graph.Layer]:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import deploy, graph, rules
+from flexiq_jax import deploy, flexiq, graph, rules
+from flexiq_jax.deploy import layers
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.grouping import LowSettings
 from tests.deploy.deployed_for_test import (
@@ -90,3 +91,106 @@ def test_logits_at_every_level_from_one_executable(case):
   logits = [close(small, deployed, small.x, ratio, run) for ratio in LEVELS]
   assert run._cache_size() == before + 1
   assert not np.allclose(logits[0], logits[-1], atol=1e-2 * np.std(logits[0]))
+
+
+def test_links_change_nothing():
+  """Folding orders into producers gives the gathered model, up to the rounding of epilogues."""
+  small = made(RESNET)
+  x, run = small.x[:3], jax.jit(deploy.apply)
+  linked = deploy.deploy(small.model, x[:1], levels=LEVELS)
+  gathered = deploy.deploy(small.model, x[:1], levels=LEVELS, link=False)
+  orders = [d.order is None for d in linked.layers.values() if isinstance(d, Mixed)]
+  assert sum(orders) == 3
+  assert all(d.order is not None for d in gathered.layers.values() if isinstance(d, Mixed))
+  for level in range(len(LEVELS)):
+    a, b = (np.asarray(run(d, x, jnp.int32(level))) for d in (linked, gathered))
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.std(a))
+  with pytest.raises(ValueError, match=r"layer1/0/conv2 takes codes .* deploy with link=False"):
+    deploy.deployed_rule(linked, x, 0)
+
+
+def test_requantized_codes_are_those_of_the_quantize_step():
+  """A producer's epilogue against float results that the consumer quantizes itself."""
+  small = made(VIT)
+  linked, gathered = (
+    deploy.deploy(small.model, small.x[:1], levels=LEVELS, link=link) for link in (True, False)
+  )
+  d, own = linked.layers["blocks/0/mlp/fc1"], gathered.layers["blocks/0/mlp/fc1"]
+  consumer, alone = (m.layers["blocks/0/mlp/fc2"] for m in (linked, gathered))
+  layer = small.model.network.layer("blocks/0/mlp/fc1")
+  x = jax.random.normal(jax.random.key(3), (3000, layer.in_channels))
+
+  @jax.jit
+  def codes(level):
+    operand = layers.quantized(d, layer, {}, x, level, False)
+    emitted = layers.run_mixed(d, operand, level, consumer=consumer)
+    y = layers.run_mixed(own, layers.quantized(own, layer, {}, x, level, False), level)
+    step = layers.quantized(alone, layer, {}, y, level, False)
+    return emitted, step
+
+  for level in range(len(LEVELS)):
+    emitted, step = codes(jnp.int32(level))
+    for name in ("x8", "x4"):
+      a, b = (np.asarray(getattr(e, name), np.int32) for e in (emitted, step))
+      off = np.abs(a - b)
+      assert off.max() <= 1
+      assert (off > 0).mean() <= 1e-5
+
+
+def test_dynamic_shifts_deploy():
+  small = made(RESNET)
+  small = dataclasses.replace(small, model=dataclasses.replace(small.model, dynamic=True))
+  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  run = jax.jit(deploy.apply)
+  static = made(RESNET)(small.x, 1.0)
+  for ratio in (0.0, 1.0):
+    logits = close(small, deployed, small.x, ratio, run)
+  assert not np.allclose(logits, static, atol=1e-3 * np.std(static))
+  # An example's result does not depend on its batch.
+  one = np.asarray(run(deployed, small.x[2:3], jnp.int32(len(LEVELS) - 1)))
+  np.testing.assert_allclose(one[0], logits[2], atol=1e-4 * np.std(logits))
+
+
+def test_a_model_of_ones_own_with_a_depthwise_and_a_grouped_convolution():
+  def conv(x, w, groups=1, stride=1):
+    return jax.lax.conv_general_dilated(
+      x,
+      w,
+      (stride, stride),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  def model(p, x):
+    x = jax.nn.relu(conv(x, p["first"]))
+    x = jax.nn.relu6(conv(x, p["expand"]))
+    x = jax.nn.relu6(conv(x, p["depthwise"], groups=12, stride=2))
+    x = conv(x, p["project"])
+    x = jax.nn.relu(conv(x, p["grouped"], groups=2))
+    return x.mean(axis=(1, 2)) @ p["last"]
+
+  shapes = {
+    "first": (3, 3, 2, 6),
+    "expand": (1, 1, 6, 12),
+    "depthwise": (3, 3, 1, 12),
+    "project": (1, 1, 12, 6),
+    "grouped": (3, 3, 3, 8),
+    "last": (8, 5),
+  }
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  params = {
+    n: jax.random.normal(k, s) / np.sqrt(np.prod(s[:-1]))
+    for (n, s), k in zip(shapes.items(), keys, strict=True)
+  }
+  x = np.asarray(jax.random.normal(jax.random.key(1), (4, 6, 6, 2)))
+  network = flexiq.Network(model, params, x[:1])
+  names = flexiq.selectable(network.layers, depthwise=True)
+  own = flexiq.quantize(network, [x], names=names, settings=BLOCKS)
+  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  kinds = {name: type(d).__name__ for name, d in deployed.layers.items()}
+  assert kinds == dict.fromkeys(shapes, "Plain") | {"expand": "Mixed", "project": "Mixed"}
+  assert deployed.layers["grouped"].masks.shape == (4, 3)
+  run = jax.jit(deploy.apply)
+  for ratio in LEVELS:
+    close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)

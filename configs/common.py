@@ -197,7 +197,10 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
     of: the config's name.
     arg: its argument; `runlocal` makes the comparison small, too.
   """
-  config = importlib.import_module(f"configs.{of}").get_config(arg)
+  try:
+    config = importlib.import_module(f"configs.{of}").get_config(arg)
+  except ModuleNotFoundError:
+    raise ValueError(f"config argument of={of!r}: there is no configs/{of}.py") from None
   config.experiment = "compare"
   small = config.name.endswith("_runlocal")
   config.name = f"compare_{of}" + ("_runlocal" if small else "")

@@ -23,6 +23,8 @@ _COLUMNS = (  # column, heading, decimals
   ("forwards", "forwards", 0),
 )
 
+_FORMS = ("form", "budget", "nodes", "boundaries", "predicted error", "with penalty", "chosen")
+
 
 def quantune_lists(planner, budgets) -> dict[str, Any]:
   """QuantuneV2's sensitivity lists and plans, plain values for a JSON file.
@@ -97,7 +99,7 @@ def write(
       "layers that may be lowered. An asterisk: more than 0.05 away from the budget, because "
       "single layers are larger than that, or the method sees no gain in more bits.",
       "Forwards: passes over the calibration images that a selection took; calibration itself, "
-      "which all methods share, is not counted.",
+      "which all methods share, is not counted. CLADO's variants share one measurement, of pairs.",
       *(
         ["Weights are random: the figures show that the pipeline runs, no accuracy."]
         if config.weights == "random"
@@ -222,13 +224,27 @@ def _checks(config, workdir: Path, section: Section) -> list[str]:
 
 
 def _quantune(config, workdir: Path, rows) -> str:
-  """The forms of the graph at each budget, and what the list costs beside other selections."""
+  """The list, the forms of the graph at each budget, and what selecting takes."""
   path = workdir / f"seed{config.comparison.seeds[0]}" / "main" / "quantune.json"
   if not path.is_file():
     return ""
-  plans = files.read_json(path)["plans"]
-  header = ["form", "budget", "nodes", "boundaries", "predicted error", "with penalty", "chosen"]
-  cells = [
+  found = files.read_json(path)
+  plans, (low, high) = found["plans"], found["pair"]
+  form = max(fusion.GROUPINGS, key=[p["grouping"] for p in plans if p["chosen"]].count)
+  own = [p for p in plans if p["grouping"] == form]
+  header = ["node", "operations", "SQNR (dB)", "delta (dB)", "NMSE", "score"]
+  header += [f"bits at {p['budget']:g}" for p in own]
+  nodes = [
+    [
+      node["node"],
+      " + ".join(node["operations"]),
+      *(tables.number(node[n], 4 if n == "nmse" else 1) for n in ("sqnr", "delta", "nmse")),
+      tables.number(node["score"], 2),
+      *(str(p["node_bits"][v]) for p in own),
+    ]
+    for v, node in enumerate(found["lists"][form])
+  ]
+  forms = [
     [
       p["grouping"],
       f"{p['budget']:g}",
@@ -240,7 +256,6 @@ def _quantune(config, workdir: Path, rows) -> str:
     ]
     for p in plans
   ]
-  text = f"First seed.\n\n{tables.markdown_table(header, cells)}"
   cost = {
     row["method"]: row["seconds"]
     for row in tables.aggregate(r for r in rows if r.get("section") == "main")
@@ -248,4 +263,12 @@ def _quantune(config, workdir: Path, rows) -> str:
   }
   named = {"quantune": "QuantuneV2's list", "clado": "CLADO", "flexiq": "one search of FlexiQ"}
   times = [f"{said} {cost[m]:.1f} s" for m, said in named.items() if m in cost]
-  return f"{text}\n\nTime to select, mean over seeds and budgets: {', '.join(times)}."
+  return "\n\n".join(
+    [
+      f"The sensitivity list of the first seed in the form `{form}`, {low} and {high} bits:",
+      tables.markdown_table(header, nodes, left=2),
+      "The forms of the graph, the best first at each budget:",
+      tables.markdown_table(_FORMS, forms),
+      f"Time to select, compilation included, mean over seeds: {', '.join(times)}.",
+    ]
+  )

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import compare_cifar10, compare_imagenet
 from tests.runs_for_test import compiled, start
 
 CONFIG = (
@@ -149,6 +150,15 @@ def test_losses_of_other_images_are_refused(copied, compiled):
   assert "checkpoint: sensitivities of another" in ended.error
   assert "data set" in ended.error
   assert "config.comparison, clado at 6" in ended.error
+
+
+def test_other_models_are_named():
+  config = compare_imagenet.get_config("of=resnet50,variant=folder")
+  assert (config.name, config.model, config.data.name) == ("compare_resnet50", "resnet50", "folder")
+  config = compare_cifar10.get_config("of=resnet56_cifar10,runlocal")
+  assert (config.model, config.weights) == ("resnet56", "random")
+  with pytest.raises(ValueError, match=r"config argument of='resnet57': there is no configs/"):
+    compare_cifar10.get_config("of=resnet57")
 
 
 @pytest.mark.parametrize(

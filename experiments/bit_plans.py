@@ -343,9 +343,10 @@ class Planner:
         self.quantune_pair[0],
         [layer.name for layer in layers if layer.name not in self.names],
       )
-      rule = rules.uniform_rule(low)
+      rule, block = rules.uniform_rule(low), self._part.block
+      blocks = [images[i : i + block] for i in range(0, len(images), block)]
       self._runs = self._measure(
         *("quantune", 2.0 * len(images) / len(m.images)),
-        lambda: quantune_runs.measure(m.apply, m.params, rule, [images]),
+        lambda: quantune_runs.measure(m.apply, m.params, rule, blocks),
       )
     return self._runs

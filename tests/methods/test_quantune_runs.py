@@ -113,6 +113,27 @@ def test_exactly_two_evaluations():
   assert len(seen) == 2
 
 
+def test_work_is_linear_in_the_number_of_layers():
+  """Each layer is computed once by the rule, and each node is listed once."""
+  for depth in (3, 12):
+    params = {f"w{i:02}": jnp.eye(2) for i in range(depth)}
+    calls = []
+
+    def chain(params, x):
+      for name in sorted(params):
+        x = jax.nn.relu(x @ params[name])
+      return x
+
+    def rule(layer, x, w, contract, calls=calls):
+      calls.append(layer.name)
+      return contract(x, w)
+
+    found = quantune_runs.measure(chain, params, rule, [np.ones((2, 2), np.float32)])
+    assert calls == sorted(params)
+    assert len(found.operations) == 2 * depth
+    assert len(fusion.nodes(found.operations, "residual")) == depth
+
+
 def test_the_same_rule_twice_loses_nothing():
   params, images = model()
   found = quantune_runs.measure(apply, params, rules.float_rule, [images])

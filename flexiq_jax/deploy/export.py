@@ -48,16 +48,23 @@ def export(
     The export; `weights` are those of `flat`.
 
   Raises:
-    ValueError: an unknown platform.
+    ValueError: an unknown platform, or a kernel for several.
   """
   if unknown := [p for p in platforms if p not in PLATFORMS] or not platforms:
     raise ValueError(f"platforms: {unknown or platforms}; of {', '.join(PLATFORMS)}, one or more")
+  if implementation != "reference" and len(platforms) > 1:
+    raise ValueError(
+      f"implementation: {implementation!r} for platforms {', '.join(platforms)}; one is accepted"
+    )
+  kernel = {"implementation": implementation}
+  if implementation != "reference":
+    kernel["platform"] = {"cuda": "gpu"}.get(platforms[0], platforms[0])
   _, tree = jax.tree.flatten(deployed)
   names = list(flat(deployed))
 
   def run(weights, x, ratio):
     model = jax.tree.unflatten(tree, [weights[name] for name in names])
-    return apply(model, x, model.level(ratio), implementation=implementation)
+    return apply(model, x, model.level(ratio), **kernel)
 
   shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in flat(deployed).items()}
   ratio = jax.ShapeDtypeStruct((), jnp.float32)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from flexiq_jax import artifact, deploy, models
 from flexiq_jax.deploy import export
-from tests.deploy.deployed_for_test import LEVELS, MOBILE, RESNET, made
+from tests.deploy.deployed_for_test import LEVELS, MOBILE, RESNET, VIT, made
 
 SPEC = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 
@@ -179,3 +179,14 @@ def test_export_runs_in_a_process_that_knows_jax_alone(deployed, small, tmp_path
   assert exported.platforms == ("cpu", "cuda", "tpu")
   with pytest.raises(ValueError, match=r"platforms: .'rocm'.; of cpu, cuda, tpu"):
     export.export(deployed, SPEC, platforms=("cpu", "rocm"))
+
+
+def test_kernels_are_exported_for_their_own_platform():
+  small = made(VIT)
+  spec = jax.ShapeDtypeStruct((4, *small.x.shape[1:]), jnp.float32)
+  deployed = deploy.deploy(small.model, spec, granule=128)
+  exported = export.export(deployed, spec, platforms=("tpu",), implementation="tpu")
+  # The class token's rows are few: every layer of the block runs on the kernel.
+  assert exported.mlir_module().count("stablehlo.custom_call @tpu_custom_call") == 4
+  with pytest.raises(ValueError, match="'tpu' for platforms cpu, tpu; one is accepted"):
+    export.export(deployed, spec, platforms=("cpu", "tpu"), implementation="tpu")

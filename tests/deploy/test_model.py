@@ -1,6 +1,7 @@
 """The deployed model against the mixed rule: integer sums, codes, logits, one executable."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -194,3 +195,16 @@ def test_a_model_of_ones_own_with_a_depthwise_and_a_grouped_convolution():
   run = jax.jit(deploy.apply)
   for ratio in LEVELS:
     close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)
+
+
+@pytest.mark.parametrize("case", ["vit", "resnet"])
+def test_kernel_of_a_tpu_gives_the_same(case):
+  """In interpret mode: the kernel's padding, and codes that it hands on to the next kernel."""
+  small = made(CASES[case])
+  x = small.x[:2]
+  deployed = deploy.deploy(small.model, x[:1], levels=LEVELS, granule=128)
+  kernel = functools.partial(deploy.apply, implementation="tpu", interpret=True)
+  run, reference = jax.jit(kernel), jax.jit(deploy.apply)
+  for level in range(len(LEVELS)):
+    truth = reference(deployed, x, jnp.int32(level))
+    np.testing.assert_allclose(run(deployed, x, jnp.int32(level)), truth, atol=1e-5 * np.std(truth))

@@ -55,3 +55,49 @@ def exact_scales(model: flexiq.FlexiQ) -> flexiq.FlexiQ:
     for name, q in model.model.items()
   }
   return dataclasses.replace(model, model=layers)
+
+
+SHAPES = {
+  "first": (3, 3, 2, 6),
+  "expand": (1, 1, 6, 12),
+  "depthwise": (3, 3, 1, 12),
+  "project": (1, 1, 12, 6),
+  "grouped": (3, 3, 3, 8),
+  "last": (8, 5),
+}
+
+
+def own_network(p, x):
+  """A network with a depthwise and a grouped convolution, as a plain function."""
+
+  def conv(x, w, groups=1, stride=1):
+    return jax.lax.conv_general_dilated(
+      x,
+      w,
+      (stride, stride),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  x = jax.nn.relu(conv(x, p["first"]))
+  x = jax.nn.relu6(conv(x, p["expand"]))
+  x = jax.nn.relu6(conv(x, p["depthwise"], groups=12, stride=2))
+  x = conv(x, p["project"])
+  x = jax.nn.relu(conv(x, p["grouped"], groups=2))
+  return x.mean(axis=(1, 2)) @ p["last"]
+
+
+@functools.cache
+def ones_own():
+  """FlexiQ model of `own_network`, and its images `[4, 6, 6, 2]`."""
+  keys = jax.random.split(jax.random.key(0), len(SHAPES))
+  params = {
+    n: jax.random.normal(k, s) / np.sqrt(np.prod(s[:-1]))
+    for (n, s), k in zip(SHAPES.items(), keys, strict=True)
+  }
+  x = np.asarray(jax.random.normal(jax.random.key(1), (4, 6, 6, 2)))
+  network = flexiq.Network(own_network, params, x[:1])
+  names = flexiq.selectable(network.layers, depthwise=True)
+  own = flexiq.quantize(network, [x], names=names, settings=BLOCKS)
+  return own, x

@@ -15,7 +15,15 @@ from flax import nnx
 
 from flexiq_jax import artifact, deploy, models
 from flexiq_jax.deploy import export
-from tests.deploy.deployed_for_test import LEVELS, MOBILE, RESNET, VIT, made
+from tests.deploy.deployed_for_test import (
+  LEVELS,
+  RESNET,
+  SHAPES,
+  VIT,
+  made,
+  ones_own,
+  own_network,
+)
 
 SPEC = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 
@@ -62,14 +70,16 @@ def test_loaded_model_runs_without_float_weights(saved, deployed, small):
 
 
 def test_layers_without_a_kernel_are_kept(tmp_path):
-  small = made(MOBILE, depthwise=True)
-  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
-  path = artifact.save(tmp_path / "a", deployed, name="mobile")
-  spec = jax.ShapeDtypeStruct((1, *small.x.shape[1:]), jnp.float32)
-  loaded = artifact.load(path, *abstract(MOBILE), spec)
-  assert any(getattr(d, "masks", None) is not None for d in loaded.layers.values())
+  own, x = ones_own()
+  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  path = artifact.save(tmp_path / "a", deployed, name="own")
+  shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
+  loaded = artifact.load(path, own_network, shapes, x[:1])
+  assert loaded.layers["depthwise"].masks.shape == (len(LEVELS), 6)
   leaves = zip(jax.tree.leaves(loaded), jax.tree.leaves(deployed), strict=True)
   assert all(np.array_equal(a, b) for a, b in leaves)
+  one = jax.jit(deploy.apply)(loaded, x, jnp.int32(3))
+  np.testing.assert_allclose(one, own(x, 1.0), atol=1e-4 * np.std(one))
 
 
 def test_sizes(saved, deployed, small):

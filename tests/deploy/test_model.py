@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import deploy, flexiq, graph, rules
+from flexiq_jax import deploy, graph, rules
 from flexiq_jax.deploy import layers
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.grouping import LowSettings
@@ -18,10 +18,12 @@ from tests.deploy.deployed_for_test import (
   LEVELS,
   MOBILE,
   RESNET,
+  SHAPES,
   SWIN,
   VIT,
   exact_scales,
   made,
+  ones_own,
 )
 
 CASES = {"resnet": RESNET, "bottleneck": BOTTLENECK, "vit": VIT, "mobile": MOBILE, "swin": SWIN}
@@ -153,44 +155,10 @@ def test_dynamic_shifts_deploy():
 
 
 def test_a_model_of_ones_own_with_a_depthwise_and_a_grouped_convolution():
-  def conv(x, w, groups=1, stride=1):
-    return jax.lax.conv_general_dilated(
-      x,
-      w,
-      (stride, stride),
-      "SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      feature_group_count=groups,
-    )
-
-  def model(p, x):
-    x = jax.nn.relu(conv(x, p["first"]))
-    x = jax.nn.relu6(conv(x, p["expand"]))
-    x = jax.nn.relu6(conv(x, p["depthwise"], groups=12, stride=2))
-    x = conv(x, p["project"])
-    x = jax.nn.relu(conv(x, p["grouped"], groups=2))
-    return x.mean(axis=(1, 2)) @ p["last"]
-
-  shapes = {
-    "first": (3, 3, 2, 6),
-    "expand": (1, 1, 6, 12),
-    "depthwise": (3, 3, 1, 12),
-    "project": (1, 1, 12, 6),
-    "grouped": (3, 3, 3, 8),
-    "last": (8, 5),
-  }
-  keys = jax.random.split(jax.random.key(0), len(shapes))
-  params = {
-    n: jax.random.normal(k, s) / np.sqrt(np.prod(s[:-1]))
-    for (n, s), k in zip(shapes.items(), keys, strict=True)
-  }
-  x = np.asarray(jax.random.normal(jax.random.key(1), (4, 6, 6, 2)))
-  network = flexiq.Network(model, params, x[:1])
-  names = flexiq.selectable(network.layers, depthwise=True)
-  own = flexiq.quantize(network, [x], names=names, settings=BLOCKS)
+  own, x = ones_own()
   deployed = deploy.deploy(own, x[:1], levels=LEVELS)
   kinds = {name: type(d).__name__ for name, d in deployed.layers.items()}
-  assert kinds == dict.fromkeys(shapes, "Plain") | {"expand": "Mixed", "project": "Mixed"}
+  assert kinds == dict.fromkeys(SHAPES, "Plain") | {"expand": "Mixed", "project": "Mixed"}
   assert deployed.layers["grouped"].masks.shape == (4, 3)
   run = jax.jit(deploy.apply)
   for ratio in LEVELS:

@@ -114,8 +114,8 @@ def mixed_matmul(
     w = prepare(w)
   n, k = w.w8.shape
   dtypes = ("int8", "int8") if epilogue.requantize is not None else (epilogue.out,)
-  tiles = tiles or choose_tiles(x.x8.shape[0], n, len(dtypes))
-  check_tiles(tiles, n, len(dtypes))
+  tiles = tiles or choose_tiles(x.x8.shape[0], n)
+  check_tiles(tiles, n)
   size = (_up(x.x8.shape[0], tiles.m), k)
   names, vectors = _vectors(x, w, epilogue)
   outputs = hopper.mixed(

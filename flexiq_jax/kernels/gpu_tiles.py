@@ -43,13 +43,14 @@ class Tiles:
     if self.buffers < 2:
       raise ValueError(f"tiles.buffers: {self.buffers}; at least 2 are accepted")
 
-  def shared_bytes(self, results: int = 1) -> int:
-    """Shared memory of a kernel with so many results, barriers aside."""
+  @property
+  def shared_bytes(self) -> int:
+    """Shared memory of the kernel, barriers aside."""
     ring = self.buffers * ((self.m + self.n) * TILE_K + 2 * self.n)
-    return ring + results * self.groups * self.m * ROW
+    return ring + self.groups * self.m * ROW
 
 
-def choose_tiles(m: int, n: int, results: int = 1) -> Tiles:
+def choose_tiles(m: int, n: int) -> Tiles:
   """Tile sizes for M rows and N' outputs: the largest tiles that keep every core busy."""
   sizes = [(128, 256, 2), (128, 128, 2), (64, 128, 2), (128, 64, 1), (64, 64, 1)]
   fits = [s for s in sizes if n % s[1] == 0 and s[0] <= -(-m // 64) * 64]
@@ -58,12 +59,12 @@ def choose_tiles(m: int, n: int, results: int = 1) -> Tiles:
   tiles = Tiles(m=rows, n=columns, groups=groups)
   for buffers in (6, 5, 4, 3):
     deeper = dataclasses.replace(tiles, buffers=buffers)
-    if deeper.shared_bytes(results) <= SHARED:
+    if deeper.shared_bytes <= SHARED:
       return deeper
   return tiles
 
 
-def check_tiles(tiles: Tiles, n: int, results: int = 1) -> None:
+def check_tiles(tiles: Tiles, n: int) -> None:
   """Checks tiles against N' outputs.
 
   Raises:
@@ -71,7 +72,7 @@ def check_tiles(tiles: Tiles, n: int, results: int = 1) -> None:
   """
   if n % tiles.n:
     raise ValueError(f"tiles.n: {tiles.n} does not divide the {n} padded outputs")
-  if (size := tiles.shared_bytes(results)) > SHARED:
+  if (size := tiles.shared_bytes) > SHARED:
     raise ValueError(
       f"tiles: {tiles} needs {size} bytes of shared memory; {SHARED} are there "
       "(fewer buffers, smaller m or n)"

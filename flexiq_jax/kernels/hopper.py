@@ -60,10 +60,10 @@ def mixed(
     w4: int32 `[N, K/8]`, byte c of tile t holds rows `128 t + c` (low nibble) and `128 t + 64 + c`.
     w8: int8 `[N, K]`.
     shift: int8 `[K/64, N]`.
-    vectors: what `finish` needs: 32-bit `[N]` each.
+    vectors: what `finish` needs, at least one: int32 or float32 `[N]` each.
     finish: int32 `[tiles.m, tiles.n / groups]` and the vectors, spread over that shape -> results
       of that shape.
-    dtypes: of the results.
+    dtypes: of the results, all the same.
     tiles: block sizes; tiles.m divides M and tiles.n divides N.
     interpret: parameters of the interpreter, which has neither transposed nor bitcast references:
       with it the operand of a product is made by value.
@@ -73,18 +73,20 @@ def mixed(
   """
   m, n = x_low.shape[0], w8.shape[0]
   groups, strip = tiles.groups, tiles.n // tiles.groups
-  vectors = tuple(v.reshape(n // strip, strip) for v in vectors)
 
   def kernel(*refs):
-    inputs, rest = refs[: 6 + len(vectors)], refs[6 + len(vectors) :]
-    outputs, scratch = rest[: len(dtypes)], rest[len(dtypes) :]
-    _kernel(inputs, outputs, *scratch, finish=finish, tiles=tiles, interpret=bool(interpret))
+    inputs, outputs, scratch = refs[:7], refs[7 : 7 + len(dtypes)], refs[7 + len(dtypes) :]
+    _kernel(inputs, outputs, *scratch, finish=typed, tiles=tiles, interpret=bool(interpret))
+
+  def typed(acc, *rows):
+    pairs = zip(rows, vectors, strict=True)
+    return finish(acc, *(lax.bitcast_convert_type(row, v.dtype) for row, v in pairs))
 
   params = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
   run = plgpu.kernel(
     kernel,
     out_type=[jax.ShapeDtypeStruct((m, n), jnp.dtype(d)) for d in dtypes],
-    scratch_types=_scratch(tiles, strip, dtypes, bool(interpret)),
+    scratch_types=_scratch(tiles, strip, dtypes[0], len(vectors), bool(interpret)),
     grid=(n // tiles.n, m // tiles.m),
     grid_names=("n", "m"),
     num_threads=groups + 1,
@@ -92,14 +94,17 @@ def mixed(
     compiler_params=params,
     interpret=interpret,
   )
-  return tuple(run(boundary, x_low, x_high, w4, w8, shift, *vectors))
+  bits = jnp.stack([lax.bitcast_convert_type(v, jnp.int32) for v in vectors])
+  return tuple(run(boundary, x_low, x_high, w4, w8, shift, bits))
 
 
-def _scratch(tiles: Tiles, strip: int, dtypes: tuple[str, ...], interpret: bool) -> list[Any]:
+def _scratch(tiles: Tiles, strip: int, dtype: str, vectors: int, interpret: bool) -> list[Any]:
   """Buffers in shared memory and barriers, in the order `_kernel` takes them."""
-  ring, groups = tiles.buffers, tiles.groups
+  ring, groups, itemsize = tiles.buffers, tiles.groups, jnp.dtype(dtype).itemsize
+  columns = math.gcd(strip, ROW // itemsize)  # of a result, staged at a time
   # Weights are widened where they lie, as words, and multiplied as bytes: one buffer, two views of
-  # equal strides. The interpreter has no unions: there they are two buffers.
+  # equal strides. Results are staged where the epilogue's vectors were. The interpreter has no
+  # unions: there the views are buffers.
   union = (lambda *refs: refs) if interpret else plgpu.RefUnion
   buffers = [
     _tiled((ring, tiles.m, TILE_K), "int8"),
@@ -108,7 +113,11 @@ def _scratch(tiles: Tiles, strip: int, dtypes: tuple[str, ...], interpret: bool)
       _tiled((ring, groups, 2, strip, HALF // 4), "int32"),
     ),
     plgpu.SMEM((ring, groups, 2, strip), jnp.int8),
-    [_tiled((groups, tiles.m, _columns(d, strip)), d, ROW) for d in dtypes],
+    union(
+      _tiled((groups, tiles.m, columns), dtype, ROW),
+      plgpu.SMEM((groups, tiles.m * columns * itemsize // 4), jnp.int32),
+    ),
+    plgpu.Barrier(num_arrivals=vectors * groups),
     plgpu.Barrier(num_arrivals=1 + 2 * groups, num_barriers=ring),
     plgpu.Barrier(num_arrivals=1 + 2 * groups, num_barriers=ring),
     plgpu.Barrier(num_arrivals=groups, num_barriers=ring),
@@ -125,17 +134,13 @@ def _tiled(shape: tuple[int, ...], dtype: str, swizzle: int = HALF) -> Any:
   return plgpu.SMEM(shape, jnp.dtype(dtype), transforms=(tiling, plgpu.SwizzleTransform(width)))
 
 
-def _columns(dtype: str, strip: int) -> int:
-  """Columns of a result that are staged at a time: a row's worth, or what divides the strip."""
-  return math.gcd(strip, ROW // jnp.dtype(dtype).itemsize)
-
-
 def _kernel(
-  inputs, outputs, x_ring, w_ring, e_ring, staged, low_full, high_full, free, *by_value,
-  finish, tiles, interpret,
+  inputs, outputs, x_ring, w_ring, e_ring, ends, ready, low_full, high_full, free,
+  *by_value,
+finish, tiles, interpret,
 ):  # fmt: skip
-  boundary, x_low, x_high, w4, w8, shift, *vectors = inputs
-  codes, words = w_ring
+  boundary, x_low, x_high, w4, w8, shift, vectors = inputs
+  (codes, words), (staged, rows_of_vectors) = w_ring, ends
   ring, groups, strip = tiles.buffers, tiles.groups, tiles.n // tiles.groups
   group = lax.axis_index("group")
   rows = pl.ds(lax.axis_index("m") * tiles.m, tiles.m)
@@ -148,6 +153,10 @@ def _kernel(
   @pl.when(group == groups)
   def copy():
     plgpu.set_max_registers(40, action="decrease")
+    for i in range(vectors.shape[0]):
+      for g in range(groups):
+        row = vectors.at[i, pl.ds((strips + g) * strip, strip)]
+        plgpu.copy_gmem_to_smem(row, rows_of_vectors.at[g, pl.ds(i * strip, strip)], ready)
 
     def wait(t):
       @pl.when(t >= ring)
@@ -197,7 +206,7 @@ def _kernel(
         by_value[0][group] = value.T
         plgpu.wgmma(total, x, by_value[0].at[group])
       else:
-        plgpu.wgmma(total, x, plgpu.transpose_ref(w, (1, 0)))
+        plgpu.wgmma(total, x, w.transpose((1, 0)))
 
   def release(t):
     """Waits for the products of the step before t: its buffers may be filled again."""
@@ -239,18 +248,20 @@ def _kernel(
     plgpu.set_max_registers(232, action="increase")
     shape = (tiles.m, strip)
     total = pl.run_scoped(products, plgpu.ACC(shape, jnp.int32))
+    plgpu.barrier_wait(ready)
     spread = []
-    for v in vectors:
-      row = v[strips + group] if interpret else plgpu.load(v, strips + group, optimized=False)
+    for i in range(vectors.shape[0]):
+      row = rows_of_vectors[group, pl.ds(i * strip, strip)]
       spread.append(lax.broadcast_in_dim(row, shape, (1,)))
-    for y, out, buffer in zip(finish(total, *spread), outputs, staged, strict=True):
-      width = buffer.shape[-1]
+    plgpu.commit_smem()  # everyone has read before anyone writes over them
+    width = staged.shape[-1]
+    for y, out in zip(finish(total, *spread), outputs, strict=True):
       for start in range(0, strip, width):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        buffer[group] = y[:, start : start + width]
+        staged[group] = y[:, start : start + width]
         plgpu.commit_smem()
         columns = pl.ds((strips + group) * strip + start, width)
-        plgpu.copy_smem_to_gmem(buffer.at[group], out.at[rows, columns])
+        plgpu.copy_smem_to_gmem(staged.at[group], out.at[rows, columns])
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 

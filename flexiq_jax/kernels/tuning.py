@@ -115,7 +115,7 @@ def _gpu_options(shape: Shape) -> Iterable[Tiles]:
       continue
     for buffers in (2, 3, 4, 6):
       tiles = gpu_tiles.Tiles(m=rows, n=strip * groups, groups=groups, buffers=buffers)
-      if tiles.shared_bytes() <= gpu_tiles.SHARED:
+      if tiles.shared_bytes <= gpu_tiles.SHARED:
         yield tiles
 
 

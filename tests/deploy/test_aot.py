@@ -1,0 +1,65 @@
+"""The whole deployed DeiT-S compiles for TPUs; no TPU is needed for that."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from flexiq_jax import deploy, flexiq, models
+from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax.grouping import LowSettings
+
+pytestmark = pytest.mark.aot
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
+CASES = [c if c == "v5e" else pytest.param(c, marks=pytest.mark.slow) for c in CHIPS]
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def deit():
+  """DeiT-S: the arrays of one real block stand for those of all twelve."""
+  settings = LowSettings(group_size=128, shift_block=128)
+  apply, params = models.functional(models.create("deit_s", seed=0, depth=1))
+  x = np.zeros((1, 224, 224, 3), np.float32)
+  network = flexiq.Network(apply, params, x)
+  names = [layer.name for layer in network.layers if layer.name.startswith("blocks")]
+  own = flexiq.quantize(network, [x + 0.5], names=names, settings=settings)
+  one = deploy.deploy(own, x, granule=128)
+  name = lambda n, i: n.replace("blocks/0", f"blocks/{i}")
+  repeated = lambda d: {name(n, i): v for n, v in d.items() for i in range(12)}
+  whole = nnx.eval_shape(lambda: models.create("deit_s"))
+  folded, shapes = deploy.fold_shapes(*models.functional(whole), x)
+  layers = {
+    n: d.replace(feeds=name(d.feeds, n.split("/")[1])) if isinstance(d, Mixed) else d
+    for n, d in repeated(one.layers).items()
+  }
+  low = {n for n, d in layers.items() if isinstance(d, Mixed)}
+  plan = deploy.make_plan(folded, shapes, x, low)
+  return deploy.Deployed(layers, repeated(one.floats), one.levels, plan)
+
+
+@pytest.mark.parametrize("chip", CASES)
+def test_whole_model_compiles(deit, chip):
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  try:
+    device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
+  except RuntimeError as error:
+    pytest.skip(f"no TPU compiler here: {error}")
+  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(device))
+  x = place(jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32))
+
+  @jax.jit
+  def run(deployed, x, ratio):
+    level = deployed.level(ratio)
+    return deploy.apply(deployed, x, level, implementation=None, platform="tpu")
+
+  ratio = place(jax.ShapeDtypeStruct((), jnp.float32))
+  text = run.lower(jax.tree.map(place, deit), x, ratio).compile().as_text()
+  # Four layers of each block on the kernel.
+  assert text.count('custom_call_target="tpu_custom_call"') == 48

@@ -25,7 +25,7 @@ SHAPES = [(8 * 197, *s) for s in DEIT_S + VIT_B] + [(8 * 196, *s) for s in RESNE
 
 @functools.cache
 def compiled(tiles):
-  mixed = functools.partial(gpu.mixed_matmul, tiles=tiles, interpret=interpreter())
+  mixed = functools.partial(gpu.mixed_matmul, tiles=tiles, interpret=interpreter(tiles.groups))
   return jax.jit(mixed)
 
 

@@ -8,6 +8,7 @@ A measurement takes the boundary in the middle of K: tiles must serve every rati
 changes at run time and the executable does not.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -22,11 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from flexiq_jax import files
-from flexiq_jax.kernels import gpu, gpu_tiles, packing, tpu
+from flexiq_jax.kernels import gpu, gpu_tiles, packing, tpu, tpu_tiles
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 
 VERSION = 1
-Tiles = gpu_tiles.Tiles | tpu.Tiles
+Tiles = gpu_tiles.Tiles | tpu_tiles.Tiles
 
 # Device kinds as JAX names them -> kernel. The first pattern found in the name rules.
 DEVICES: tuple[tuple[str, str], ...] = (
@@ -35,7 +36,7 @@ DEVICES: tuple[tuple[str, str], ...] = (
   (r"TPU ?v?7", "tpu"),
   (r"H100|H200|H800|GH200", "gpu"),
 )
-_CLASSES = {"tpu": tpu.Tiles, "gpu": gpu_tiles.Tiles}
+_CLASSES = {"tpu": tpu_tiles.Tiles, "gpu": gpu_tiles.Tiles}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
@@ -93,7 +94,7 @@ def heuristic(kind: str, shape: Shape) -> Tiles | None:
   """
   match implementation(kind):
     case "tpu":
-      return tpu.choose_tiles(shape.m, shape.k, shape.n, shape.block)
+      return tpu_tiles.choose_tiles(shape.m, shape.k, shape.n, shape.block, kind)
     case "gpu":
       return gpu_tiles.choose_tiles(shape.m, _up(shape.n, gpu_tiles.STRIP))
   return None
@@ -104,7 +105,7 @@ def candidates(kind: str, shape: Shape) -> list[Tiles]:
   first = heuristic(kind, shape)
   if first is None:
     return []
-  options = _tpu_options(shape) if isinstance(first, tpu.Tiles) else _gpu_options(shape)
+  options = _tpu_options(shape) if isinstance(first, tpu_tiles.Tiles) else _gpu_options(shape)
   return [first, *(tiles for tiles in options if tiles != first)]
 
 
@@ -120,13 +121,14 @@ def _gpu_options(shape: Shape) -> Iterable[Tiles]:
 
 
 def _tpu_options(shape: Shape) -> Iterable[Tiles]:
-  n = _up(shape.n, tpu.LANES)
-  for rows, columns, depth in itertools.product(
-    (256, 512, 1024), (128, 256, 384, 512), (128, 256, 384, 512)
-  ):
-    fits = shape.block % depth == 0 or depth % shape.block == 0
-    if n % columns == 0 and shape.k % depth == 0 and fits and rows < shape.m + tpu.ROWS:
-      yield tpu.Tiles(m=rows, n=columns, k=depth)
+  outputs = _up(shape.n, tpu_tiles.LANES)
+  rows = [m for m in (256, 512, 1024, 2048) if m < shape.m + tpu_tiles.ROWS]
+  columns = [n for n in (128, 256, 384, 512, 768, 1024) if outputs % n == 0]
+  for m, n, k in itertools.product(rows, columns, (128, 256, 384, 512, 768, 1024)):
+    tiles = tpu_tiles.Tiles(m=m, n=n, k=k)
+    with contextlib.suppress(NotImplementedError):
+      tpu_tiles.check_tiles(tiles, shape.k, shape.block)
+      yield tiles
 
 
 def autotune(

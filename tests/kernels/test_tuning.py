@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import gpu_tiles, tpu, tuning
+from flexiq_jax.kernels import gpu_tiles, tpu_tiles, tuning
 from flexiq_jax.kernels.tuning import Shape
 from tests.kernels.gpu_for_test import require_hopper
 from tests.kernels.operands_for_test import oracle
@@ -36,7 +36,9 @@ SHAPE = Shape(m=1576, k=384, n=1536, block=128)
 def test_device_kinds(kind, name):
   assert tuning.implementation(kind) == name
   tiles = tuning.heuristic(kind, SHAPE)
-  assert {"tpu": tpu.Tiles, "gpu": gpu_tiles.Tiles, "reference": type(None)}[name] is type(tiles)
+  assert {"tpu": tpu_tiles.Tiles, "gpu": gpu_tiles.Tiles, "reference": type(None)}[name] is type(
+    tiles
+  )
   options = tuning.candidates(kind, SHAPE)
   assert options[:1] == ([] if tiles is None else [tiles])
   assert len(options) == len(set(options)) and len(options) != 1
@@ -48,6 +50,15 @@ def test_candidates_of_a_gpu_are_legal(m, n):
   for tiles in tuning.candidates(H100, Shape(m=m, k=384, n=n, block=64)):
     gpu_tiles.check_tiles(tiles, -(-n // 64) * 64)
     assert tiles.m < m + 64
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU7x"])
+@pytest.mark.parametrize(("k", "block"), [(384, 128), (768, 256), (3072, 384)])
+def test_candidates_of_a_tpu_are_legal(kind, k, block):
+  options = tuning.candidates(kind, Shape(m=1576, k=k, n=768, block=block))
+  assert len(options) > 3
+  for tiles in options:
+    tpu_tiles.check_tiles(tiles, k, block)
 
 
 def clock(best):
@@ -101,7 +112,7 @@ def test_a_heuristic_that_does_not_run_is_no_obstacle(tmp_path):
 def test_tpu_tiles_survive_the_file(tmp_path):
   kind = "TPU v6 lite"
   tuned = tuning.autotune([SHAPE], tmp_path, kind=kind, seconds=lambda shape, tiles: tiles.m)
-  assert isinstance(tuned[SHAPE].tiles, tpu.Tiles)
+  assert isinstance(tuned[SHAPE].tiles, tpu_tiles.Tiles)
   assert tuning.load(tmp_path, kind) == tuned
 
 

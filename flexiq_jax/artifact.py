@@ -109,6 +109,13 @@ def load(
   low = {name for name, d in tree["layers"].items() if isinstance(d, Mixed) or d.masks is not None}
   linked = any(isinstance(d, Mixed) and d.order is None for d in tree["layers"].values())
   plan = deploy.make_plan(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
+  feeds = {name: feed.producer or "" for name, feed in plan.feeds.items()}
+  for name, d in tree["layers"].items():
+    if isinstance(d, Mixed) and d.feeds and feeds.get(d.feeds) != name:
+      raise ValueError(
+        f"artifact: {directory}: layer {name} feeds {d.feeds}, which it does not alone in this "
+        "model; was the model's code changed? Make it again from its recipe"
+      )
   return deploy.Deployed(plan=plan, **tree)
 
 

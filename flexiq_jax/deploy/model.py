@@ -67,7 +67,7 @@ class Deployed:
   plan: Plan = struct.field(pytree_node=False)
 
   def level(self, ratio: float | Array) -> Array:
-    """The first level that reaches a ratio, int32 `[]`; traced ratios, too."""
+    """The first level that reaches a ratio, else the last; int32 `[]`; traced ratios, too."""
     # A ratio like 0.1 and the level made of it differ by rounding at most.
     reached = self.levels >= jnp.asarray(ratio, jnp.float32) - 1e-6
     return jnp.where(reached.any(), jnp.argmax(reached), len(self.levels) - 1).astype(jnp.int32)

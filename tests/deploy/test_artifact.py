@@ -156,6 +156,15 @@ def test_refuses_other_shapes_models_boundaries_and_folders(saved, deployed, tmp
     load(tmp_path / "wrong")
 
 
+def test_refuses_links_that_the_model_does_not_have(deployed, tmp_path):
+  name = "layer1/0/conv1"
+  layer = deployed.layers[name].replace(feeds="layer1/1/conv1")
+  wrong = deployed.replace(layers=deployed.layers | {name: layer})
+  artifact.save(tmp_path / "wrong", wrong, name="resnet8")
+  with pytest.raises(ValueError, match=rf"{name} feeds layer1/1/conv1, which .* again from its"):
+    load(tmp_path / "wrong")
+
+
 def test_refuses_devices(saved):
   device = types.SimpleNamespace(platform="METAL", device_kind="M2")
   with pytest.raises(ValueError, match=r"M2 .platform METAL. is not supported; use"):

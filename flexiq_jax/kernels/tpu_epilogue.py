@@ -3,10 +3,13 @@
 It runs once an output, whatever K is, and takes as long as some hundred rows of K, so operations
 are counted:
 
-* Scales and limits of the next layer are folded into this one's where the activation function
-  allows (none, ReLU, ReLU6): one multiplication, one addition, two limits.
+* Scales of the next layer are folded into this one's where the activation function allows (none,
+  ReLU, ReLU6), and a constant of GELU's into them elsewhere.
 * Rounding half to even and the conversion to integers are one addition: beside 1.5 * 2^23 a
   float32 has a step of 1, and the low bits of its pattern are the integer.
+* Codes are limited before they are rounded, to integers, which comes to the same. 4-bit codes,
+  too: `clip((q + half) >> e, lo, hi)` is `(clip(q, lo', hi') + half) >> e`; the offset of
+  unsigned ones joins the half. So 4 bits cost one shift more than 8.
 * A tile wholly on one side of the next layer's boundary makes one precision only.
 """
 
@@ -21,12 +24,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from flexiq_jax.kernels import lower
-from flexiq_jax.kernels.operands import Epilogue
+from flexiq_jax.kernels.operands import Epilogue, Requantize
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
 _MAGIC = 1.5 * 2**23
 _MAGIC_BITS = 0x4B400000
+_GELU_ROOT = math.sqrt(0.5 / math.log(2))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,14 +57,31 @@ def vectors(epilogue: Epilogue) -> dict[str, Array]:
   found = {"correction": epilogue.correction, "scale": epilogue.scale}
   if epilogue.bias is not None:
     found["bias"] = epilogue.bias
+  factor = _GELU_ROOT if epilogue.activation == "gelu" else 1.0
   if (r := epilogue.requantize) is not None:
-    inverse = 1 / r.scale
-    if _linear(epilogue.activation):
-      for name in {"scale", "bias"} & found.keys():
-        found[name] = found[name] * inverse
+    inverse = 1 / (r.scale * factor)
+    factor = inverse if _linear(epilogue.activation) else factor
+    found |= _limits(r, epilogue.activation)
     found["inverse"] = jnp.broadcast_to(inverse, epilogue.scale.shape)
-    found["next_shift"] = r.shift
+  for name in {"scale", "bias"} & found.keys():
+    found[name] = found[name] * factor
   return {name: vector[None] for name, vector in found.items()}
+
+
+def _limits(r: Requantize, activation: str) -> dict[str, Array]:
+  """Limits of the 8-bit code that a 4-bit code is taken from, and what is added to it."""
+  lo, hi = quantizer.code_range(8, r.signed)
+  least, most = lowering.low_range(r.signed)
+  if activation in ("relu", "relu6"):
+    lo = 0
+  step = jnp.left_shift(jnp.int32(1), r.shift)
+  half = step >> 1
+  return {
+    "low_least": jnp.maximum(least * step - half, lo).astype(jnp.float32),
+    "low_most": jnp.minimum((most + 1) * step - 1 - half, hi).astype(jnp.float32),
+    "low_base": half - _MAGIC_BITS - (0 if r.signed else 8 * step),
+    "next_shift": r.shift,
+  }
 
 
 def store(sums: Array, vectors: dict[str, Any], out: Any, part: Any, activation: str) -> None:
@@ -68,24 +89,29 @@ def store(sums: Array, vectors: dict[str, Any], out: Any, part: Any, activation:
   if out.dtype == jnp.int32:
     out[part] = sums
   else:
-    out[part] = _activate(_real(sums, vectors), activation).astype(out.dtype)
+    y = _real(sums, vectors)
+    y = gelu(y) * (1 / _GELU_ROOT) if activation == "gelu" else lower.activate(y, activation)
+    out[part] = y.astype(out.dtype)
 
 
 def requantize(tile: Tile, out8: Any, out4: Any, activation: str, signed: bool) -> None:
   """Writes a tile as the next layer's codes, each output in the precision that it has there."""
   stop = tile.start + out8.shape[1]
   end, begin = tile.written
-  shift = tile.vectors["next_shift"]
+  v = tile.vectors
+  lo, hi = quantizer.code_range(8, signed)
+  least, most = float(0 if activation in ("relu", "relu6") else lo), float(hi)
+  high_base = -_MAGIC_BITS - (0 if signed else 128)
 
   def write(part, low: bool, high: bool):
-    codes = _codes(tile, part, activation, signed)
-    place = tile.start + jax.lax.broadcasted_iota(jnp.int32, codes.shape, 1)
+    y = _scaled(tile, part, activation)
+    place = tile.start + jax.lax.broadcasted_iota(jnp.int32, y.shape, 1)
     if high:
-      x8 = codes if signed else codes - 128
+      x8 = _bits(jnp.clip(y, least, most)) + high_base
       out8[part] = (jnp.where(place < tile.boundary, 0, x8) if low else x8).astype(jnp.int8)
     if low:
-      x4 = lowering.lower_activations(codes, shift[...], signed)
-      x4 = x4 if signed else x4 - 8
+      limited = jnp.minimum(jnp.maximum(y, v["low_least"][...]), v["low_most"][...])
+      x4 = (_bits(limited) + v["low_base"][...]) >> v["next_shift"][...]
       out4[part] = (jnp.where(place < tile.boundary, x4, 0) if high else x4).astype(jnp.int4)
 
   def rows(low: bool, high: bool):
@@ -123,40 +149,35 @@ def _real(sums: Array, vectors: dict[str, Any]) -> Array:
   return y + vectors["bias"][...] if "bias" in vectors else y
 
 
-def _codes(tile: Tile, part, activation: str, signed: bool) -> Array:
-  """int32 8-bit codes of the next layer."""
-  lo, hi = quantizer.code_range(8, signed)
+def _scaled(tile: Tile, part, activation: str) -> Array:
+  """Results in steps of the next layer's scale, float32."""
   y, inverse = _real(tile.sums[part], tile.vectors), tile.vectors["inverse"]
   if activation == "relu6":
     y = jnp.minimum(y, 6 * inverse[...])
   if _linear(activation):
-    lo = lo if activation == "none" else 0
-  else:
-    y = _activate(y, activation) * inverse[...]
-  y = jnp.clip(y, float(lo), float(hi)) + jnp.float32(_MAGIC)
-  return jax.lax.bitcast_convert_type(y, jnp.int32) - _MAGIC_BITS
+    return y
+  return (gelu(y) if activation == "gelu" else lower.activate(y, activation)) * inverse[...]
 
 
-def _activate(y: Array, activation: str) -> Array:
-  return gelu(y) if activation == "gelu" else lower.activate(y, activation)
+def _bits(y: Array) -> Array:
+  """The pattern of y rounded half to even, an int32 above `_MAGIC_BITS` by its value."""
+  return jax.lax.bitcast_convert_type(y + jnp.float32(_MAGIC), jnp.int32)
 
 
-def gelu(y: Array) -> Array:
-  """Exact GELU of float32 to within 1e-6, in half the operations that the compiler's erf takes.
+def gelu(r: Array) -> Array:
+  """`c GELU(r / c)`, c = sqrt(log2(e) / 2), to within 1e-6, in half the operations of erf.
 
   With Abramowitz and Stegun's 7.1.26, `erf(z) = 1 - P(1 / (1 + p z)) exp(-z^2)` for z >= 0 (error
-  below 1.5e-7), both signs are `max(y, 0) - |y| P exp(-y^2 / 2) / 2`.
+  below 1.5e-7), both signs are `max(y, 0) - |y| P exp(-y^2 / 2) / 2`; `exp(-y^2 / 2) = 2^(-r^2)`.
   """
-  size = jnp.abs(y)
-  below = 1 + jnp.float32(0.3275911 * 0.5**0.5) * size
+  size = jnp.abs(r)
+  below = 1 + jnp.float32(0.3275911 * 0.5**0.5 / _GELU_ROOT) * size
   t = pl.reciprocal(below, approx=True)
-  for _ in range(2):  # Newton's: the estimate may have eight bits only
-    t = t * (2 - below * t)
+  t = t * (2 - below * t)  # Newton's step makes the hardware's estimate a float32
   p = jnp.float32(0.5 * 1.061405429)
   for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
     p = p * t + jnp.float32(0.5 * c)
-  root = jnp.float32(math.sqrt(0.5 / math.log(2))) * y
-  return jnp.maximum(y, 0) - size * (p * t) * jnp.exp2(-root * root)
+  return jnp.maximum(r, 0) - size * (p * t) * jnp.exp2(-(r * r))
 
 
 def _linear(activation: str) -> bool:

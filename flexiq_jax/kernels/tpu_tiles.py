@@ -54,7 +54,8 @@ def choose_tiles(m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite") 
   block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
   columns = up(n, LANES)
   block_n = next(t for t in range(1152, 0, -LANES) if columns % t == 0)
-  steps = -(-m // 1024)
+  # As many sums as a tile of 1024 x 1024 has: filling the matrix unit pays off, code stays short.
+  steps = -(-m // min(2048, 2**20 // block_n))
   return Tiles(m=up(-(-m // steps), ROWS), n=block_n, k=block_k)
 
 

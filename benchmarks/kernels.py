@@ -1,0 +1,399 @@
+"""The mixed matmul on accelerators: measured where there is one, estimated for TPUs where not.
+
+    python benchmarks/kernels.py --json build/kernels.json
+
+With a TPU or a Hopper GPU as JAX's default backend the products of DeiT-S, ViT-B and ResNet-50 are
+timed at 0/25/50/75/100 % 4-bit, in turn with their peers: plain XLA int8 and bfloat16 products and,
+where it is installed, qwix's int8 and int4 ones.
+
+Without, libtpu compiles the same kernels ahead of time, and two things are read off:
+
+* *schedule*: bundles (VLIW instructions, about a cycle each) of the whole product at 100 % and at
+  0 % 4-bit, and of XLA's int8 product of the same operands, from the compiler's final listing;
+* *estimate*: the time of each layer at each level as the larger of its bundles over the clock and
+  its bytes over the bandwidth, bytes as the kernel's copies and tiles are counted
+  (`kernels.tpu_tiles.traffic`). Beside the products of the layers: what prepares their operands
+  (`prepare`: quantizing, gathering channels, im2col), as bytes alone, so a lower bound. Attention
+  products, norms and residual sums are left out. **An estimate, not a measurement.**
+
+Boundaries come from recipes that the pipeline writes: random weights, images of noise, greedy. No
+accuracy belongs to them; `top-1: random weights` stands in every row.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import tempfile
+
+from benchmarks import llo
+
+CHIPS = {  # topology, clock in GHz, main memory in GB/s, name of the device kind
+  "v5e": ("v5e:2x2", 1.5, 819, "TPU v5 lite"),
+  "v6e": ("v6e:2x2", 1.75, 1640, "TPU v6 lite"),
+}
+# Channels in a group and a shift block: what the chip's matrix unit takes at once in 4 bits, as far
+# as a model's layers have so many.
+MODELS = {
+  "deit_s": {"v5e": 384, "v6e": 384},
+  "vit_b": {"v5e": 256, "v6e": 768},
+  "resnet50": {"v5e": 256, "v6e": 512},
+}
+BATCHES = (8, 128)
+# Real shapes whose whole schedules are compared: name -> (M, K, N); shift blocks as in `MODELS`.
+SHAPES = {
+  "deit_s qkv": (25216, 384, 1152),
+  "vit_b qkv": (25216, 768, 2304),
+  "vit_b fc1": (25216, 768, 3072),
+  "vit_b fc2": (25216, 3072, 768),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product:
+  """One layer's product in a deployed model.
+
+  Attributes:
+    name: of the layer.
+    m: rows for one example.
+    k, n, block: rows of w, outputs, rows in a shift block.
+    boundaries: rows of K in 4 bits at each level.
+    gathers: whether its operands are prepared in a step of their own.
+    inputs: values that this step reads for one example.
+    activation: of the epilogue.
+    next_boundaries: outputs in 4 bits in the layer that it emits codes for; None for real outputs.
+  """
+
+  name: str
+  m: int
+  k: int
+  n: int
+  block: int
+  boundaries: tuple[int, ...]
+  gathers: bool
+  inputs: int
+  activation: str
+  next_boundaries: tuple[int, ...] | None
+
+  def rows(self, batch: int) -> int:
+    return self.m * batch
+
+
+def products(name: str, group: int) -> list[Product]:
+  """The products of a model behind the pipeline: calibrate, group, order, deploy."""
+  import jax
+  import numpy as np
+
+  from flexiq_jax import deploy, flexiq, models
+  from flexiq_jax.deploy.layers import Mixed
+  from flexiq_jax.deploy.layout import rows_before
+  from flexiq_jax.grouping import LowSettings
+
+  module = models.create(name)
+  apply, params = models.functional(module)
+  x = np.random.default_rng(0).normal(size=(2, *models.get(name).input_shape))
+  x = x.astype(np.float32)
+  network = flexiq.Network(apply, params, x[:1])
+  settings = LowSettings(group_size=group, shift_block=group)
+  deployed = deploy.deploy(flexiq.quantize(network, [x], settings=settings), x[:1], granule=128)
+  found = []
+  for layer in network.layers:
+    d = deployed.layers[layer.name]
+    if not isinstance(d, Mixed):
+      continue
+    k, n = d.weights.w8.shape
+    window = math.prod(layer.window)
+    consumer = deployed.layers[d.feeds] if d.feeds else None
+    places = lambda d: tuple(int(p) for p in np.asarray(jax.device_get(d.places)))
+    found.append(
+      Product(
+        name=layer.name,
+        m=layer.macs // (layer.in_channels * window * layer.out_channels),
+        k=k,
+        n=n,
+        block=d.weights.block,
+        boundaries=tuple(
+          int(rows_before(p, d.channels, window, d.weights.block)) for p in places(d)
+        ),
+        gathers=d.order is not None or window > 1,
+        inputs=layer.in_channels * _positions(layer),
+        activation=d.activation,
+        next_boundaries=places(consumer) if isinstance(consumer, Mixed) else None,
+      )
+    )
+  return found
+
+
+def _positions(layer) -> int:
+  """Positions of a layer's input for one example: outputs times stride, about."""
+  m = layer.macs // (layer.in_channels * math.prod(layer.window) * layer.out_channels)
+  return m  # strided layers read up to four times as many: they are few
+
+
+class Compiler:
+  """Compiles for chips that are not here, and reads the schedules."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._schedules: dict = {}
+
+  def device(self, chip: str):
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip][0]).devices[0]
+
+  def mixed(self, chip, rows, product: Product):
+    """(plan, schedule) of a product on a chip; equal tiles are compiled once."""
+    from flexiq_jax.kernels import tpu
+
+    tiles = tpu.choose_tiles(rows, product.k, product.n, product.block, CHIPS[chip][3])
+    key = (chip, tiles, product.block, product.n, product.k, product.activation)
+    key += (product.next_boundaries is None,)
+    if key not in self._schedules:
+      self._compile(chip, min(rows, 2 * tiles.m), product, tiles)
+      program = llo.newest(self._folder, "mixed_matmul")
+      self._schedules[key] = llo.schedule(program)
+    return plan(rows, product, tiles), self._schedules[key]
+
+  def _compile(self, chip, rows, product, tiles):
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import SingleDeviceSharding
+
+    from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu
+
+    sharding = SingleDeviceSharding(self.device(chip))
+    of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    k, n, j = product.k, product.n, product.k // product.block
+    requantize = None
+    if product.next_boundaries is not None:
+      requantize = Requantize(
+        of(jnp.float32), of(jnp.int32), of(jnp.int32, n), signed=False, granule=128
+      )
+    x = Activations(of(jnp.int8, rows, k), of(jnp.int4, rows, k), of(jnp.int32))
+    w = Weights(
+      of(jnp.int8, k, n),
+      of(jnp.int8, k // 2, n),
+      of(jnp.int32, j),
+      of(jnp.int32, j, n),
+      block=product.block,
+    )
+    epilogue = Epilogue(
+      of(jnp.float32, n),
+      of(jnp.int32, n),
+      of(jnp.float32, n),
+      requantize,
+      activation=product.activation,
+      out="bfloat16",
+    )
+    run = lambda x, w, e: tpu.mixed_matmul(x, w, e, tiles=tiles)
+    jax.jit(run).lower(x, w, epilogue).compile()
+
+  def xla_int8(self, chip: str, m: int, k: int, n: int) -> int | None:
+    """Bundles of XLA's own product with the same epilogue; None where a loop hides its count."""
+    import re
+
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import SingleDeviceSharding
+
+    sharding = SingleDeviceSharding(self.device(chip))
+    of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def run(x, w, scale, bias):
+      y = jnp.matmul(x, w, preferred_element_type=jnp.int32)
+      return (y.astype(jnp.float32) * scale + bias).astype(jnp.bfloat16)
+
+    compiled = (
+      jax.jit(run)
+      .lower(of(jnp.int8, m, k), of(jnp.int8, k, n), of(jnp.float32, 1, n), of(jnp.float32, 1, n))
+      .compile()
+    )
+    found = re.findall(r'%(fusion[\w.]*) = .*?"iteration_bounds":\[([^\]]*)\]', compiled.as_text())
+    total = 0
+    for name, bounds in found:
+      trips = math.prod(int(b.strip('"')) for b in bounds.split(","))
+      program = llo.newest(self._folder, name)
+      if len(program.loops) > 1:
+        return None
+      span = program.loops[0] if program.loops else (0, program.bundles)
+      total += trips * (span[1] - span[0] + 1)
+    return total or None
+
+
+def plan(rows: int, product: Product, tiles):
+  """The kernel's plan, for its traffic."""
+  from flexiq_jax.kernels.tpu_tiles import ROWS, Plan, up
+
+  vectors = {"bias": 1, "correction": 1, "scale": 1, "shift": product.k // product.block}
+  requantizes = product.next_boundaries is not None
+  if requantizes:
+    vectors |= {"inverse": 1, "next_shift": 1}
+  return Plan(
+    shape=(up(rows, ROWS), product.k, up(product.n, tiles.n)),
+    tiles=tiles,
+    block=product.block,
+    activation=product.activation,
+    out="bfloat16",
+    signed=False if requantizes else None,
+    granule=128 if requantizes else 0,
+    dynamic=False,
+    vectors=tuple(sorted(vectors.items())),
+    interpret=False,
+  )
+
+
+def bundles(plan, schedule: llo.Schedule, boundary: int, next_boundary: int = 0) -> int:
+  """Bundles of a whole product."""
+  steps, columns = plan.grid
+  low = -(-boundary // plan.tiles.k)
+  high = plan.blocks - boundary // plan.tiles.k
+  turns = plan.tiles.m // next(s for s in (256, 192, 128, 64) if plan.tiles.m % s == 0)
+  total = 0
+  for j in range(columns):
+    start = j * plan.tiles.n
+    finish = 1 if start + plan.tiles.n <= next_boundary else 0 if start >= next_boundary else 2
+    total += schedule.tile(low, high, finish, turns)
+  return steps * total
+
+
+def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) -> dict:
+  """Seconds of a model's products at each level, and what binds them."""
+  from flexiq_jax.kernels.tpu_tiles import traffic
+
+  _, clock, bandwidth, _ = CHIPS[chip]
+  levels = range(len(found[0].boundaries))
+  rows = []
+  for level in levels:
+    seconds = collections.Counter()
+    weights = moved = 0
+    binds = collections.Counter()
+    for product in found:
+      kernel, schedule = compiler.mixed(chip, product.rows(batch), product)
+      boundary = product.boundaries[level]
+      after = product.next_boundaries[level] if product.next_boundaries else 0
+      compute = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
+      bytes_ = traffic(kernel, boundary, after)
+      memory = bytes_.total / (bandwidth * 1e9)
+      seconds["products"] += max(compute, memory)
+      binds["compute" if compute >= memory else "memory"] += max(compute, memory)
+      weights += bytes_.w
+      moved += bytes_.total
+      if product.gathers:
+        made = product.rows(batch) * product.k * 3 // 2  # both precisions, as XLA writes them
+        read = product.inputs * batch * 2  # bfloat16
+        seconds["prepare"] += (made + read) / (bandwidth * 1e9)
+    rows.append(
+      {
+        "seconds": seconds["products"],
+        "prepare_seconds": seconds["prepare"],
+        "binds": max(binds, key=lambda what: binds[what]),
+        "bound_by_compute": binds["compute"] / seconds["products"],
+        "weight_bytes": weights,
+        "bytes": moved,
+      }
+    )
+  return {"chip": chip, "batch": batch, "levels": rows, "top1": "random weights"}
+
+
+def schedules(compiler: Compiler, chip: str, names) -> list[dict]:
+  """Whole products: 4-bit against 8-bit, and 8-bit against XLA's."""
+  found = []
+  for name in names:
+    m, k, n = SHAPES[name]
+    block = MODELS[name.split()[0]][chip]
+    product = Product(
+      name=name,
+      m=m,
+      k=k,
+      n=n,
+      block=block,
+      boundaries=(0, k),
+      gathers=False,
+      inputs=0,
+      activation="none",
+      next_boundaries=None,
+    )
+    kernel, schedule = compiler.mixed(chip, m, product)
+    high, low = (bundles(kernel, schedule, boundary) for boundary in (0, k))
+    xla = compiler.xla_int8(chip, m, k, n)
+    found.append(
+      {
+        "chip": chip,
+        "shape": name,
+        "m": m,
+        "k": k,
+        "n": n,
+        "parts": dataclasses.asdict(schedule),
+        "bundles_8bit": high,
+        "bundles_4bit": low,
+        "ratio": low / high,
+        "k_loop_ratio": schedule.low / schedule.high,
+        "xla_int8": xla,
+        "to_xla": high / xla if xla else None,
+      }
+    )
+    one = found[-1]
+    line = f"{chip} {name}: 4-bit/8-bit {one['ratio']:.3f}, in the loop over K "
+    line += f"{one['k_loop_ratio']:.3f}; 8-bit/XLA int8 "
+    print(
+      line + (f"{one['to_xla']:.3f}" if xla else "unknown (a loop hides its count)"), flush=True
+    )
+  return found
+
+
+def ahead_of_time(args) -> dict:
+  """Schedules and estimates without an accelerator."""
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="llo"))
+  os.environ.update(llo.environment(folder))
+  compiler = Compiler(folder)
+  compiler.device(args.chips[0])  # says so at once where there is no libtpu
+  result = {"schedules": [], "estimates": []}
+  for chip in args.chips:
+    result["schedules"] += schedules(compiler, chip, SHAPES)
+  for name in args.models:
+    for chip in args.chips:
+      found = products(name, MODELS[name][chip])
+      for batch in args.batches:
+        one = {"model": name} | estimate(compiler, chip, found, batch)
+        result["estimates"].append(one)
+        base = one["levels"][0]["seconds"]
+        for percent, row in zip((0, 25, 50, 75, 100), one["levels"], strict=True):
+          print(
+            f"estimate: {name}, {chip}, batch {batch}, {percent} %: products "
+            f"{1e3 * row['seconds']:.3f} ms ({base / row['seconds']:.2f} of 0 %'s speed, mostly "
+            f"{row['binds']}), prepare {1e3 * row['prepare_seconds']:.3f} ms, weights "
+            f"{row['weight_bytes'] / 2**20:.1f} MiB; random weights",
+            flush=True,
+          )
+  return result
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--json", type=pathlib.Path, required=True)
+  parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+  parser.add_argument("--chips", nargs="+", default=list(CHIPS), choices=CHIPS)
+  parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+  parser.add_argument("--rounds", type=int, default=20, help="of a measurement")
+  args = parser.parse_args()
+
+  import jax
+
+  from flexiq_jax import runtime
+
+  if jax.default_backend() == "cpu":
+    result = ahead_of_time(args)
+  else:
+    from benchmarks import kernel_times
+
+    result = kernel_times.measure(products, MODELS, args)
+  args.json.parent.mkdir(parents=True, exist_ok=True)
+  args.json.write_text(json.dumps({"environment": runtime.describe(), **result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,153 @@
+"""Static schedules of TPU kernels, read from the compiler's dump of its final VLIW bundles.
+
+A bundle is what the core issues in about one cycle, memory waits aside: a relative measure that
+needs no TPU, only libtpu. Set `ENVIRONMENT` before JAX starts libtpu, compile, then `newest`.
+"""
+
+import dataclasses
+import pathlib
+import re
+import shutil
+
+_LINE = re.compile(r"\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*(?:> ?)*\{(.*)")
+_JUMP = re.compile(r"sbr\.rel \(!?%\S+\) target bundleno = (\d+)")
+
+
+def environment(folder: pathlib.Path) -> dict[str, str]:
+  """Variables that make libtpu dump into a folder."""
+  return {
+    "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A kernel's bundles.
+
+  Attributes:
+    bundles: their number.
+    loops: (first, last) bundle of each loop.
+    skips: (first, behind) of what a forward branch may jump over.
+    products: bundles that use the matrix unit.
+  """
+
+  bundles: int
+  loops: tuple[tuple[int, int], ...]
+  skips: tuple[tuple[int, int], ...]
+  products: tuple[int, ...]
+
+  def multiplies(self, span: tuple[int, int]) -> bool:
+    return any(span[0] <= at <= span[1] for at in self.products)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """Bundles of the mixed matmul's parts.
+
+  Attributes:
+    low, high: one block of K in 4 and in 8 bits.
+    low_last, high_last: the last block with the epilogue beside it; 0 where the epilogue stands
+      alone.
+    finish: an epilogue that requantizes, one turn of its loop: 8-bit, 4-bit, both.
+    step: all else in a step of the grid.
+  """
+
+  low: int
+  high: int
+  low_last: int
+  high_last: int
+  finish: tuple[int, ...]
+  step: int
+
+  def tile(self, low: int, high: int, finish: int = 0, turns: int = 0) -> int:
+    """Bundles of one step of the grid.
+
+    Args:
+      low: blocks of K in 4 bits.
+      high: blocks of K in 8 bits; one may be in both.
+      finish: which of the epilogues.
+      turns: of its loop.
+    """
+    if not self.finish:
+      last = self.low_last - self.low if high == 0 else self.high_last - self.high
+      return self.step + low * self.low + high * self.high + last
+    return self.step + low * self.low + high * self.high + turns * self.finish[finish]
+
+
+def newest(folder: pathlib.Path, name: str) -> Program:
+  """The program of the kernel `name` that was compiled last; its dump is removed.
+
+  Raises:
+    FileNotFoundError: the compiler left no such dump.
+  """
+  files = [
+    path
+    for path in folder.glob(f"*-{name}*-packed-bundles-post-ra.txt")
+    if "schedule-analysis" not in path.name
+  ]
+  if not files:
+    raise FileNotFoundError(f"{folder}: no dump of {name}; was libtpu started before?")
+  program = parse(max(files, key=lambda path: path.stat().st_mtime_ns).read_text())
+  shutil.rmtree(folder)
+  folder.mkdir()
+  return program
+
+
+def parse(text: str) -> Program:
+  """Reads a dump."""
+  found: list[tuple[int, str]] = []
+  for line in text.splitlines():
+    if match := _LINE.match(line):
+      found.append((int(match[1], 16), match[2]))
+    elif found:  # comments run over several lines
+      found[-1] = (found[-1][0], found[-1][1] + line)
+  jumps = [(at, int(to)) for at, body in found for to in _JUMP.findall(body)]
+  return Program(
+    bundles=len(found),
+    loops=tuple((to, at) for at, to in jumps if to <= at),
+    skips=tuple((at, to) for at, to in jumps if to > at),
+    products=tuple(at for at, body in found if "vmatmul" in body),
+  )
+
+
+def schedule(program: Program) -> Schedule:
+  """The parts of a mixed matmul.
+
+  Raises:
+    ValueError: a program of another shape.
+  """
+  size = lambda span: span[1] - span[0]
+  holds = lambda outer, span: outer[0] <= span[0] and span[1] <= outer[1]
+  products = [loop for loop in program.loops if program.multiplies(loop)]
+  inner = [a for a in products if not any(holds(a, b) for b in products if b != a)]
+  if len(inner) != 2:
+    raise ValueError(f"program: {len(inner)} loops with products, expected 2")
+  steps = max(products, key=size)
+  if steps in inner:  # a grid of one step has no loop
+    steps = (0, program.bundles)
+  low, high = sorted(inner)
+  parts = [s for s in program.skips if holds(steps, s) and size(s) < 0.95 * size(steps)]
+  around = [min((s for s in parts if holds(s, loop)), key=size) for loop in (low, high)]
+  lasts = sorted(
+    s
+    for s in parts
+    if program.multiplies(s) and s not in around and not any(holds(s, loop) for loop in inner)
+  )
+  later = [a for a in program.loops if a[0] > high[1] and holds(steps, a) and size(a) > 80]
+  finishes = sorted(later)[:3] if not lasts else []
+  tails = [min((s for s in parts if holds(s, loop)), key=size) for loop in finishes]
+  # Clearing a precision that is not used is left out: one tile in a row has it at most.
+  rest = [s for s in parts if s[0] > (tails[-1][1] if tails else steps[1])]
+  outside = [*around, *lasts, *tails, *rest]
+  last = [size(span) for span in lasts] or [0, 0]
+  return Schedule(
+    low=size(low) + 1,
+    high=size(high) + 1,
+    low_last=last[0],
+    high_last=last[-1],
+    finish=tuple(size(loop) + 1 for loop in finishes),
+    step=size(steps) + 1 - sum(map(size, outside)),
+  )

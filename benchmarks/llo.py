@@ -136,11 +136,15 @@ def schedule(program: Program) -> Schedule:
     for s in parts
     if program.multiplies(s) and s not in around and not any(holds(s, loop) for loop in inner)
   )
-  later = [a for a in program.loops if a[0] > high[1] and holds(steps, a) and size(a) > 80]
-  finishes = sorted(later)[:3] if not lasts else []
-  tails = [min((s for s in parts if holds(s, loop)), key=size) for loop in finishes]
+  behind = sorted(s for s in parts if s[0] > around[1][1]) if not lasts else []
+  outermost = [s for s in behind if not any(holds(o, s) for o in behind if o != s)]
+  tails = outermost[:3]
+  if len(tails) != (0 if lasts else 3):
+    raise ValueError(f"program: {len(tails)} epilogues, expected 3")
+  loop_in = lambda s: max((a for a in program.loops if holds(s, a)), key=size, default=s)
+  finishes = [loop_in(s) for s in tails]
   # Clearing a precision that is not used is left out: one tile in a row has it at most.
-  rest = [s for s in parts if s[0] > (tails[-1][1] if tails else steps[1])]
+  rest = outermost[3:]
   outside = [*around, *lasts, *tails, *rest]
   last = [size(span) for span in lasts] or [0, 0]
   return Schedule(

@@ -1,0 +1,146 @@
+"""Times of the mixed matmul and its peers on the present device (see `benchmarks/kernels.py`).
+
+Every product runs in turn with its peers, `rounds` times; figures are medians and ratios are of
+the same round. Peers:
+
+* `xla_int8`, `xla_bfloat16`: the same shapes through `jnp.matmul`, with the same epilogue;
+* `qwix_int8`, `qwix_int4`: `qwix.dot_general` of quantized arrays, where qwix is installed.
+"""
+
+import collections
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexiq_jax import kernels
+from flexiq_jax.kernels import Activations, Epilogue, Weights, packing
+
+Array = Any
+LEVELS = (0, 25, 50, 75, 100)
+INNER = 10  # calls behind each other in a measurement: starting one takes microseconds
+
+
+def measure(found, batches, rounds: int, implementation: str | None = None) -> list[dict]:
+  """Times the different shapes of a model's products.
+
+  Args:
+    found: `kernels.Product`s.
+    batches: examples in a batch.
+    rounds: how often each function is timed.
+    implementation: of the mixed matmul; None chooses.
+
+  Returns:
+    One row a shape and batch: seconds of each function, and its layers.
+  """
+  rows = []
+  for batch in batches:
+    shapes = collections.defaultdict(list)
+    for product in found:
+      key = (product.rows(batch), product.k, product.n, product.block)
+      shapes[key].append(product)
+    for (m, k, n, block), same in shapes.items():
+      functions = mixed(m, k, n, block, same[0].boundaries, implementation)
+      functions |= peers(m, k, n)
+      seconds = in_turn(functions, rounds)
+      row = {"batch": batch, "m": m, "k": k, "n": n, "layers": [p.name for p in same]}
+      row |= {"seconds": seconds, "top1": "random weights"}
+      rows.append(row)
+      base = seconds["mixed 0 %"]
+      shown = ", ".join(f"{name} {base / s:.2f}" for name, s in seconds.items())
+      print(f"{m} x {k} x {n} (times {len(same)}): speed against 0 %: {shown}", flush=True)
+  return rows
+
+
+def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+  """Median seconds of each function; one turn of each compiles."""
+  for function in functions.values():
+    jax.block_until_ready(function())
+  times = collections.defaultdict(list)
+  for _ in range(rounds):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      results = [function() for _ in range(INNER)]
+      jax.block_until_ready(results)
+      times[name].append((time.perf_counter() - start) / INNER)
+  return {name: statistics.median(values) for name, values in times.items()}
+
+
+def mixed(m, k, n, block, boundaries, implementation) -> dict[str, Callable[[], Any]]:
+  """The mixed matmul at each level; one executable."""
+  rng = np.random.default_rng(0)
+  codes = lambda lo, hi, *shape: jnp.asarray(rng.integers(lo, hi, shape), jnp.int8)
+  w = Weights(
+    w8=codes(-127, 128, k, n),
+    w4=packing.pack(codes(-8, 8, k, n)),
+    x_shift=jnp.full(k // block, 2, jnp.int32),
+    w_shift=jnp.full((k // block, n), 2, jnp.int32),
+    block=block,
+  )
+  x8, x4 = codes(-127, 128, m, k), codes(-8, 8, m, k)
+  epilogue = Epilogue(
+    scale=jnp.full(n, 1e-5, jnp.float32),
+    correction=jnp.zeros(n, jnp.int32),
+    bias=jnp.zeros(n, jnp.float32),
+    out="bfloat16",
+  )
+  name = implementation or kernels.api.choose(w)
+  run = lambda x, w, e: kernels.mixed_matmul(x, w, e, implementation=name)
+  if name == "gpu":
+    from flexiq_jax.kernels import gpu
+
+    w, run = gpu.prepare(w), gpu.mixed_matmul  # weights are laid out once
+  run = jax.jit(run)
+  functions = {}
+  for percent, boundary in zip(LEVELS, boundaries, strict=True):
+    low = jnp.arange(k) < boundary
+    x = Activations(
+      x8=jnp.where(low[None], 0, x8).astype(jnp.int8),
+      x4=jnp.where(low[None], x4, 0).astype(jnp.int4),
+      boundary=jnp.int32(boundary),
+    )
+    functions[f"mixed {percent} %"] = lambda x=x: run(x, w, epilogue)
+  return functions
+
+
+def peers(m, k, n) -> dict[str, Callable[[], Any]]:
+  """The same product by other means."""
+  rng = np.random.default_rng(1)
+  x, w = (jnp.asarray(rng.integers(-127, 128, s), jnp.int8) for s in ((m, k), (k, n)))
+  scale, bias = jnp.full((1, n), 1e-5, jnp.float32), jnp.zeros((1, n), jnp.float32)
+
+  @jax.jit
+  def product(x, w, scale, bias):
+    kind = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+    y = jnp.matmul(x, w, preferred_element_type=kind)
+    return (y.astype(jnp.float32) * scale + bias).astype(jnp.bfloat16)
+
+  half = [a.astype(jnp.bfloat16) for a in (x, w)]
+  functions: dict[str, Callable[[], Any]] = {
+    "xla_int8": lambda: product(x, w, scale, bias),
+    "xla_bfloat16": lambda: product(*half, scale, bias),
+  }
+  if importlib.util.find_spec("qwix") is None:
+    return functions
+  import qwix
+
+  @jax.jit
+  def quantized(x, w, bias):
+    y = qwix.dot_general(x, w, (((1,), (0,)), ((), ())))
+    return (y + bias).astype(jnp.bfloat16)
+
+  for kind in ("int8", "int4"):
+    qx = qwix.quantize(half[0], kind, channelwise_axes=[0])
+    qw = qwix.quantize(half[1], kind, channelwise_axes=[1])
+    try:
+      jax.block_until_ready(quantized(qx, qw, bias))
+    except jax.errors.JaxRuntimeError as error:  # not every backend multiplies int4
+      print(f"qwix_{kind}: not here ({str(error).splitlines()[0]})", flush=True)
+      continue
+    functions[f"qwix_{kind}"] = lambda qx=qx, qw=qw: quantized(qx, qw, bias)
+  return functions

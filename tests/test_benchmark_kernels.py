@@ -1,0 +1,121 @@
+"""The kernel benchmark: reading schedules, adding them up, and that its parts run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import kernel_times, kernels, llo
+from flexiq_jax.kernels import tpu
+
+DUMP = """
+     0   :  { %1 = smov 0 }
+   0x1 LB: > { %2 = sadd 1
+ a comment that runs over a line }
+   0x2   : > { %3 = sbr.rel (%p1) target bundleno = 6 (0x6), region = 1 }
+   0x3 LB: >> { %4 = vmatmul.s4.gmra.mxu0 }
+   0x4   : >> { %5 = vadd.s32 }
+   0x5   : >> { %6 = sbr.rel (!%p2) target bundleno = 3 (0x3), region = 2 }
+   0x6   : > { %7 = sbr.rel (!%p3) target bundleno = 1 (0x1), region = 3 }
+   0x7   :  { %8 = sfence }
+"""
+
+
+def product(**changes) -> kernels.Product:
+  facts = {
+    "name": "layer",
+    "m": 64,
+    "k": 256,
+    "n": 128,
+    "block": 128,
+    "boundaries": (0, 0, 128, 256, 256),
+    "gathers": False,
+    "inputs": 0,
+    "activation": "none",
+    "next_boundaries": None,
+  }
+  return kernels.Product(**facts | changes)
+
+
+def test_dumps_are_read():
+  program = llo.parse(DUMP)
+  assert program.bundles == 8
+  assert program.loops == ((3, 5), (1, 6))
+  assert program.skips == ((2, 6),)
+  assert program.products == (3,)
+  assert program.multiplies((3, 5)) and not program.multiplies((6, 7))
+
+
+def test_programs_of_another_shape_are_refused():
+  with pytest.raises(ValueError, match="program: 1 loops with products, expected 2"):
+    llo.schedule(llo.parse(DUMP))
+
+
+def test_tiles_add_up():
+  beside = llo.Schedule(low=10, high=20, low_last=15, high_last=22, finish=(), step=5)
+  assert beside.tile(3, 0) == 5 + 2 * 10 + 15
+  assert beside.tile(0, 3) == 5 + 2 * 20 + 22
+  assert beside.tile(2, 2) == 5 + 2 * 10 + 20 + 22  # the block of the boundary runs in both
+  behind = llo.Schedule(low=10, high=20, low_last=0, high_last=0, finish=(7, 8, 9), step=5)
+  assert behind.tile(1, 2, finish=2, turns=4) == 5 + 10 + 40 + 36
+
+
+def test_bundles_of_a_product():
+  tiles = tpu.Tiles(m=64, n=128, k=128)
+  schedule = llo.Schedule(low=10, high=20, low_last=15, high_last=22, finish=(), step=5)
+  plan = kernels.plan(130, product(n=256), tiles)  # three tiles of rows, two of columns
+  assert kernels.bundles(plan, schedule, 0) == 6 * (5 + 20 + 22)
+  assert kernels.bundles(plan, schedule, 100) == 6 * (5 + 10 + 20 + 22)
+  assert kernels.bundles(plan, schedule, 256) == 6 * (5 + 10 + 15)
+  schedule = llo.Schedule(low=10, high=20, low_last=0, high_last=0, finish=(1, 2, 4), step=5)
+  plan = kernels.plan(64, product(n=384, next_boundaries=(0,)), tiles)
+  # Its tiles of columns feed channels in 4 bits, in both, and in 8.
+  assert kernels.bundles(plan, schedule, 256, 200) == 3 * (5 + 20) + 2 + 4 + 1
+
+
+def test_times_are_measured(capsys):
+  found = [product(n=16), product(name="other", n=16)]
+  (row,) = kernel_times.measure(found, (2,), 2, implementation="reference")
+  assert row["layers"] == ["layer", "other"] and row["m"] == 128
+  assert {f"mixed {p} %" for p in kernel_times.LEVELS} <= row["seconds"].keys()
+  assert {"xla_int8", "xla_bfloat16"} <= row["seconds"].keys()
+  assert "(times 2): speed against 0 %" in capsys.readouterr().out
+
+
+@pytest.mark.aot
+def test_schedules_come_out_of_the_compiler(tmp_path):
+  """In a process of its own: libtpu reads where to dump to when it starts."""
+  program = """
+import dataclasses, json, pathlib, sys
+from benchmarks import kernels
+from tests.test_benchmark_kernels import product
+compiler = kernels.Compiler(pathlib.Path(sys.argv[1]))
+try:
+  compiler.device("v5e")
+except RuntimeError:
+  sys.exit(3)
+found = []
+for after in (None, (0, 0, 0, 0, 0)):
+  one = product(m=128, k=512, block=256, next_boundaries=after, activation="relu")
+  found.append(dataclasses.asdict(compiler.mixed("v5e", 128, one)[1]))
+print(json.dumps(found + [compiler.xla_int8("v5e", 256, 512, 128)]))
+"""
+  folder = tmp_path / "llo"
+  folder.mkdir()
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(folder)],
+    env=os.environ | llo.environment(folder) | {"PYTHONPATH": "."},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if done.returncode == 3:
+    pytest.skip("no TPU compiler here")
+  assert done.returncode == 0, done.stderr
+  real, codes, xla = json.loads(done.stdout.splitlines()[-1])
+  assert 0 < real["low"] < real["high"] and real["low_last"] > 0 and real["step"] > 0
+  assert not real["finish"] and len(codes["finish"]) == 3 and codes["low_last"] == 0
+  assert codes["finish"][0] < codes["finish"][1]  # 4 bits take a shift more
+  assert xla > 0

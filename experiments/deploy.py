@@ -28,7 +28,7 @@ from experiments import reporting, setup
 from experiments.rows import Rows
 from experiments.stages import Stages
 from flexiq_jax import artifact, deploy, distributed, flexiq, models, report, runtime, tables
-from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.kernels import api
 from flexiq_jax.metrics import Writer
 
@@ -234,7 +234,7 @@ def _gathers(layers, deployed: deploy.Deployed) -> str:
   feeds, cells = deployed.plan.feeds, []
   for layer in layers:
     d, feed = deployed.layers[layer.name], feeds[layer.name]
-    if not isinstance(d, Mixed):
+    if isinstance(d, Plain):
       cells.append([layer.name, "reference path", feed.reason])
     elif d.order is None:
       cells.append([layer.name, "codes in order", f"from {feed.producer}"])

@@ -21,13 +21,14 @@ import numpy as np
 
 from flexiq_jax import deploy, graph, rules
 from flexiq_jax.checkpoint import Checkpoints
+from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.kernels.operands import Weights
 
 FORMAT = "flexiq_jax deployed model"
 VERSION = 1
 PLATFORMS = ("cpu", "gpu", "tpu")
-_TYPES = {t.__name__: t for t in (Mixed, Plain, Weights, rules.QLayer, rules.Low)}
+_TYPES = {t.__name__: t for t in (Mixed, Plain, Depthwise, Weights, rules.QLayer, rules.Low)}
 
 
 def save(directory: str | os.PathLike, deployed: deploy.Deployed, *, name: str) -> Path:
@@ -106,12 +107,13 @@ def load(
   folded, shapes = deploy.fold_shapes(apply, params, x)
   layers = {layer.name: layer for layer in graph.layers(folded, shapes, x)}
   _check(directory, document, tree, layers)
-  low = {name for name, d in tree["layers"].items() if isinstance(d, Mixed) or d.masks is not None}
-  linked = any(isinstance(d, Mixed) and d.order is None for d in tree["layers"].values())
+  have = tree["layers"]
+  low = {name for name, d in have.items() if isinstance(d, Mixed) or _lowered(d)}
+  linked = any(not isinstance(d, Plain) and d.feeds for d in have.values())
   plan = deploy.make_plan(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
   feeds = {name: feed.producer or "" for name, feed in plan.feeds.items()}
-  for name, d in tree["layers"].items():
-    if isinstance(d, Mixed) and d.feeds and feeds.get(d.feeds) != name:
+  for name, d in have.items():
+    if not isinstance(d, Plain) and d.feeds and feeds.get(d.feeds) != name:
       raise ValueError(
         f"artifact: {directory}: layer {name} feeds {d.feeds}, which it does not alone in this "
         "model; was the model's code changed? Make it again from its recipe"
@@ -172,7 +174,9 @@ def _check(directory: Path, document: dict, tree: dict, layers: dict[str, graph.
       )
   for name, d in have.items():
     layer = layers[name]
-    if not isinstance(d, Mixed):
+    if isinstance(d, Depthwise):
+      continue  # as wide as the layer it feeds
+    if isinstance(d, Plain):
       if d.q.w.shape != layer.w_shape:
         raise ValueError(
           f"artifact: {directory}: layer {name} has weights {list(d.q.w.shape)}, the model "
@@ -191,6 +195,11 @@ def _check(directory: Path, document: dict, tree: dict, layers: dict[str, graph.
         f"artifact: {directory} is damaged: layer {name} has boundaries {at.tolist()}; "
         f"{len(tree['levels'])} in 0..{places} are accepted"
       )
+
+
+def _lowered(d: Any) -> bool:
+  """Whether a layer without a kernel has groups in 4 bits."""
+  return isinstance(d, Plain) and d.masks is not None
 
 
 def _encode(tree: Any) -> Any:

@@ -155,7 +155,7 @@ def run_mixed(
   *,
   out: str = "float32",
   tail: bool = True,
-  consumer: Mixed | None = None,
+  consumer: Requantize | None = None,
   **kernel: Any,
 ) -> Array | Activations:
   """The mixed matmul of a layer.
@@ -166,30 +166,38 @@ def run_mixed(
     level: int32 `[]`.
     out: dtype of the result.
     tail: whether bias and activation function are computed, too.
-    consumer: the layer whose codes the result is to be.
+    consumer: makes the codes of the layer that the result feeds (see `requantize`).
     **kernel: which implementation (see `kernels.api`).
 
   Returns:
     `[M, N']`, or the consumer's codes of places.
   """
-  requantize = None
-  if consumer is not None:
-    requantize = Requantize(
-      scale=consumer.x_scale,
-      boundary=consumer.places[level],
-      shift=consumer.shift,
-      signed=consumer.signed,
-      granule=_granule(consumer, **kernel),
-    )
   epilogue = Epilogue(
     scale=d.scale,
     correction=d.correction[level],
     bias=d.bias if tail else None,
-    requantize=requantize,
+    requantize=consumer,
     activation=d.activation if tail else "none",
     out=out,
   )
   return api.mixed_matmul(x, d.weights, epilogue, **kernel)
+
+
+def requantize(consumer: Mixed, level: Array, **kernel: Any) -> Requantize:
+  """How a producer makes a layer's codes.
+
+  Args:
+    consumer: the layer.
+    level: int32 `[]`.
+    **kernel: which implementation (see `kernels.api`).
+  """
+  return Requantize(
+    scale=consumer.x_scale,
+    boundary=consumer.places[level],
+    shift=consumer.shift,
+    signed=consumer.signed,
+    granule=_granule(consumer, **kernel),
+  )
 
 
 def _granule(consumer: Mixed, implementation=None, platform=None, **_) -> int:

@@ -6,9 +6,9 @@ and of nothing else, the two layers are *linked*: the producer's output channels
 order offline, and its epilogue emits the consumer's codes. Everywhere else the consumer's quantize
 step gathers the channels.
 
-Of the models here, linked are the inner convolutions of ResNet blocks, fc1 -> fc2 of MLPs and the
-linear bottlenecks of MobileNets. Attention's v -> proj is not: heads keep their channels apart, and
-an order over the channels of all heads crosses them.
+Of the models here, linked are the inner convolutions of ResNet blocks, fc1 -> fc2 of MLPs and, by
+way of the depthwise convolution, those of MobileNet blocks. Attention's v -> proj is not: heads
+keep their channels apart, and an order over the channels of all heads crosses them.
 """
 
 import collections

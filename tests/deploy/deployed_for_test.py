@@ -89,8 +89,11 @@ def own_network(p, x):
 
 
 @functools.cache
-def ones_own():
-  """FlexiQ model of `own_network`, and its images `[4, 6, 6, 2]`."""
+def ones_own(depthwise=True, settings=BLOCKS):
+  """FlexiQ model of `own_network`, and its images `[4, 6, 6, 2]`.
+
+  Without `depthwise` only the 1x1 convolutions go to 4 bits.
+  """
   keys = jax.random.split(jax.random.key(0), len(SHAPES))
   params = {
     n: jax.random.normal(k, s) / np.sqrt(np.prod(s[:-1]))
@@ -98,6 +101,6 @@ def ones_own():
   }
   x = np.asarray(jax.random.normal(jax.random.key(1), (4, 6, 6, 2)))
   network = flexiq.Network(own_network, params, x[:1])
-  names = flexiq.selectable(network.layers, depthwise=True)
-  own = flexiq.quantize(network, [x], names=names, settings=BLOCKS)
+  names = flexiq.selectable(network.layers, depthwise=True) if depthwise else ("expand", "project")
+  own = flexiq.quantize(network, [x], names=names, settings=settings)
   return own, x

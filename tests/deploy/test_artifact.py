@@ -78,6 +78,15 @@ def test_layers_without_a_kernel_are_kept(tmp_path):
   assert loaded.layers["depthwise"].masks.shape == (len(LEVELS), 6)
   leaves = zip(jax.tree.leaves(loaded), jax.tree.leaves(deployed), strict=True)
   assert all(np.array_equal(a, b) for a, b in leaves)
+
+
+def test_layers_between_two_others_are_kept(tmp_path):
+  own, x = ones_own(depthwise=False)
+  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  path = artifact.save(tmp_path / "a", deployed, name="own")
+  shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
+  loaded = artifact.load(path, own_network, shapes, x[:1])
+  assert loaded.plan.between == {"depthwise"}
   one = jax.jit(deploy.apply)(loaded, x, jnp.int32(3))
   np.testing.assert_allclose(one, own(x, 1.0), atol=1e-4 * np.std(one))
 

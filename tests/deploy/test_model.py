@@ -157,6 +157,7 @@ def test_dynamic_shifts_deploy():
 def test_a_model_of_ones_own_with_a_depthwise_and_a_grouped_convolution():
   own, x = ones_own()
   deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  assert deployed.plan.between == frozenset()  # in 4 bits itself
   kinds = {name: type(d).__name__ for name, d in deployed.layers.items()}
   assert kinds == dict.fromkeys(SHAPES, "Plain") | {"expand": "Mixed", "project": "Mixed"}
   assert deployed.layers["grouped"].masks.shape == (4, 3)
@@ -176,3 +177,30 @@ def test_kernel_of_a_tpu_gives_the_same(case):
   for level in range(len(LEVELS)):
     truth = reference(deployed, x, jnp.int32(level))
     np.testing.assert_allclose(run(deployed, x, jnp.int32(level)), truth, atol=1e-5 * np.std(truth))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_orders_fold_through_a_depthwise_convolution(dynamic):
+  own, x = ones_own(depthwise=False)
+  own = dataclasses.replace(own, dynamic=dynamic)
+  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  assert deployed.plan.between == {"depthwise"}
+  feeds = {n: f.producer for n, f in deployed.plan.feeds.items() if f.producer}
+  assert feeds == {"depthwise": "expand", "project": "depthwise"}
+  places = len(deployed.layers["depthwise"].scale)
+  assert deployed.layers["expand"].scale.shape == (places,)
+  run = jax.jit(deploy.apply)
+  for ratio in LEVELS:
+    close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)
+  with pytest.raises(ValueError, match="depthwise takes codes"):
+    deploy.deployed_rule(deployed, x, 0)
+
+
+def test_padding_of_the_order_passes_through_a_depthwise_convolution():
+  settings = LowSettings(group_size=5, shift_block=10)
+  own, x = ones_own(depthwise=False, settings=settings)
+  deployed = deploy.deploy(own, x[:1], levels=LEVELS, granule=8)
+  assert len(deployed.layers["depthwise"].scale) == 32  # of 12 channels
+  run = jax.jit(deploy.apply)
+  for ratio in (0.0, 0.5, 1.0):
+    close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)

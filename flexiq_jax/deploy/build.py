@@ -1,0 +1,134 @@
+"""From a FlexiQ model to a deployed one: orders, packed weights, corrections of every level."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from flexiq_jax import flexiq as flexiqs
+from flexiq_jax.deploy import depthwise, links
+from flexiq_jax.deploy import layout as layouts
+from flexiq_jax.deploy.depthwise import Depthwise
+from flexiq_jax.deploy.layers import Mixed, Plain
+from flexiq_jax.deploy.model import Deployed
+from flexiq_jax.deploy.plan import make_plan, mixed_layers
+from flexiq_jax.graph import trace as tracing
+from flexiq_jax.rules import QLayer
+from flexiq_jax.selection.recipe import LEVELS
+
+Array = Any
+
+
+def deploy(
+  model: flexiqs.FlexiQ,
+  x: Any,
+  *,
+  levels: Sequence[float] = LEVELS,
+  link: bool = True,
+  granule: int = 2,
+) -> Deployed:
+  """Packs a FlexiQ model for the mixed matmul.
+
+  Args:
+    model: the model; lowered with shift blocks where a kernel wants them.
+    x: example input(s) with a leading batch dimension (arrays or `jax.ShapeDtypeStruct`s).
+    levels: ratios at which it is to run.
+    link: fold channel orders into producers and let them emit codes; False gathers everywhere,
+      which `deployed_rule` needs.
+    granule: rows of K that a shift block is a multiple of: even for the reference, 128 for TPUs.
+
+  Raises:
+    ValueError: levels that do not ascend within 0..1; see `layout.lay_out` and `layout.pack`.
+  """
+  levels = tuple(float(r) for r in levels)
+  if not levels or list(levels) != sorted(set(levels)) or not 0 <= levels[0] <= levels[-1] <= 1:
+    raise ValueError(f"levels: {levels}; ascending numbers in 0..1 are accepted")
+  network, low = model.network, {n: q.low for n, q in model.model.items() if q.low is not None}
+  plan = make_plan(network.apply, network.params, x, {*low}, link=link, dynamic=model.dynamic)
+  traced = tracing.trace(network.apply, plan.params, x)
+  leaves = jax.tree.leaves(network.params)
+  tails, values = links.tails(traced), tracing.static_values(traced, leaves)
+  orders = model.schedule.layer_order()
+  counts = [model.schedule.boundaries(r) for r in levels]
+  laid = {
+    name: layouts.lay_out(layer, low[name], orders[name], granule)
+    for name, layer in mixed_layers(traced, {*low}).items()
+  }
+  consumers = {f.producer: name for name, f in plan.feeds.items() if f.producer}
+
+  def outputs(name: str) -> np.ndarray | None:
+    """The order of a layer's output channels: that of the layer it feeds, at once or by another."""
+    consumer = consumers.get(name)
+    if consumer is None:
+      return None
+    return laid[consumer].order if consumer in laid else outputs(consumer)
+
+  made: dict[str, Mixed | Plain | Depthwise] = {}
+  for layer in traced.layers.values():
+    name, q, tail = layer.name, model.model[layer.name], tails[layer.name]
+    order, own = outputs(name), [c[name] for c in counts] if name in low else []
+    if name not in laid and name not in plan.between:
+      made[name] = _plain(q, orders.get(name), own)
+      continue
+    bias = None if tail.bias is None else np.asarray(values[tail.bias], np.float32).reshape(-1)
+    shared: dict[str, Any] = {
+      # Multiplied as the rules do, by the same product.
+      "scale": _picked(np.asarray(q.w_scale * q.x_scale, np.float32), order),
+      "bias": None if bias is None else _picked(bias, order),
+      "activation": tail.activation,
+      "feeds": consumers.get(name, ""),
+    }
+    linked = plan.feeds[name].producer
+    if name in plan.between:
+      assert order is not None
+      gathered = None if linked else jnp.asarray(order)
+      made[name] = Depthwise(q=depthwise.pack(layer, q, order), order=gathered, **shared)
+      continue
+    lay = laid[name]
+    made[name] = Mixed(
+      weights=layouts.pack(layer, q, lay, order),
+      x_scale=jnp.asarray(q.x_scale, jnp.float32),
+      order=None if linked else jnp.asarray(lay.order),
+      places=jnp.asarray(lay.places[own], jnp.int32),
+      correction=jnp.asarray(layouts.corrections(layer, q, lay, own, order, model.dynamic)),
+      channels=lay.channels,
+      signed=q.signed,
+      **shared,
+    )
+  by_path = dict(zip(traced.paths, leaves, strict=True))
+  ends = {name: tails[name] for name in made if not isinstance(made[name], Plain)}
+  floats = {path: by_path[path] for path in _still_read(traced, ends)}
+  return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
+
+
+def _picked(values: np.ndarray, order: np.ndarray | None) -> Array:
+  """Values of outputs `[N]` in another order, zeros for its padding."""
+  return jnp.asarray(values if order is None else np.where(order < 0, 0, values[order]))
+
+
+def _plain(q: QLayer, order: np.ndarray | None, counts: Sequence[int]) -> Plain:
+  """A layer without a kernel."""
+  if order is None:
+    return Plain(q)
+  masks = np.zeros((len(counts), len(order)), bool)
+  for row, count in zip(masks, counts, strict=True):
+    row[order[:count]] = True
+  return Plain(q, jnp.asarray(masks))
+
+
+def _still_read(traced: tracing.Traced, tails: Mapping[str, links.Tail]) -> list[str]:
+  """Paths of the parameters that are read outside of layers and of the given tails."""
+  jaxpr = traced.jaxpr.jaxpr
+  needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+  biases = {tail.steps[0]: tail.bias for tail in tails.values() if tail.steps}
+  for i in reversed(range(len(jaxpr.eqns))):
+    eqn = jaxpr.eqns[i]
+    if needed.isdisjoint(eqn.outvars):
+      continue
+    skip = eqn.invars[traced.sides[i]] if i in traced.layers else biases.get(i)
+    needed.update(v for v in eqn.invars if not isinstance(v, Literal) and v is not skip)
+  params = zip(traced.paths, jaxpr.invars, strict=False)
+  return [path for path, v in params if v in needed]

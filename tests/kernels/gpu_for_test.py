@@ -14,15 +14,20 @@ from jax.experimental import topologies
 from flexiq_jax.kernels import tuning
 
 
+def cores() -> int:
+  """Threads of XLA's pool on a CPU."""
+  return int(os.environ.get("NPROC", os.cpu_count() or 1))
+
+
 def interpreter(groups: int = 1) -> Any:
   """Parameters that make a GPU kernel run on a CPU, threads, barriers and copies included.
 
   Args:
-    groups: warpgroups of the kernel that multiply. From JAX 0.11 on each warpgroup, the copying one
-      too, blocks a thread of XLA's pool, which has one for each core: with fewer it never ends.
+    groups: warpgroups of the kernel that multiply. Each warpgroup, the copying one too, blocks a
+      thread of XLA's pool, which has one for each core: with fewer the kernel never ends.
   """
-  if jax.__version_info__ >= (0, 11) and (os.cpu_count() or 1) < groups + 1:
-    pytest.skip(f"JAX's interpreter needs {groups + 1} cores for {groups + 1} warpgroups")
+  if cores() < groups + 1:
+    pytest.skip(f"JAX's interpreter needs {groups + 1} cores (or NPROC) for as many warpgroups")
   try:
     module = importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.params")
     return module.InterpretGPUParams()

@@ -264,14 +264,17 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     if fused:
       pl.when(last)(functools.partial(block, side, plan.blocks - 1, multiply, finish))
   if signed is not None:
+    activation = plan.activation
     tile = tpu_epilogue.Tile(
-      sums=acc,
+      steps=lambda part: tpu_epilogue.scaled(acc[part], vectors, activation),
       vectors=vectors,
       start=j * tiles.n,
       boundary=scalars[1],
       written=plan.written(scalars[1]),
+      least=tpu_epilogue.least_code(activation, signed),
+      signed=signed,
     )
-    tpu_epilogue.requantize(tile, outs[0], outs[1], plan.activation, signed)
+    tpu_epilogue.requantize(tile, outs[0], outs[1])
 
 
 def _device_kind() -> str:

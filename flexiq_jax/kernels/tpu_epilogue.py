@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from flexiq_jax.kernels import lower
-from flexiq_jax.kernels.operands import Epilogue, Requantize
+from flexiq_jax.kernels.operands import Epilogue
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
@@ -35,21 +35,25 @@ _GELU_ROOT = math.sqrt(0.5 / math.log(2))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tile:
-  """One tile of outputs.
+  """One tile of outputs, which are channels of the next layer.
 
   Attributes:
-    sums: int32 `[m, n]` in VMEM, correction included.
-    vectors: what `vectors` names, `[1, n]` each.
-    start: number of its first output.
+    steps: rows -> results there in steps of the next layer's scale, float32.
+    vectors: what `limits` names, `[1, n]` each.
+    start: number of the tile's first output.
     boundary: how many outputs are in 4 bits in the next layer.
     written: end of the outputs to be written in 4 bits, start of those in 8.
+    least: smallest 8-bit code.
+    signed: whether the next layer's codes are signed.
   """
 
-  sums: Any
+  steps: Callable[[Any], Array]
   vectors: dict[str, Any]
   start: Array
   boundary: Array
-  written: tuple[Array, Array]
+  written: tuple[Any, Any]
+  least: int
+  signed: bool
 
 
 def vectors(epilogue: Epilogue) -> dict[str, Array]:
@@ -61,26 +65,35 @@ def vectors(epilogue: Epilogue) -> dict[str, Array]:
   if (r := epilogue.requantize) is not None:
     inverse = 1 / (r.scale * factor)
     factor = inverse if _linear(epilogue.activation) else factor
-    found |= _limits(r, epilogue.activation)
+    found |= limits(r.shift, r.signed, least_code(epilogue.activation, r.signed))
     found["inverse"] = jnp.broadcast_to(inverse, epilogue.scale.shape)
   for name in {"scale", "bias"} & found.keys():
     found[name] = found[name] * factor
   return {name: vector[None] for name, vector in found.items()}
 
 
-def _limits(r: Requantize, activation: str) -> dict[str, Array]:
-  """Limits of the 8-bit code that a 4-bit code is taken from, and what is added to it."""
-  lo, hi = quantizer.code_range(8, r.signed)
-  least, most = lowering.low_range(r.signed)
-  if activation in ("relu", "relu6"):
-    lo = 0
-  step = jnp.left_shift(jnp.int32(1), r.shift)
+def least_code(activation: str, signed: bool) -> int:
+  """The smallest 8-bit code behind an activation function, where it is linear elsewhere."""
+  return 0 if activation in ("relu", "relu6") else quantizer.code_range(8, signed)[0]
+
+
+def limits(shift: Array, signed: bool, lo: int) -> dict[str, Array]:
+  """Limits of the 8-bit code that a 4-bit code is taken from, and what is added to it.
+
+  Args:
+    shift: int32 `[N]`, extraction shift of each output.
+    signed: whether codes are signed.
+    lo: smallest 8-bit code.
+  """
+  hi = quantizer.code_range(8, signed)[1]
+  least, most = lowering.low_range(signed)
+  step = jnp.left_shift(jnp.int32(1), shift)
   half = step >> 1
   return {
     "low_least": jnp.maximum(least * step - half, lo).astype(jnp.float32),
     "low_most": jnp.minimum((most + 1) * step - 1 - half, hi).astype(jnp.float32),
-    "low_base": half - _MAGIC_BITS - (0 if r.signed else 8 * step),
-    "next_shift": r.shift,
+    "low_base": half - _MAGIC_BITS - (0 if signed else 8 * step),
+    "next_shift": shift,
   }
 
 
@@ -94,28 +107,27 @@ def store(sums: Array, vectors: dict[str, Any], out: Any, part: Any, activation:
     out[part] = y.astype(out.dtype)
 
 
-def requantize(tile: Tile, out8: Any, out4: Any, activation: str, signed: bool) -> None:
+def requantize(tile: Tile, out8: Any, out4: Any) -> None:
   """Writes a tile as the next layer's codes, each output in the precision that it has there."""
   stop = tile.start + out8.shape[1]
   end, begin = tile.written
   v = tile.vectors
-  lo, hi = quantizer.code_range(8, signed)
-  least, most = float(0 if activation in ("relu", "relu6") else lo), float(hi)
-  high_base = -_MAGIC_BITS - (0 if signed else 128)
+  most = float(quantizer.code_range(8, tile.signed)[1])
+  high_base = -_MAGIC_BITS - (0 if tile.signed else 128)
 
   def write(part, low: bool, high: bool):
-    y = _scaled(tile, part, activation)
+    y = tile.steps(part)
     place = tile.start + jax.lax.broadcasted_iota(jnp.int32, y.shape, 1)
     if high:
-      x8 = _bits(jnp.clip(y, least, most)) + high_base
+      x8 = rounded_bits(jnp.clip(y, float(tile.least), most)) + high_base
       out8[part] = (jnp.where(place < tile.boundary, 0, x8) if low else x8).astype(jnp.int8)
     if low:
       limited = jnp.minimum(jnp.maximum(y, v["low_least"][...]), v["low_most"][...])
-      x4 = (_bits(limited) + v["low_base"][...]) >> v["next_shift"][...]
+      x4 = (rounded_bits(limited) + v["low_base"][...]) >> v["next_shift"][...]
       out4[part] = (jnp.where(place < tile.boundary, x4, 0) if high else x4).astype(jnp.int4)
 
   def rows(low: bool, high: bool):
-    return lambda: _each(out8, functools.partial(write, low=low, high=high))
+    return lambda: each(out8.shape[0], functools.partial(write, low=low, high=high))
 
   def clear(out: Any):
     """A precision that the tile does not use, and the next layer reads around its boundary."""
@@ -123,7 +135,7 @@ def requantize(tile: Tile, out8: Any, out4: Any, activation: str, signed: bool) 
     def zero(part):
       out[part] = jnp.zeros((part.size, out.shape[1]), out.dtype)
 
-    return lambda: _each(out, zero)
+    return lambda: each(out.shape[0], zero)
 
   is_low, is_high = stop <= tile.boundary, tile.start >= tile.boundary
   pl.when(is_high)(rows(low=False, high=True))
@@ -133,9 +145,8 @@ def requantize(tile: Tile, out8: Any, out4: Any, activation: str, signed: bool) 
   pl.when(is_low & (stop > begin))(clear(out8))
 
 
-def _each(out: Any, write: Callable[[Any], None]) -> None:
-  """Calls `write` for slices of at most 256 rows, in a loop: the code is long enough as it is."""
-  m = out.shape[0]
+def each(m: int, write: Callable[[Any], None]) -> None:
+  """Calls `write` for slices of at most 256 of m rows, in a loop: the code is long enough."""
   size = next(size for size in (256, 192, 128, 64) if m % size == 0)
 
   def step(i, _):
@@ -149,9 +160,9 @@ def _real(sums: Array, vectors: dict[str, Any]) -> Array:
   return y + vectors["bias"][...] if "bias" in vectors else y
 
 
-def _scaled(tile: Tile, part, activation: str) -> Array:
-  """Results in steps of the next layer's scale, float32."""
-  y, inverse = _real(tile.sums[part], tile.vectors), tile.vectors["inverse"]
+def scaled(sums: Array, vectors: dict[str, Any], activation: str) -> Array:
+  """Integer sums -> results in steps of the next layer's scale, float32."""
+  y, inverse = _real(sums, vectors), vectors["inverse"]
   if activation == "relu6":
     y = jnp.minimum(y, 6 * inverse[...])
   if _linear(activation):
@@ -159,9 +170,14 @@ def _scaled(tile: Tile, part, activation: str) -> Array:
   return (gelu(y) if activation == "gelu" else lower.activate(y, activation)) * inverse[...]
 
 
-def _bits(y: Array) -> Array:
+def rounded_bits(y: Array) -> Array:
   """The pattern of y rounded half to even, an int32 above `_MAGIC_BITS` by its value."""
   return jax.lax.bitcast_convert_type(y + jnp.float32(_MAGIC), jnp.int32)
+
+
+def rounded(y: Array) -> Array:
+  """Rounded half to even, int32; for magnitudes below 2^22."""
+  return rounded_bits(y) - _MAGIC_BITS
 
 
 def gelu(r: Array) -> Array:

@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu_prepare
 
 pytestmark = pytest.mark.aot
 
@@ -95,6 +95,22 @@ def test_requantizing_compiles(device, chip):
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_shifts_chosen_at_run_time_compile(device, chip):
   assert "tpu_custom_call" in compiled(device(chip), 256, 128, 128, dynamic=True).as_text()
+
+
+@pytest.mark.parametrize("chip", [*CHIPS])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_preparing_operands_compiles(device, chip, dtype):
+  sharding = SingleDeviceSharding(device(chip))
+  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  def run(x, scale, shift, boundary, order):
+    return tpu_prepare.quantize_lower(
+      x, scale, shift, boundary, signed=False, order=order, granule=128, rows=128
+    )
+
+  arguments = (array(dtype, 200, 384), array("float32"), array("int32", 384), array("int32"))
+  compiled = jax.jit(run).lower(*arguments, array("int32", 384)).compile()
+  assert "tpu_custom_call" in compiled.as_text()
 
 
 def test_rows_that_are_no_whole_tile_compile(device):

@@ -24,7 +24,7 @@ from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.plan import Plan
 from flexiq_jax.graph import trace as tracing
 from flexiq_jax.graph.describe import contraction
-from flexiq_jax.kernels.operands import Requantize
+from flexiq_jax.kernels.operands import OUTPUTS, Requantize
 
 Array = Any
 
@@ -85,12 +85,13 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
       emitted[d.feeds] = depthwise.run(d, layer, eqn, side, codes, consumer)
       return None
     operand = _operand(d, layer, eqn, x, made, shape, level, plan.dynamic)
-    y = layers.run_mixed(d, operand, level, consumer=consumer, **kernel)
+    tail, aval = tails[layer.name], tails[layer.name].out.aval
+    out = aval.dtype.name if aval.dtype.name in OUTPUTS else "float32"
+    y = layers.run_mixed(d, operand, level, out=out, consumer=consumer, **kernel)
     if d.feeds:
       emitted[d.feeds] = y
       return None
-    tail = tails[layer.name]
-    y = patches.result(layer, eqn.params, y, tail.out.aval.shape).astype(tail.out.aval.dtype)
+    y = patches.result(layer, eqn.params, y, aval.shape).astype(aval.dtype)
     if not tail.steps:
       return y
     ended[layer.name] = y

@@ -204,3 +204,14 @@ def test_padding_of_the_order_passes_through_a_depthwise_convolution():
   run = jax.jit(deploy.apply)
   for ratio in (0.0, 0.5, 1.0):
     close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)
+
+
+def test_models_in_bfloat16_are_not_linked_and_agree():
+  small = made(("resnet8", {"width": 8, "depths": (1,), "dtype": "bfloat16"}))
+  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  assert not any(feed.producer for feed in deployed.plan.feeds.values())
+  run = jax.jit(deploy.apply)
+  for ratio in (0.0, 1.0):
+    own, truth = np.asarray(run(deployed, small.x, deployed.level(ratio))), small(small.x, ratio)
+    # A sum behind another fusion may be rounded to the next bfloat16.
+    np.testing.assert_allclose(own, truth, atol=0.02 * np.std(truth))

@@ -13,8 +13,9 @@ Without, libtpu compiles the same kernels ahead of time, and two things are read
 * *estimate*: the time of each layer at each level as the larger of its bundles over the clock and
   its bytes over the bandwidth, bytes as the kernel's copies and tiles are counted
   (`kernels.tpu_tiles.traffic`). Beside the products of the layers: what prepares their operands
-  (`prepare`: quantizing, gathering channels, im2col), as bytes alone, so a lower bound. Attention
-  products, norms and residual sums are left out. **An estimate, not a measurement.**
+  (`prepare`), by the schedule and bytes of its kernel, or, for im2col, by its bytes alone: a lower
+  bound. Attention products, norms and residual sums are left out. **An estimate, not a
+  measurement.**
 
 Boundaries come from recipes that the pipeline writes: random weights, images of noise, greedy. No
 accuracy belongs to them; `top-1: random weights` stands in every row.
@@ -27,9 +28,30 @@ import json
 import math
 import os
 import pathlib
+import re
 import tempfile
 
-from benchmarks import llo
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks import kernel_times, llo
+from flexiq_jax import deploy, flexiq, models, runtime
+from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax.deploy.layout import rows_before
+from flexiq_jax.grouping import LowSettings
+from flexiq_jax.kernels import (
+  Activations,
+  Epilogue,
+  Requantize,
+  Weights,
+  tpu,
+  tpu_epilogue,
+  tpu_prepare,
+  tpu_tiles,
+)
 
 CHIPS = {  # topology, clock in GHz, main memory in GB/s, name of the device kind
   "v5e": ("v5e:2x2", 1.5, 819, "TPU v5 lite"),
@@ -62,9 +84,11 @@ class Product:
     k, n, block: rows of w, outputs, rows in a shift block.
     boundaries: rows of K in 4 bits at each level.
     gathers: whether its operands are prepared in a step of their own.
-    inputs: values that this step reads for one example.
+    channels: C of the layer.
+    window: rows of K a channel has.
     activation: of the epilogue.
     next_boundaries: outputs in 4 bits in the layer that it emits codes for; None for real outputs.
+    granule: channels that that layer reads at once.
   """
 
   name: str
@@ -74,9 +98,11 @@ class Product:
   block: int
   boundaries: tuple[int, ...]
   gathers: bool
-  inputs: int
+  channels: int
+  window: int
   activation: str
   next_boundaries: tuple[int, ...] | None
+  granule: int = 0
 
   def rows(self, batch: int) -> int:
     return self.m * batch
@@ -84,14 +110,6 @@ class Product:
 
 def products(name: str, group: int) -> list[Product]:
   """The products of a model behind the pipeline: calibrate, group, order, deploy."""
-  import jax
-  import numpy as np
-
-  from flexiq_jax import deploy, flexiq, models
-  from flexiq_jax.deploy.layers import Mixed
-  from flexiq_jax.deploy.layout import rows_before
-  from flexiq_jax.grouping import LowSettings
-
   module = models.create(name)
   apply, params = models.functional(module)
   x = np.random.default_rng(0).normal(size=(2, *models.get(name).input_shape))
@@ -119,18 +137,24 @@ def products(name: str, group: int) -> list[Product]:
           int(rows_before(p, d.channels, window, d.weights.block)) for p in places(d)
         ),
         gathers=d.order is not None or window > 1,
-        inputs=layer.in_channels * _positions(layer),
+        channels=layer.in_channels,
+        window=window,
         activation=d.activation,
         next_boundaries=places(consumer) if isinstance(consumer, Mixed) else None,
+        granule=granule_of(consumer),
       )
     )
   return found
 
 
-def _positions(layer) -> int:
-  """Positions of a layer's input for one example: outputs times stride, about."""
-  m = layer.macs // (layer.in_channels * math.prod(layer.window) * layer.out_channels)
-  return m  # strided layers read up to four times as many: they are few
+def granule_of(consumer) -> int:
+  """Channels that a layer's kernel reads at once; 0 where a window makes rows of K of them."""
+  if not isinstance(consumer, Mixed):
+    return 0
+  k, n = consumer.weights.w8.shape
+  if k != len(consumer.shift):
+    return 0
+  return tpu_tiles.choose_tiles(1, k, n, consumer.weights.block).k
 
 
 class Compiler:
@@ -141,17 +165,13 @@ class Compiler:
     self._schedules: dict = {}
 
   def device(self, chip: str):
-    from jax.experimental import topologies
-
     return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip][0]).devices[0]
 
   def mixed(self, chip, rows, product: Product):
     """(plan, schedule) of a product on a chip; equal tiles are compiled once."""
-    from flexiq_jax.kernels import tpu
-
     tiles = tpu.choose_tiles(rows, product.k, product.n, product.block, CHIPS[chip][3])
     key = (chip, tiles, product.block, product.n, product.k, product.activation)
-    key += (product.next_boundaries is None,)
+    key += (product.next_boundaries is None, product.granule)
     if key not in self._schedules:
       self._compile(chip, min(rows, 2 * tiles.m), product, tiles)
       program = llo.newest(self._folder, "mixed_matmul")
@@ -159,19 +179,13 @@ class Compiler:
     return plan(rows, product, tiles), self._schedules[key]
 
   def _compile(self, chip, rows, product, tiles):
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import SingleDeviceSharding
-
-    from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu
-
     sharding = SingleDeviceSharding(self.device(chip))
     of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     k, n, j = product.k, product.n, product.k // product.block
     requantize = None
     if product.next_boundaries is not None:
       requantize = Requantize(
-        of(jnp.float32), of(jnp.int32), of(jnp.int32, n), signed=False, granule=128
+        of(jnp.float32), of(jnp.int32), of(jnp.int32, n), signed=False, granule=product.granule
       )
     x = Activations(of(jnp.int8, rows, k), of(jnp.int4, rows, k), of(jnp.int32))
     w = Weights(
@@ -192,14 +206,25 @@ class Compiler:
     run = lambda x, w, e: tpu.mixed_matmul(x, w, e, tiles=tiles)
     jax.jit(run).lower(x, w, epilogue).compile()
 
+  def prepare(self, chip: str, product: Product) -> llo.Preparation:
+    """Schedule of the kernel that makes a product's operands."""
+    key = (chip, "prepare", product.channels, product.k)
+    if key not in self._schedules:
+      sharding = SingleDeviceSharding(self.device(chip))
+      of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+      def run(x, scale, shift, boundary, order):
+        return tpu_prepare.quantize_lower(
+          x, scale, shift, boundary, signed=True, order=order, granule=product.block
+        )
+
+      x, places = of(jnp.bfloat16, 1024, product.channels), of(jnp.int32, product.k)
+      jax.jit(run).lower(x, of(jnp.float32), places, of(jnp.int32), places).compile()
+      self._schedules[key] = llo.preparation(llo.newest(self._folder, "quantize_lower"))
+    return self._schedules[key]
+
   def xla_int8(self, chip: str, m: int, k: int, n: int) -> int | None:
     """Bundles of XLA's own product with the same epilogue; None where a loop hides its count."""
-    import re
-
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import SingleDeviceSharding
-
     sharding = SingleDeviceSharding(self.device(chip))
     of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
@@ -226,20 +251,18 @@ class Compiler:
 
 def plan(rows: int, product: Product, tiles):
   """The kernel's plan, for its traffic."""
-  from flexiq_jax.kernels.tpu_tiles import ROWS, Plan, up
-
   vectors = {"bias": 1, "correction": 1, "scale": 1, "shift": product.k // product.block}
   requantizes = product.next_boundaries is not None
   if requantizes:
     vectors |= {"inverse": 1, "next_shift": 1}
-  return Plan(
-    shape=(up(rows, ROWS), product.k, up(product.n, tiles.n)),
+  return tpu_tiles.Plan(
+    shape=(tpu_tiles.up(rows, tpu_tiles.ROWS), product.k, tpu_tiles.up(product.n, tiles.n)),
     tiles=tiles,
     block=product.block,
     activation=product.activation,
     out="bfloat16",
     signed=False if requantizes else None,
-    granule=128 if requantizes else 0,
+    granule=product.granule,
     dynamic=False,
     vectors=tuple(sorted(vectors.items())),
     interpret=False,
@@ -251,19 +274,17 @@ def bundles(plan, schedule: llo.Schedule, boundary: int, next_boundary: int = 0)
   steps, columns = plan.grid
   low = -(-boundary // plan.tiles.k)
   high = plan.blocks - boundary // plan.tiles.k
-  turns = plan.tiles.m // next(s for s in (256, 192, 128, 64) if plan.tiles.m % s == 0)
-  total = 0
-  for j in range(columns):
-    start = j * plan.tiles.n
-    finish = 1 if start + plan.tiles.n <= next_boundary else 0 if start >= next_boundary else 2
-    total += schedule.tile(low, high, finish, turns)
-  return steps * total
+  finishing = 0
+  if schedule.finish:
+    turns = plan.tiles.m // tpu_epilogue.turn_rows(plan.tiles.m, plan.strip)
+    for start in range(0, plan.shape[2], plan.strip):
+      kind = 1 if start + plan.strip <= next_boundary else 0 if start >= next_boundary else 2
+      finishing += turns * schedule.finish[kind]
+  return steps * (columns * schedule.tile(low, high) + finishing)
 
 
 def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) -> dict:
   """Seconds of a model's products at each level, and what binds them."""
-  from flexiq_jax.kernels.tpu_tiles import traffic
-
   _, clock, bandwidth, _ = CHIPS[chip]
   levels = range(len(found[0].boundaries))
   rows = []
@@ -276,19 +297,23 @@ def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) ->
       boundary = product.boundaries[level]
       after = product.next_boundaries[level] if product.next_boundaries else 0
       compute = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
-      bytes_ = traffic(kernel, boundary, after)
+      bytes_ = tpu_tiles.traffic(kernel, boundary, after)
       memory = bytes_.total / (bandwidth * 1e9)
       seconds["products"] += max(compute, memory)
+      # The same without the activation function, which no 4-bit code makes cheaper.
+      bare = dataclasses.replace(product, activation="none")
+      _, schedule = compiler.mixed(chip, product.rows(batch), bare)
+      compute_bare = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
+      seconds["gemms"] += max(compute_bare, memory)
       binds["compute" if compute >= memory else "memory"] += max(compute, memory)
       weights += bytes_.w
       moved += bytes_.total
       if product.gathers:
-        made = product.rows(batch) * product.k * 3 // 2  # both precisions, as XLA writes them
-        read = product.inputs * batch * 2  # bfloat16
-        seconds["prepare"] += (made + read) / (bandwidth * 1e9)
+        seconds["prepare"] += preparing(compiler, chip, product, batch, boundary)
     rows.append(
       {
         "seconds": seconds["products"],
+        "gemm_seconds": seconds["gemms"],
         "prepare_seconds": seconds["prepare"],
         "binds": max(binds, key=lambda what: binds[what]),
         "bound_by_compute": binds["compute"] / seconds["products"],
@@ -297,6 +322,27 @@ def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) ->
       }
     )
   return {"chip": chip, "batch": batch, "levels": rows, "top1": "random weights"}
+
+
+def preparing(compiler: Compiler, chip: str, product: Product, batch: int, boundary: int) -> float:
+  """Seconds of what makes a product's operands of bfloat16 activations."""
+  _, clock, bandwidth, _ = CHIPS[chip]
+  rows, k = product.rows(batch), product.k
+  if product.window > 1 or product.channels % 128 or k % 128:
+    # im2col by XLA: reads the codes of both precisions, writes them for each window. Bytes alone.
+    return rows * (k + product.channels) * 1.5 / (bandwidth * 1e9)
+  low = -(-boundary // product.block) * product.block
+  high = k - boundary // product.block * product.block
+  memory = rows * (2 * product.channels + high + low / 2) / (bandwidth * 1e9)
+  one = compiler.prepare(chip, product)
+  columns = next(t for t in range(1152, 0, -128) if k % t == 0)
+  strip = math.gcd(columns, product.block)
+  turns = lambda n: 512 // tpu_epilogue.turn_rows(512, n)
+  tile = one.step * (k // columns) + turns(product.channels) * one.quantize
+  for start in range(0, k, strip):
+    kind = 1 if start + strip <= boundary else 0 if start >= boundary else 2
+    tile += turns(strip) * one.finish[kind]
+  return max(memory, math.ceil(rows / 512) * tile / (clock * 1e9))
 
 
 def schedules(compiler: Compiler, chip: str, names) -> list[dict]:
@@ -354,22 +400,29 @@ def ahead_of_time(args) -> dict:
   result = {"schedules": [], "estimates": []}
   for chip in args.chips:
     result["schedules"] += schedules(compiler, chip, SHAPES)
-  for name in args.models:
-    for chip in args.chips:
+    for name in args.models:
       found = products(name, MODELS[name][chip])
       for batch in args.batches:
         one = {"model": name} | estimate(compiler, chip, found, batch)
         result["estimates"].append(one)
-        base = one["levels"][0]["seconds"]
-        for percent, row in zip((0, 25, 50, 75, 100), one["levels"], strict=True):
-          print(
-            f"estimate: {name}, {chip}, batch {batch}, {percent} %: products "
-            f"{1e3 * row['seconds']:.3f} ms ({base / row['seconds']:.2f} of 0 %'s speed, mostly "
-            f"{row['binds']}), prepare {1e3 * row['prepare_seconds']:.3f} ms, weights "
-            f"{row['weight_bytes'] / 2**20:.1f} MiB; random weights",
-            flush=True,
-          )
+        show(one)
   return result
+
+
+def show(one: dict) -> None:
+  """Prints a model's estimates."""
+  base = one["levels"][0]
+  for percent, row in zip((0, 25, 50, 75, 100), one["levels"], strict=True):
+    speed = lambda field, row=row: base[field] / row[field]
+    print(
+      f"estimate: {one['model']}, {one['chip']}, batch {one['batch']}, {percent} %: products "
+      f"{1e3 * row['seconds']:.3f} ms ({speed('seconds'):.2f} of 0 %'s speed; without activation "
+      f"functions {speed('gemm_seconds'):.2f}), bound by {row['binds']} "
+      f"({100 * row['bound_by_compute']:.0f} % compute), prepare "
+      f"{1e3 * row['prepare_seconds']:.3f} ms, weights {row['weight_bytes'] / 2**20:.1f} MiB; "
+      f"top-1: {one['top1']}",
+      flush=True,
+    )
 
 
 def main():
@@ -381,15 +434,9 @@ def main():
   parser.add_argument("--rounds", type=int, default=20, help="of a measurement")
   args = parser.parse_args()
 
-  import jax
-
-  from flexiq_jax import runtime
-
   if jax.default_backend() == "cpu":
     result = ahead_of_time(args)
   else:
-    from benchmarks import kernel_times
-
     result = {"times": []}
     for name in args.models:
       print(name, flush=True)

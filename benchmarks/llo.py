@@ -62,19 +62,33 @@ class Schedule:
   finish: tuple[int, ...]
   step: int
 
-  def tile(self, low: int, high: int, finish: int = 0, turns: int = 0) -> int:
+  def tile(self, low: int, high: int, finishing: int = 0) -> int:
     """Bundles of one step of the grid.
 
     Args:
       low: blocks of K in 4 bits.
       high: blocks of K in 8 bits; one may be in both.
-      finish: which of the epilogues.
-      turns: of its loop.
+      finishing: bundles of an epilogue that requantizes.
     """
+    last = 0
     if not self.finish:
       last = self.low_last - self.low if high == 0 else self.high_last - self.high
-      return self.step + low * self.low + high * self.high + last
-    return self.step + low * self.low + high * self.high + turns * self.finish[finish]
+    return self.step + low * self.low + high * self.high + last + finishing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation:
+  """Bundles of the kernel that quantizes, permutes and splits.
+
+  Attributes:
+    quantize: one turn of the loop over rows.
+    finish: permuting and writing one turn of a strip: 8-bit, 4-bit, both.
+    step: all else in a step of the grid.
+  """
+
+  quantize: int
+  finish: tuple[int, ...]
+  step: int
 
 
 def newest(folder: pathlib.Path, name: str) -> Program:
@@ -154,4 +168,27 @@ def schedule(program: Program) -> Schedule:
     high_last=last[-1],
     finish=tuple(size(loop) + 1 for loop in finishes),
     step=size(steps) + 1 - sum(map(size, outside)),
+  )
+
+
+def preparation(program: Program) -> Preparation:
+  """The parts of the kernel that makes a product's operands.
+
+  Raises:
+    ValueError: a program of another shape.
+  """
+  size = lambda span: span[1] - span[0]
+  holds = lambda outer, span: outer[0] <= span[0] and span[1] <= outer[1]
+  steps = max(program.loops, key=size)
+  parts = [s for s in program.skips if holds(steps, s) and size(s) < 0.95 * size(steps)]
+  outermost = [s for s in parts if not any(holds(o, s) for o in parts if o != s)]
+  finishes = sorted(s for s in outermost if program.multiplies(s))
+  if len(finishes) != 3:
+    raise ValueError(f"program: {len(finishes)} ways to write, expected 3")
+  loop_in = lambda s: max((a for a in program.loops if holds(s, a)), key=size, default=s)
+  first = min(s for s in outermost if s[1] <= finishes[0][0])
+  return Preparation(
+    quantize=size(loop_in(first)) + 1,
+    finish=tuple(size(loop_in(s)) + 1 for s in finishes),
+    step=size(steps) + 1 - sum(map(size, outermost)),
   )

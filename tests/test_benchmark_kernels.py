@@ -32,7 +32,8 @@ def product(**changes) -> kernels.Product:
     "block": 128,
     "boundaries": (0, 0, 128, 256, 256),
     "gathers": False,
-    "inputs": 0,
+    "channels": 256,
+    "window": 1,
     "activation": "none",
     "next_boundaries": None,
   }
@@ -59,7 +60,7 @@ def test_tiles_add_up():
   assert beside.tile(0, 3) == 5 + 2 * 20 + 22
   assert beside.tile(2, 2) == 5 + 2 * 10 + 20 + 22  # the block of the boundary runs in both
   behind = llo.Schedule(low=10, high=20, low_last=0, high_last=0, finish=(7, 8, 9), step=5)
-  assert behind.tile(1, 2, finish=2, turns=4) == 5 + 10 + 40 + 36
+  assert behind.tile(1, 2, 36) == 5 + 10 + 40 + 36
 
 
 def test_bundles_of_a_product():
@@ -70,7 +71,7 @@ def test_bundles_of_a_product():
   assert kernels.bundles(plan, schedule, 100) == 6 * (5 + 10 + 20 + 22)
   assert kernels.bundles(plan, schedule, 256) == 6 * (5 + 10 + 15)
   schedule = llo.Schedule(low=10, high=20, low_last=0, high_last=0, finish=(1, 2, 4), step=5)
-  plan = kernels.plan(64, product(n=384, next_boundaries=(0,)), tiles)
+  plan = kernels.plan(64, product(n=384, next_boundaries=(0,), granule=128), tiles)
   # Its tiles of columns feed channels in 4 bits, in both, and in 8.
   assert kernels.bundles(plan, schedule, 256, 200) == 3 * (5 + 20) + 2 + 4 + 1
 
@@ -98,8 +99,11 @@ except RuntimeError:
   sys.exit(3)
 found = []
 for after in (None, (0, 0, 0, 0, 0)):
-  one = product(m=128, k=512, block=256, next_boundaries=after, activation="relu")
+  one = product(
+    m=128, k=512, block=256, next_boundaries=after, activation="relu", granule=128 if after else 0
+  )
   found.append(dataclasses.asdict(compiler.mixed("v5e", 128, one)[1]))
+found.append(dataclasses.asdict(compiler.prepare("v5e", product(channels=512, k=512))))
 print(json.dumps(found + [compiler.xla_int8("v5e", 256, 512, 128)]))
 """
   folder = tmp_path / "llo"
@@ -114,8 +118,9 @@ print(json.dumps(found + [compiler.xla_int8("v5e", 256, 512, 128)]))
   if done.returncode == 3:
     pytest.skip("no TPU compiler here")
   assert done.returncode == 0, done.stderr
-  real, codes, xla = json.loads(done.stdout.splitlines()[-1])
+  real, codes, preparing, xla = json.loads(done.stdout.splitlines()[-1])
   assert 0 < real["low"] < real["high"] and real["low_last"] > 0 and real["step"] > 0
   assert not real["finish"] and len(codes["finish"]) == 3 and codes["low_last"] == 0
   assert codes["finish"][0] < codes["finish"][1]  # 4 bits take a shift more
+  assert min(preparing["finish"]) > preparing["quantize"] > 0
   assert xla > 0

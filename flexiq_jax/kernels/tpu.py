@@ -265,9 +265,15 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
       pl.when(last)(functools.partial(block, side, plan.blocks - 1, multiply, finish))
   if signed is not None:
     activation = plan.activation
+
+    def steps_at(rows, columns):
+      here = {name: vector.at[:, columns] for name, vector in vectors.items()}
+      return tpu_epilogue.scaled(acc[rows, columns], here, activation)
+
     tile = tpu_epilogue.Tile(
-      steps=lambda part: tpu_epilogue.scaled(acc[part], vectors, activation),
+      steps=steps_at,
       vectors=vectors,
+      strip=plan.strip,
       start=j * tiles.n,
       boundary=scalars[1],
       written=plan.written(scalars[1]),

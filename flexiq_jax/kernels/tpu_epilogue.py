@@ -10,7 +10,8 @@ are counted:
 * Codes are limited before they are rounded, to integers, which comes to the same. 4-bit codes,
   too: `clip((q + half) >> e, lo, hi)` is `(clip(q, lo', hi') + half) >> e`; the offset of
   unsigned ones joins the half. So 4 bits cost one shift more than 8.
-* A tile wholly on one side of the next layer's boundary makes one precision only.
+* Outputs wholly on one side of the next layer's boundary make one precision only; a tile is
+  taken in strips of what the next layer reads at once, so that no more than one strip makes both.
 """
 
 import dataclasses
@@ -38,8 +39,9 @@ class Tile:
   """One tile of outputs, which are channels of the next layer.
 
   Attributes:
-    steps: rows -> results there in steps of the next layer's scale, float32.
+    steps: (rows, columns) -> results there in steps of the next layer's scale, float32.
     vectors: what `limits` names, `[1, n]` each.
+    strip: columns to be taken at once, a divisor of n.
     start: number of the tile's first output.
     boundary: how many outputs are in 4 bits in the next layer.
     written: end of the outputs to be written in 4 bits, start of those in 8.
@@ -47,8 +49,9 @@ class Tile:
     signed: whether the next layer's codes are signed.
   """
 
-  steps: Callable[[Any], Array]
+  steps: Callable[[Any, Any], Array]
   vectors: dict[str, Any]
+  strip: int
   start: Array
   boundary: Array
   written: tuple[Any, Any]
@@ -109,50 +112,71 @@ def store(sums: Array, vectors: dict[str, Any], out: Any, part: Any, activation:
 
 def requantize(tile: Tile, out8: Any, out4: Any) -> None:
   """Writes a tile as the next layer's codes, each output in the precision that it has there."""
-  stop = tile.start + out8.shape[1]
+  n = out8.shape[1]
+  if tile.strip == n:
+    _requantize_strip(tile, out8, out4, pl.ds(0, n), tile.start)
+    return
+
+  def strip(i, _):
+    first = pl.multiple_of(i * tile.strip, tile.strip)
+    _requantize_strip(tile, out8, out4, pl.ds(first, tile.strip), tile.start + first)
+
+  jax.lax.fori_loop(0, n // tile.strip, strip, None)
+
+
+def _requantize_strip(tile: Tile, out8: Any, out4: Any, columns: Any, start: Array) -> None:
+  m, stop = out8.shape[0], start + tile.strip
   end, begin = tile.written
-  v = tile.vectors
+  v = {name: vector.at[:, columns] for name, vector in tile.vectors.items()}
   most = float(quantizer.code_range(8, tile.signed)[1])
   high_base = -_MAGIC_BITS - (0 if tile.signed else 128)
 
-  def write(part, low: bool, high: bool):
-    y = tile.steps(part)
-    place = tile.start + jax.lax.broadcasted_iota(jnp.int32, y.shape, 1)
+  def write(rows, low: bool, high: bool):
+    y = tile.steps(rows, columns)
+    place = start + jax.lax.broadcasted_iota(jnp.int32, y.shape, 1)
     if high:
       x8 = rounded_bits(jnp.clip(y, float(tile.least), most)) + high_base
-      out8[part] = (jnp.where(place < tile.boundary, 0, x8) if low else x8).astype(jnp.int8)
+      x8 = jnp.where(place < tile.boundary, 0, x8) if low else x8
+      out8[rows, columns] = x8.astype(jnp.int8)
     if low:
       limited = jnp.minimum(jnp.maximum(y, v["low_least"][...]), v["low_most"][...])
       x4 = (rounded_bits(limited) + v["low_base"][...]) >> v["next_shift"][...]
-      out4[part] = (jnp.where(place < tile.boundary, x4, 0) if high else x4).astype(jnp.int4)
+      x4 = jnp.where(place < tile.boundary, x4, 0) if high else x4
+      out4[rows, columns] = x4.astype(jnp.int4)
 
-  def rows(low: bool, high: bool):
-    return lambda: each(out8.shape[0], functools.partial(write, low=low, high=high))
+  def all_rows(low: bool, high: bool):
+    return lambda: each(m, tile.strip, functools.partial(write, low=low, high=high))
 
   def clear(out: Any):
-    """A precision that the tile does not use, and the next layer reads around its boundary."""
+    """A precision that is not used here, and that the next layer reads around its boundary."""
 
-    def zero(part):
-      out[part] = jnp.zeros((part.size, out.shape[1]), out.dtype)
+    def zero(rows):
+      out[rows, columns] = jnp.zeros((rows.size, tile.strip), out.dtype)
 
-    return lambda: each(out.shape[0], zero)
+    return lambda: each(m, tile.strip, zero)
 
-  is_low, is_high = stop <= tile.boundary, tile.start >= tile.boundary
-  pl.when(is_high)(rows(low=False, high=True))
-  pl.when(is_low)(rows(low=True, high=False))
-  pl.when(~is_low & ~is_high)(rows(low=True, high=True))
-  pl.when(is_high & (tile.start < end))(clear(out4))
+  is_low, is_high = stop <= tile.boundary, start >= tile.boundary
+  pl.when(is_high)(all_rows(low=False, high=True))
+  pl.when(is_low)(all_rows(low=True, high=False))
+  pl.when(~is_low & ~is_high)(all_rows(low=True, high=True))
+  pl.when(is_high & (start < end))(clear(out4))
   pl.when(is_low & (stop > begin))(clear(out8))
 
 
-def each(m: int, write: Callable[[Any], None]) -> None:
-  """Calls `write` for slices of at most 256 of m rows, in a loop: the code is long enough."""
-  size = next(size for size in (256, 192, 128, 64) if m % size == 0)
+def each(m: int, n: int, write: Callable[[Any], None]) -> None:
+  """Calls `write` for slices of m rows of n columns, in a loop: the code is long enough."""
+  size = turn_rows(m, n)
 
   def step(i, _):
     write(pl.ds(pl.multiple_of(i * size, size), size))
 
   jax.lax.fori_loop(0, m // size, step, None)
+
+
+def turn_rows(m: int, n: int) -> int:
+  """Rows that one turn of `each` takes: up to 2^18 values."""
+  sizes = [size for size in range(64, m + 1, 64) if m % size == 0 and size * n <= 2**18]
+  return max(sizes, default=64)
 
 
 def _real(sums: Array, vectors: dict[str, Any]) -> Array:

@@ -131,7 +131,7 @@ def _kernel(plan: Plan, permute: bool, scalars, x, inverse, *refs):
       code = tpu_epilogue.rounded(jnp.clip(y, float(lo), float(hi))) - offset
       codes[part] = code.astype(jnp.int8)
 
-    tpu_epilogue.each(tiles.m, quantize)
+    tpu_epilogue.each(tiles.m, plan.shape[1], quantize)
 
   if permute:
 
@@ -140,21 +140,21 @@ def _kernel(plan: Plan, permute: bool, scalars, x, inverse, *refs):
       channel = jax.lax.broadcasted_iota(jnp.int32, one_hot.shape[1:], 0)
       one_hot[j] = (channel == vectors["order"][...]).astype(jnp.int32).astype(jnp.int8)
 
-  columns = pl.ds(pl.multiple_of(j * tiles.n, LANES), tiles.n)
-
-  def steps(part):
+  def steps(rows, columns):
     if not permute:
-      code = codes[part, columns].astype(jnp.int32)
+      first = pl.multiple_of(j * tiles.n + columns.start, LANES)
+      code = codes[rows, pl.ds(first, columns.size)].astype(jnp.int32)
     else:
       contract = (((1,), (0,)), ((), ()))
       code = jax.lax.dot_general(
-        codes[part], one_hot[j], contract, preferred_element_type=jnp.int32
+        codes[rows], one_hot[j, :, columns], contract, preferred_element_type=jnp.int32
       )
     return (code + offset).astype(jnp.float32)
 
   tile = tpu_epilogue.Tile(
     steps=steps,
     vectors=vectors,
+    strip=plan.strip,
     start=j * tiles.n,
     boundary=scalars[0],
     written=plan.written(scalars[0]),

@@ -1,6 +1,7 @@
 """Sizes of the TPU kernel's blocks, which tiles it writes, and the bytes that it moves."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,11 @@ class Plan:
   @property
   def blocks(self) -> int:
     return self.shape[1] // self.tiles.k
+
+  @property
+  def strip(self) -> int:
+    """Columns that a requantizing epilogue takes at once."""
+    return math.gcd(self.tiles.n, self.granule) if self.granule else self.tiles.n
 
   @property
   def vmem(self) -> int:

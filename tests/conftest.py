@@ -4,6 +4,8 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Threads of XLA's pool: the interpreter of GPU kernels blocks one for each warpgroup.
+os.environ.setdefault("NPROC", str(max(6, os.cpu_count() or 1)))
 
 import jax
 import pytest

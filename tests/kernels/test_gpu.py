@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +11,7 @@ import pytest
 from flexiq_jax import kernels
 from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, gpu, hopper, reference
 from flexiq_jax.kernels.gpu_tiles import SHARED, Tiles, choose_tiles
-from tests.kernels.gpu_for_test import cores, described_h100, interpreter, require_hopper
+from tests.kernels.gpu_for_test import described_h100, interpreter, require_hopper
 from tests.kernels.operands_for_test import operands, oracle, raw
 
 SMALL = Tiles(m=64, n=64, groups=1)
@@ -55,28 +52,6 @@ def test_every_kind_of_boundary_in_one_executable():
     expected = oracle(x, w) + np.asarray(raw(64).correction)
     np.testing.assert_array_equal(call(x, w, raw(64)), expected)
   assert len(traces) == 1
-
-
-@pytest.mark.skipif(cores() > 2, reason="these run in this process, see test_sums_at_odd_shapes")
-def test_two_warpgroups_in_a_process_with_more_threads():
-  command = [
-    sys.executable,
-    "-m",
-    "pytest",
-    "-q",
-    "-p",
-    "no:cacheprovider",
-    "-k",
-    "groups or large",
-  ]
-  run = subprocess.run(
-    [*command, f"{__file__}::test_sums_at_odd_shapes"],
-    env={**os.environ, "NPROC": "4"},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ calibrates and selects as the experiment `flexiq` does. Both models see the same
 | `float` | the model as loaded |
 | `simulated` | the mixed rule: one int8 contraction a layer, on which searches run |
 | `deployed` | the artifact, loaded again: packed codes, the mixed matmul, codes passed on |
+| `simulated_rounded` | the simulation with each layer's result one float32 rounding larger |
 
 Columns beside the usual ones: `differing` (images whose largest logit is another one than the
 simulated model's), `logit_error` (largest difference of logits, over their standard deviation).
+Integer sums are equal, but a float rounding can move a code, and codes round again in every layer
+behind: what that alone does is what `simulated_rounded` shows beside `deployed`.
 Further tables: bytes on disk and on the device, which layers gather, what a switch of the ratio
 costs. All figures are of the machine that ran them; on a CPU the matmul is the reference.
 """
@@ -27,7 +30,18 @@ from experiments import flexiq as base_experiment
 from experiments import reporting, setup
 from experiments.rows import Rows
 from experiments.stages import Stages
-from flexiq_jax import artifact, deploy, distributed, flexiq, models, report, runtime, tables
+from flexiq_jax import (
+  artifact,
+  deploy,
+  distributed,
+  flexiq,
+  graph,
+  models,
+  report,
+  rules,
+  runtime,
+  tables,
+)
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.kernels import api
 from flexiq_jax.metrics import Writer
@@ -64,8 +78,9 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
   runner = deploy.Runner(deployed, sizes=(size,))
   rows = Rows(config, inputs, writer)
   rows.add("float", None, config.seed, network.float, avg_bits=32.0)
+  nudged = _rounded(model)
   for ratio in inputs.settings.ratios:
-    _compare(config, inputs, writer, rows, model, runner, ratio)
+    _compare(config, inputs, writer, rows, model, runner, nudged, ratio)
   switches = switch_cost(runner, inputs.settings.ratios, config.deploy.switches)
   switches["traces"] = runner.traces
   writer.event("switched", **switches)
@@ -95,35 +110,51 @@ def _model(config, inputs: setup.Inputs, network, stages: Stages) -> flexiq.Flex
   )
 
 
-def _compare(config, inputs, writer: Writer, rows: Rows, model, runner, ratio: float) -> None:
-  """The rows of both models at one ratio; the images pass both at once."""
+def _rounded(model: flexiq.FlexiQ):
+  """`predict(x, ratio)` of the simulation with layer results one rounding off."""
+
+  @jax.jit
+  def run(layers, masks, params, x):
+    mixed = rules.mixed_rule(layers, masks, model.dynamic)
+    rule = lambda *arguments: mixed(*arguments) * jnp.float32(1 + 2**-23)
+    return graph.with_rule(model.network.apply, rule)(params, x)
+
+  params = model.network.params
+  return lambda x, ratio: run(model.model, model.schedule.masks(ratio), params, x)
+
+
+def _compare(config, inputs, writer, rows: Rows, model, runner, nudged, ratio: float) -> None:
+  """The rows of one ratio; the images pass all models at once."""
   share, seed = model.schedule.mac_share(ratio), config.seed
   columns = {
     "avg_bits": 8 - 4 * share,
     "mac_share": share,
     "channel_share": model.schedule.channel_share(ratio),
   }
-  pairs = []
+  ways = {
+    "simulated": lambda x: model(x, ratio),
+    "deployed": runner,
+    "simulated_rounded": lambda x: nudged(x, ratio),
+  }
+  found: dict[str, list[np.ndarray]] = {method: [] for method in ways}
 
-  def both(x):
-    pairs.append((np.asarray(model(x, ratio)), np.asarray(runner(x))))
-    return pairs[-1][1]
+  def predict(x):
+    for method, one in ways.items():
+      found[method].append(np.asarray(one(x)))
+    return found["simulated"][-1]
 
   runner.switch(ratio)
-  rows.add("deployed", ratio, seed, both, **columns)
-  kept = iter(pairs)
-  predict = (lambda _: next(kept)[0]) if pairs else (lambda x: model(x, ratio))
   rows.add("simulated", ratio, seed, predict, **columns)
-  if pairs:
-    count = setup.evaluation_count(config, inputs)  # behind them lies padding
-    a, b = (np.concatenate(logits)[:count] for logits in zip(*pairs, strict=True))
-    writer.row(
-      "deployed",
-      ratio,
-      seed,
-      differing=int((a.argmax(axis=1) != b.argmax(axis=1)).sum()),
-      logit_error=float(np.abs(a - b).max() / a.std()),
-    )
+  for method in ("deployed", "simulated_rounded"):
+    kept = iter(found[method])
+    again = (lambda _, kept=kept: next(kept)) if found[method] else ways[method]
+    rows.add(method, ratio, seed, again, **columns)
+    if found[method]:
+      count = setup.evaluation_count(config, inputs)  # behind them lies padding
+      a, b = (np.concatenate(found[name])[:count] for name in ("simulated", method))
+      differing = int((a.argmax(axis=1) != b.argmax(axis=1)).sum())
+      error = float(np.abs(a - b).max() / a.std())
+      writer.row(method, ratio, seed, differing=differing, logit_error=error)
 
 
 def switch_cost(runner: deploy.Runner, ratios, times: int) -> dict[str, float]:
@@ -176,7 +207,7 @@ def _report(config, inputs, workdir, writer, command, model, deployed, switches,
     notes=[
       reporting.weights_note(config),
       "`simulated`: the mixed rule. `deployed`: the artifact, loaded from disk without the float "
-      "weights of its layers.",
+      "weights of its layers. `simulated_rounded`: the mixed rule with results one rounding off.",
     ],
     command=command,
     sections=[
@@ -190,18 +221,17 @@ def _report(config, inputs, workdir, writer, command, model, deployed, switches,
 
 def _agreement(rows) -> str:
   header = ["4-bit ratio", "simulated (%)", "deployed (%)", "images that differ", "logit error"]
-  top1 = {r["ratio"]: r["top1"] for r in rows if r["method"] == "simulated"}
-  cells = [
-    [
-      tables.percent(r["ratio"]),
-      f"{top1[r['ratio']]:.2f}",
-      f"{r['top1']:.2f}",
-      str(r.get("differing", "—")),
-      "—" if r.get("logit_error") is None else f"{r['logit_error']:.1e}",
-    ]
-    for r in rows
-    if r["method"] == "deployed"
-  ]
+  header += ["by rounding alone (%)", "images that differ", "logit error"]
+  of = {(r["method"], r["ratio"]): r for r in rows}
+  count = lambda r: "—" if r.get("differing") is None else str(r["differing"])
+  error = lambda r: "—" if r.get("logit_error") is None else f"{r['logit_error']:.1e}"
+  cells = []
+  for method, ratio in of:
+    if method == "simulated":
+      deployed, rounded = of["deployed", ratio], of["simulated_rounded", ratio]
+      cells.append([tables.percent(ratio), f"{of[method, ratio]['top1']:.2f}"])
+      for r in (deployed, rounded):
+        cells[-1] += [f"{r['top1']:.2f}", count(r), error(r)]
   return tables.markdown_table(header, cells)
 
 

@@ -359,7 +359,8 @@ def schedules(compiler: Compiler, chip: str, names) -> list[dict]:
       block=block,
       boundaries=(0, k),
       gathers=False,
-      inputs=0,
+      channels=k,
+      window=1,
       activation="none",
       next_boundaries=None,
     )

@@ -126,7 +126,7 @@ def test_requantized_codes_are_those_of_the_quantize_step():
   @jax.jit
   def codes(level):
     operand = layers.quantized(d, layer, {}, x, level, False)
-    emitted = layers.run_mixed(d, operand, level, consumer=consumer)
+    emitted = layers.run_mixed(d, operand, level, consumer=layers.requantize(consumer, level))
     y = layers.run_mixed(own, layers.quantized(own, layer, {}, x, level, False), level)
     step = layers.quantized(alone, layer, {}, y, level, False)
     return emitted, step

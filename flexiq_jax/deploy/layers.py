@@ -86,7 +86,13 @@ def run_plain(
 
 
 def quantized(
-  d: Mixed, layer: Layer, params: Mapping[str, Any], x: Array, level: Array, dynamic: bool
+  d: Mixed,
+  layer: Layer,
+  params: Mapping[str, Any],
+  x: Array,
+  level: Array,
+  dynamic: bool,
+  **kernel: Any,
 ) -> Activations:
   """Real activations `[..., C]` (of a convolution `[B, *space, C]`) -> operands of the matmul.
 
@@ -94,7 +100,14 @@ def quantized(
   """
   place, flat = d.places[level], x.reshape(-1, x.shape[-1])
   if not dynamic:
-    codes = lower.quantize_lower(flat, d.x_scale, d.shift, place, signed=d.signed, order=d.order)
+    codes = api.quantize_lower(
+      *(flat, d.x_scale, d.shift, place),
+      signed=d.signed,
+      order=d.order,
+      granule=_granule(d, **kernel),
+      implementation=_implementation(d, **kernel),
+      interpret=kernel.get("interpret", False),
+    )
     return lowered(d, layer, params, (codes.x8, codes.x4), x.shape[:-1], level)
   codes = quantizer.quantize(flat, d.x_scale, 8, d.signed)
   if d.order is not None:
@@ -132,6 +145,10 @@ def lowered(
     level: int32 `[]`.
   """
   place, x8, x4 = d.places[level], *codes
+  boundary = rows_before(place, d.channels, math.prod(layer.window), d.weights.block)
+  boundary = boundary.astype(jnp.int32)
+  if d.weights.block == d.channels and patches.keep_rows(layer, params):
+    return Activations(x8=x8, x4=x4, boundary=boundary)
   low = jnp.arange(x8.shape[1], dtype=jnp.int32) < place
   zero8, zero4 = (0, 0) if d.signed else (-128, -8)
   size = (d.weights.block, d.channels)
@@ -144,8 +161,7 @@ def lowered(
     *size,
     fill=jnp.where(low, zero4, 0),
   )
-  boundary = rows_before(place, d.channels, math.prod(layer.window), d.weights.block)
-  return Activations(x8=x8, x4=x4.astype(jnp.int4), boundary=boundary.astype(jnp.int32))
+  return Activations(x8=x8, x4=x4.astype(jnp.int4), boundary=boundary)
 
 
 def run_mixed(
@@ -200,12 +216,16 @@ def requantize(consumer: Mixed, level: Array, **kernel: Any) -> Requantize:
   )
 
 
-def _granule(consumer: Mixed, implementation=None, platform=None, **_) -> int:
-  """What a consumer's kernel reads at a time, where that saves writing (see `Requantize`)."""
-  name = implementation or api.choose(consumer.weights, platform)
-  k, n = consumer.weights.w8.shape
-  if name != "tpu" or k != len(consumer.shift):  # of convolutions, rows of K are no places
+def _implementation(d: Mixed, implementation=None, platform=None, **_) -> str:
+  return implementation or api.choose(d.weights, platform)
+
+
+def _granule(d: Mixed, **kernel: Any) -> int:
+  """What a layer's kernel reads at a time, where that saves writing (see `Requantize`)."""
+  k, n = d.weights.w8.shape
+  # Of convolutions with a window, rows of K are no places.
+  if _implementation(d, **kernel) != "tpu" or k != len(d.shift):
     return 0
   from flexiq_jax.kernels import tpu  # only where it is used: it needs that part of Pallas
 
-  return tpu.choose_tiles(1, k, n, consumer.weights.block, tpu._device_kind()).k
+  return tpu.choose_tiles(1, k, n, d.weights.block, tpu.device_kind()).k

@@ -84,7 +84,7 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
       codes = depthwise.quantized(d, x) if made is None else depthwise.emitted(d, made, shape)
       emitted[d.feeds] = depthwise.run(d, layer, eqn, side, codes, consumer)
       return None
-    operand = _operand(d, layer, eqn, x, made, shape, level, plan.dynamic)
+    operand = _operand(d, layer, eqn, x, made, shape, level, plan.dynamic, **kernel)
     tail, aval = tails[layer.name], tails[layer.name].out.aval
     out = aval.dtype.name if aval.dtype.name in OUTPUTS else "float32"
     y = layers.run_mixed(d, operand, level, out=out, consumer=consumer, **kernel)
@@ -136,7 +136,7 @@ def deployed_rule(
     if isinstance(d, Plain):
       return layers.run_plain(d, layer, x, contract, level, dynamic)
     assert isinstance(d, Mixed)
-    operand = _operand(d, layer, eqn, x, None, x.shape, level, dynamic)
+    operand = _operand(d, layer, eqn, x, None, x.shape, level, dynamic, **kernel)
     y = layers.run_mixed(d, operand, level, out=out, tail=False, **kernel)
     return patches.result(layer, eqn.params, y, eqn.outvars[0].aval.shape)
 
@@ -155,11 +155,11 @@ def _requantize(deployed: Deployed, name: str, level: Array, **kernel: Any) -> R
   return None if deployed.plan.dynamic else layers.requantize(consumer, level, **kernel)
 
 
-def _operand(d: Mixed, layer, eqn, x, made, shape, level, dynamic):
+def _operand(d: Mixed, layer, eqn, x, made, shape, level, dynamic, **kernel):
   """The operands of a layer's matmul, from its activation or from what its producer emitted."""
   if made is None:
     x = patches.channels_last(layer, eqn.params, x)
-    return layers.quantized(d, layer, eqn.params, x, level, dynamic)
+    return layers.quantized(d, layer, eqn.params, x, level, dynamic, **kernel)
   if dynamic:
     made = made.reshape(*shape[:-1], -1)
     return layers.quantized(d, layer, eqn.params, made, level, True)

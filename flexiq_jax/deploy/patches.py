@@ -30,6 +30,14 @@ def supported(layer: Layer, eqn: JaxprEqn) -> bool:
   return all(d == 1 for d in eqn.params["lhs_dilation"])
 
 
+def keep_rows(layer: Layer, params: Mapping[str, Any]) -> bool:
+  """Whether rows of x are rows of the product as they are: no window, stride or border."""
+  if not layer.window:
+    return True
+  strides, padding = params["window_strides"], params["padding"]
+  return math.prod(layer.window) == 1 and {*strides} == {1} and {*padding} == {(0, 0)}
+
+
 def channels_last(layer: Layer, params: Mapping[str, Any], x: Array) -> Array:
   """The activation as `[..., C]`; of a convolution `[B, *space, C]`."""
   if not layer.window:

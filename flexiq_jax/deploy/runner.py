@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax.deploy.model import Deployed, apply
+from flexiq_jax.deploy.place import place
 
 Array = Any
 SIZES = (1, 8, 32, 128)
@@ -40,7 +41,7 @@ class Runner:
     if not sizes or any(type(n) is not int or n < 1 for n in sizes):
       raise ValueError(f"sizes: {sizes}; positive integers are accepted")
     self._sizes = tuple(sorted(set(sizes)))
-    self._deployed = deployed
+    self._deployed = place(deployed)
     self.traces = 0
 
     @jax.jit

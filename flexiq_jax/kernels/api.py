@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from flexiq_jax.kernels import operands, reference
+from flexiq_jax.kernels import lower, operands, reference
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 
 Array = Any
@@ -24,7 +24,7 @@ _OLD_TPUS = ("v2", "v3", "v4")  # no int8 products
 
 def mixed_matmul(
   x: Activations,
-  w: Weights,
+  w: Any,
   epilogue: Epilogue,
   *,
   implementation: str | None = None,
@@ -35,7 +35,8 @@ def mixed_matmul(
 
   Args:
     x: lowered activations `[M, K]`; any M.
-    w: weights `[K, N]` in both precisions; any N, K a multiple of the shift block.
+    w: weights `[K, N]` in both precisions; any N, K a multiple of the shift block. For `gpu` also
+      what `gpu.prepare` made of them.
     epilogue: what follows the integer sum.
     implementation: a name of the table above; None chooses (see `choose`).
     platform: cpu, gpu or tpu, where the program is compiled or exported for another one than the
@@ -50,9 +51,12 @@ def mixed_matmul(
     ValueError: operands that do not belong together, or an unknown implementation.
     NotImplementedError: the named implementation cannot run here, or not these operands.
   """
-  operands.check(x, w, epilogue)
   platform = platform or jax.default_backend()
   name = implementation or choose(w, platform)
+  if isinstance(w, Weights):
+    operands.check(x, w, epilogue)
+  elif name != "gpu":
+    raise ValueError(f"w: laid out for the GPU kernel; {name!r} takes Weights")
   if name not in IMPLEMENTATIONS:
     raise ValueError(
       f"implementation: {name!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None"
@@ -66,7 +70,47 @@ def mixed_matmul(
   return _kernel(name)(x, w, epilogue, interpret=interpret)
 
 
-def choose(w: Weights, platform: str | None = None) -> str:
+def quantize_lower(
+  x: Array,
+  scale: Array,
+  shift: Array,
+  boundary: Array,
+  *,
+  signed: bool,
+  order: Array | None = None,
+  granule: int = 0,
+  implementation: str = "reference",
+  interpret: Any = False,
+) -> Activations:
+  """Real activations -> operands of the mixed matmul (see `lower.quantize_lower`).
+
+  On a TPU it is a kernel, where channels and places fill whole registers.
+
+  Args:
+    x: float `[M, C]`.
+    scale: float32 `[]`, activation scale.
+    shift: int32 `[P]`, activation shift of each place.
+    boundary: int32 `[]`, how many places are in 4 bits.
+    signed: whether codes are signed.
+    order: int32 `[P]`, the channel at each place, -1 for padding; None where x has the layout.
+    granule: what the matmul reads at a time (see `operands.Requantize`); 0 writes all.
+    implementation: of the matmul that follows.
+    interpret: as for `mixed_matmul`.
+  """
+  if implementation != "tpu" or x.shape[1] % 128 or len(shift) % 128:
+    return lower.quantize_lower(x, scale, shift, boundary, signed=signed, order=order)
+  from flexiq_jax.kernels import tpu_prepare
+
+  return tpu_prepare.quantize_lower(
+    *(x, scale, shift, boundary),
+    signed=signed,
+    order=order,
+    granule=granule,
+    interpret=bool(interpret),
+  )
+
+
+def choose(w: Any, platform: str | None = None) -> str:
   """The fastest implementation that can run a layer.
 
   Args:

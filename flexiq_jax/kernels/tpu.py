@@ -61,7 +61,7 @@ def mixed_matmul(
       do not fit into VMEM.
   """
   (m, k), n = x.x8.shape, w.w8.shape[1]
-  tiles = tiles or choose_tiles(m, k, n, w.block, _device_kind())
+  tiles = tiles or choose_tiles(m, k, n, w.block, device_kind())
   check_tiles(tiles, k, w.block)
   shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
   offsets = None
@@ -283,7 +283,8 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     tpu_epilogue.requantize(tile, outs[0], outs[1])
 
 
-def _device_kind() -> str:
+def device_kind() -> str:
+  """The TPU that tiles are chosen for: the present one, or a v5e where a program is exported."""
   device = jax.devices()[0]
   return device.device_kind if device.platform == "tpu" else "TPU v5 lite"
 

@@ -1,0 +1,34 @@
+"""Weights laid out for the platform that a model runs on."""
+
+import jax
+import jax.numpy as jnp
+
+from flexiq_jax import deploy
+from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax.kernels import Weights
+from flexiq_jax.kernels.gpu import GpuWeights
+from tests.deploy.deployed_for_test import RESNET, made
+
+ON_GPU = {"platform": "gpu", "implementation": None}
+
+
+def kinds(deployed):
+  return {type(d.weights) for d in deployed.layers.values() if isinstance(d, Mixed)}
+
+
+def test_weights_stay_as_they_are_where_a_kernel_reads_them_so():
+  model = made(RESNET)
+  deployed = deploy.deploy(model.model, model.x[:1], granule=128)
+  assert kinds(deploy.place(deployed)) == kinds(deploy.place(deployed, "tpu")) == {Weights}
+
+
+def test_weights_for_a_gpu_are_laid_out_once():
+  model = made(RESNET)
+  deployed = deploy.deploy(model.model, model.x[:1], granule=128)
+  placed = deploy.place(deployed, "gpu")
+  assert kinds(placed) == {GpuWeights}
+  run = lambda d, x, level: deploy.apply(d, x, level, **ON_GPU)
+  arguments = (jnp.asarray(model.x), jnp.int32(0))
+  text = lambda d: jax.jit(run).trace(d, *arguments).lower(lowering_platforms=("cuda",)).as_text()
+  kernels = text(placed).count("mosaic_gpu")
+  assert kernels >= len(kinds(placed)) and kernels == text(deployed).count("mosaic_gpu")

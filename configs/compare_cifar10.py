@@ -7,7 +7,8 @@ and images come from $FLEXIQ_DATA; experiments/compare.py says what the methods 
     python run.py --config=configs/compare_cifar10.py
     python run.py --config=configs/compare_cifar10.py:of=resnet56_cifar10
 
-ResNet-20, float top-1 91.7 %. About an hour a seed on two CPU cores.
+ResNet-20, float top-1 91.7 %. On two CPU cores with other work 25 minutes a seed for the main table,
+over an hour for one of CLADO's own; `--config.comparison.sections="('main',)"` runs some of them.
 """
 
 from configs import common

@@ -8,6 +8,7 @@ the same round. Peers:
 """
 
 import collections
+import functools
 import importlib.util
 import statistics
 import time
@@ -90,13 +91,13 @@ def mixed(m, k, n, block, boundaries, implementation) -> dict[str, Callable[[], 
     out="bfloat16",
   )
   name = implementation or kernels.api.choose(w)
-  run = lambda x, w, e: kernels.mixed_matmul(x, w, e, implementation=name)
+  laid_out: Any = w
   if name == "gpu":
     from flexiq_jax.kernels import gpu
 
-    w, run = gpu.prepare(w), gpu.mixed_matmul  # weights are laid out once
-  run = jax.jit(run)
-  functions = {}
+    laid_out = gpu.prepare(w)  # once, as `deploy.place` does
+  run = jax.jit(lambda x, w, e: kernels.mixed_matmul(x, w, e, implementation=name))
+  functions: dict[str, Callable[[], Any]] = {}
   for percent, boundary in zip(LEVELS, boundaries, strict=True):
     low = jnp.arange(k) < boundary
     x = Activations(
@@ -104,7 +105,7 @@ def mixed(m, k, n, block, boundaries, implementation) -> dict[str, Callable[[], 
       x4=jnp.where(low[None], x4, 0).astype(jnp.int4),
       boundary=jnp.int32(boundary),
     )
-    functions[f"mixed {percent} %"] = lambda x=x: run(x, w, epilogue)
+    functions[f"mixed {percent} %"] = functools.partial(run, x, laid_out, epilogue)
   return functions
 
 

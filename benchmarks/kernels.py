@@ -237,7 +237,9 @@ class Compiler:
       .lower(of(jnp.int8, m, k), of(jnp.int8, k, n), of(jnp.float32, 1, n), of(jnp.float32, 1, n))
       .compile()
     )
-    found = re.findall(r'%(fusion[\w.]*) = .*?"iteration_bounds":\[([^\]]*)\]', compiled.as_text())
+    found = re.findall(
+      r'%(fusion[\w.]*) = .*?"iteration_bounds":\[([^\]]*)\]', compiled.as_text() or ""
+    )
     total = 0
     for name, bounds in found:
       trips = math.prod(int(b.strip('"')) for b in bounds.split(","))
@@ -289,9 +291,9 @@ def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) ->
   levels = range(len(found[0].boundaries))
   rows = []
   for level in levels:
-    seconds = collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
     weights = moved = 0
-    binds = collections.Counter()
+    binds: dict[str, float] = collections.defaultdict(float)
     for product in found:
       kernel, schedule = compiler.mixed(chip, product.rows(batch), product)
       boundary = product.boundaries[level]

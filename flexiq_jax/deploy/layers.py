@@ -18,7 +18,7 @@ from flexiq_jax.deploy import patches
 from flexiq_jax.deploy.layout import rows_before
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.kernels import api, lower
-from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize, Weights
+from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
@@ -29,8 +29,9 @@ class Mixed:
   """A layer in both precisions, in its layout (see `deploy.layout` for the symbols).
 
   Attributes:
-    weights: packed, `[K, N']`; N' counts the outputs in the order of the layer they feed, padding
-      included, and is N where they feed no single layer.
+    weights: `kernels.Weights`, packed, `[K, N']`, or what `deploy.place` made of them; N' counts
+      the outputs in the order of the layer they feed, padding included, and is N where they feed no
+      single layer.
     x_scale: float32 `[]`.
     order: int32 `[P]`, the channel of the model's activation at each place, -1 for padding; None
       where the producer brings them in this order.
@@ -44,7 +45,7 @@ class Mixed:
     feeds: name of the layer whose codes this one emits; empty for none.
   """
 
-  weights: Weights
+  weights: Any
   x_scale: Array
   order: Array | None
   places: Array

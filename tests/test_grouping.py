@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flexiq_jax import calibration, graph, grouping, rules, selection
 from flexiq_jax.grouping import LowSettings
+from flexiq_jax.quant import lowering
 from tests.layers_for_test import conv, einsum, lowered
 
 LAYERS = {
@@ -206,6 +207,12 @@ def test_groups_of_a_shift_block_share_the_shifts_of_all_its_codes(
       e = np.array([best(w[channels][:, :, n], True, half_even=True) for n in range(w.shape[2])])
     assert np.all(cut.w_shift[run] == e)
     np.testing.assert_array_equal(got[channels], lowered(w[channels], e, True, half_even=True))
+
+
+def test_shifts_that_tie_but_for_rounding_are_the_smaller_ones():
+  errors = np.array([[3.0, 0.3, 0.1 + 0.2, 0.3, 9.0], [0.1 + 0.2, 0.3, 1.0, 1.0, 1.0]])
+  assert 0.3 < 0.1 + 0.2
+  np.testing.assert_array_equal(lowering.choose_shifts("mse", errors[:, 0], errors, True), [1, 0])
 
 
 @pytest.mark.parametrize("block", [0, 1, 2, 4], ids="S={}".format)

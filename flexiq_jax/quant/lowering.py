@@ -92,7 +92,8 @@ def choose_shifts(method: ShiftMethod, r: np.ndarray, errors: np.ndarray, signed
   Args:
     method: `range`, `mse` or `naive`.
     r: `[...]` largest magnitude code of each group.
-    errors: `[..., 5]` squared error of each group at each shift; ties go to the smaller shift.
+    errors: `[..., 5]` squared error of each group at each shift; ties go to the smaller shift,
+      those that only the rounding of sums breaks, too.
     signed: whether the codes are signed.
 
   Returns:
@@ -102,4 +103,5 @@ def choose_shifts(method: ShiftMethod, r: np.ndarray, errors: np.ndarray, signed
     return np.full(r.shape, MAX_SHIFT, np.int32)
   if method == "range":
     return np.asarray(range_shift(r, signed), np.int32)
-  return np.argmin(errors, axis=-1).astype(np.int32)
+  least = errors.min(axis=-1, keepdims=True)
+  return np.argmax(errors <= least * (1 + 1e-12), axis=-1).astype(np.int32)

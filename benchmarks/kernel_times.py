@@ -47,7 +47,7 @@ def measure(found, batches, rounds: int, implementation: str | None = None) -> l
       shapes[key].append(product)
     for (m, k, n, block), same in shapes.items():
       functions = mixed(m, k, n, block, same[0].boundaries, implementation)
-      functions |= peers(m, k, n)
+      functions |= running(peers(m, k, n))
       seconds = in_turn(functions, rounds)
       row = {"batch": batch, "m": m, "k": k, "n": n, "layers": [p.name for p in same]}
       row |= {"seconds": seconds, "top1": "random weights"}
@@ -109,11 +109,17 @@ def mixed(m, k, n, block, boundaries, implementation) -> dict[str, Callable[[], 
   return functions
 
 
-def peers(m, k, n) -> dict[str, Callable[[], Any]]:
-  """The same product by other means."""
-  rng = np.random.default_rng(1)
-  x, w = (jnp.asarray(rng.integers(-127, 128, s), jnp.int8) for s in ((m, k), (k, n)))
-  scale, bias = jnp.full((1, n), 1e-5, jnp.float32), jnp.zeros((1, n), jnp.float32)
+def peers(m: int, k: int, n: int) -> dict[str, tuple[Callable[..., Any], Callable[[], tuple]]]:
+  """The same product by other means: name -> (jitted function, what makes its arguments)."""
+
+  def operands():
+    rng = np.random.default_rng(1)
+    x, w = (jnp.asarray(rng.integers(-127, 128, s), jnp.int8) for s in ((m, k), (k, n)))
+    return x, w, jnp.full((1, n), 1e-5, jnp.float32), jnp.zeros((1, n), jnp.float32)
+
+  def halves():
+    x, w, *rest = operands()
+    return x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), *rest
 
   @jax.jit
   def product(x, w, scale, bias):
@@ -121,13 +127,12 @@ def peers(m, k, n) -> dict[str, Callable[[], Any]]:
     y = jnp.matmul(x, w, preferred_element_type=kind)
     return (y.astype(jnp.float32) * scale + bias).astype(jnp.bfloat16)
 
-  half = [a.astype(jnp.bfloat16) for a in (x, w)]
-  functions: dict[str, Callable[[], Any]] = {
-    "xla_int8": lambda: product(x, w, scale, bias),
-    "xla_bfloat16": lambda: product(*half, scale, bias),
+  found: dict[str, tuple[Callable[..., Any], Callable[[], tuple]]] = {
+    "xla_int8": (product, operands),
+    "xla_bfloat16": (product, halves),
   }
   if importlib.util.find_spec("qwix") is None:
-    return functions
+    return found
   import qwix
 
   @jax.jit
@@ -135,13 +140,25 @@ def peers(m, k, n) -> dict[str, Callable[[], Any]]:
     y = qwix.dot_general(x, w, (((1,), (0,)), ((), ())))
     return (y + bias).astype(jnp.bfloat16)
 
+  def quantize(kind):
+    x, w, _, bias = halves()
+    each = lambda a, axis: qwix.quantize(a, kind, channelwise_axes=[axis])
+    return each(x, 0), each(w, 1), bias
+
   for kind in ("int8", "int4"):
-    qx = qwix.quantize(half[0], kind, channelwise_axes=[0])
-    qw = qwix.quantize(half[1], kind, channelwise_axes=[1])
+    found[f"qwix_{kind}"] = (quantized, functools.partial(quantize, kind))
+  return found
+
+
+def running(found: dict[str, tuple[Callable[..., Any], Callable[[], tuple]]]):
+  """Peers with their arguments; those that the present backend cannot run are named and left."""
+  functions: dict[str, Callable[[], Any]] = {}
+  for name, (function, arguments) in found.items():
+    call = functools.partial(function, *arguments())
     try:
-      jax.block_until_ready(quantized(qx, qw, bias))
+      jax.block_until_ready(call())
     except jax.errors.JaxRuntimeError as error:  # not every backend multiplies int4
-      print(f"qwix_{kind}: not here ({str(error).splitlines()[0]})", flush=True)
+      print(f"{name}: not here ({str(error).splitlines()[0]})", flush=True)
       continue
-    functions[f"qwix_{kind}"] = lambda qx=qx, qw=qw: quantized(qx, qw, bias)
+    functions[name] = call
   return functions

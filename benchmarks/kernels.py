@@ -9,7 +9,7 @@ where it is installed, qwix's int8 and int4 ones.
 Without, libtpu compiles the same kernels ahead of time, and two things are read off:
 
 * *schedule*: bundles (VLIW instructions, about a cycle each) of the whole product at 100 % and at
-  0 % 4-bit, and of XLA's int8 product of the same operands, from the compiler's final listing;
+  0 % 4-bit, and of the peers' products, from the compiler's final listing;
 * *estimate*: the time of each layer at each level as the larger of its bundles over the clock and
   its bytes over the bandwidth, bytes as the kernel's copies and tiles are counted
   (`kernels.tpu_tiles.traffic`). Beside the products of the layers: what prepares their operands
@@ -223,31 +223,31 @@ class Compiler:
       self._schedules[key] = llo.preparation(llo.newest(self._folder, "quantize_lower"))
     return self._schedules[key]
 
-  def xla_int8(self, chip: str, m: int, k: int, n: int) -> int | None:
-    """Bundles of XLA's own product with the same epilogue; None where a loop hides its count."""
+  def peer(self, chip: str, function, arguments) -> int | None:
+    """Bundles of a function that XLA compiles; None where loops hide how often they run.
+
+    Args:
+      chip: for which it is compiled.
+      function: jitted.
+      arguments: makes its arguments; only their shapes are used.
+    """
     sharding = SingleDeviceSharding(self.device(chip))
-    of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    def run(x, w, scale, bias):
-      y = jnp.matmul(x, w, preferred_element_type=jnp.int32)
-      return (y.astype(jnp.float32) * scale + bias).astype(jnp.bfloat16)
-
-    compiled = (
-      jax.jit(run)
-      .lower(of(jnp.int8, m, k), of(jnp.int8, k, n), of(jnp.float32, 1, n), of(jnp.float32, 1, n))
-      .compile()
-    )
+    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+    shapes = jax.tree.map(place, jax.eval_shape(arguments))
+    compiled = function.lower(*shapes).compile()
     found = re.findall(
       r'%(fusion[\w.]*) = .*?"iteration_bounds":\[([^\]]*)\]', compiled.as_text() or ""
     )
     total = 0
     for name, bounds in found:
       trips = math.prod(int(b.strip('"')) for b in bounds.split(","))
-      program = llo.newest(self._folder, name)
+      program = llo.newest(self._folder, name, keep=True)
       if len(program.loops) > 1:
-        return None
+        total = 0
+        break
       span = program.loops[0] if program.loops else (0, program.bundles)
       total += trips * (span[1] - span[0] + 1)
+    llo.clear(self._folder)
     return total or None
 
 
@@ -368,7 +368,8 @@ def schedules(compiler: Compiler, chip: str, names) -> list[dict]:
     )
     kernel, schedule = compiler.mixed(chip, m, product)
     high, low = (bundles(kernel, schedule, boundary) for boundary in (0, k))
-    xla = compiler.xla_int8(chip, m, k, n)
+    peers = {peer: compiler.peer(chip, *how) for peer, how in kernel_times.peers(m, k, n).items()}
+    to_peers = {peer: high / count if count else None for peer, count in peers.items()}
     found.append(
       {
         "chip": chip,
@@ -381,16 +382,15 @@ def schedules(compiler: Compiler, chip: str, names) -> list[dict]:
         "bundles_4bit": low,
         "ratio": low / high,
         "k_loop_ratio": schedule.low / schedule.high,
-        "xla_int8": xla,
-        "to_xla": high / xla if xla else None,
+        "peers": peers,
+        "to_peers": to_peers,
       }
     )
     one = found[-1]
     line = f"{chip} {name}: 4-bit/8-bit {one['ratio']:.3f}, in the loop over K "
-    line += f"{one['k_loop_ratio']:.3f}; 8-bit/XLA int8 "
-    print(
-      line + (f"{one['to_xla']:.3f}" if xla else "unknown (a loop hides its count)"), flush=True
-    )
+    line += f"{one['k_loop_ratio']:.3f}; 8-bit against "
+    told = lambda ratio: f"{ratio:.3f}" if ratio else "unknown (loops hide their counts)"
+    print(line + ", ".join(f"{n} {told(r)}" for n, r in to_peers.items()), flush=True)
   return found
 
 

@@ -91,8 +91,8 @@ class Preparation:
   step: int
 
 
-def newest(folder: pathlib.Path, name: str) -> Program:
-  """The program of the kernel `name` that was compiled last; its dump is removed.
+def newest(folder: pathlib.Path, name: str, keep: bool = False) -> Program:
+  """The program of the kernel `name` that was compiled last; dumps are removed unless kept.
 
   Raises:
     FileNotFoundError: the compiler left no such dump.
@@ -105,9 +105,15 @@ def newest(folder: pathlib.Path, name: str) -> Program:
   if not files:
     raise FileNotFoundError(f"{folder}: no dump of {name}; was libtpu started before?")
   program = parse(max(files, key=lambda path: path.stat().st_mtime_ns).read_text())
+  if not keep:
+    clear(folder)
+  return program
+
+
+def clear(folder: pathlib.Path) -> None:
+  """Removes all dumps."""
   shutil.rmtree(folder)
   folder.mkdir()
-  return program
 
 
 def parse(text: str) -> Program:

@@ -90,7 +90,7 @@ def test_schedules_come_out_of_the_compiler(tmp_path):
   """In a process of its own: libtpu reads where to dump to when it starts."""
   program = """
 import dataclasses, json, pathlib, sys
-from benchmarks import kernels
+from benchmarks import kernel_times, kernels
 from tests.test_benchmark_kernels import product
 compiler = kernels.Compiler(pathlib.Path(sys.argv[1]))
 try:
@@ -104,7 +104,8 @@ for after in (None, (0, 0, 0, 0, 0)):
   )
   found.append(dataclasses.asdict(compiler.mixed("v5e", 128, one)[1]))
 found.append(dataclasses.asdict(compiler.prepare("v5e", product(channels=512, k=512))))
-print(json.dumps(found + [compiler.xla_int8("v5e", 256, 512, 128)]))
+peers = kernel_times.peers(256, 512, 128)
+print(json.dumps(found + [{name: compiler.peer("v5e", *how) for name, how in peers.items()}]))
 """
   folder = tmp_path / "llo"
   folder.mkdir()
@@ -118,9 +119,9 @@ print(json.dumps(found + [compiler.xla_int8("v5e", 256, 512, 128)]))
   if done.returncode == 3:
     pytest.skip("no TPU compiler here")
   assert done.returncode == 0, done.stderr
-  real, codes, preparing, xla = json.loads(done.stdout.splitlines()[-1])
+  real, codes, preparing, peers = json.loads(done.stdout.splitlines()[-1])
   assert 0 < real["low"] < real["high"] and real["low_last"] > 0 and real["step"] > 0
   assert not real["finish"] and len(codes["finish"]) == 3 and codes["low_last"] == 0
   assert codes["finish"][0] < codes["finish"][1]  # 4 bits take a shift more
   assert min(preparing["finish"]) > preparing["quantize"] > 0
-  assert xla > 0
+  assert 0 < peers["xla_int8"] < peers["xla_bfloat16"]

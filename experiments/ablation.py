@@ -192,16 +192,9 @@ class _Seed:
     """Evaluates a row on all three sets of images, and its gain above greedy."""
     if not distributed.is_main() or self._writer.has(method, ratio, self._seed):
       return
-    batches, count = setup.evaluation_batches(self._config, self._inputs)
     label = f"seed {self._seed}, {method}" + ("" if ratio is None else f" at {100 * ratio:g} %")
-    with runtime.Progress(f"{label}, images", count) as progress:
-
-      def counted():
-        for batch in batches:
-          yield batch
-          progress.update(int(batch.mask.sum()))
-
-      right = evaluation.correct(predict, counted())
+    with setup.shown_batches(self._config, self._inputs, label) as batches:
+      right = evaluation.correct(predict, batches)
     folder = self._folder / "correct"
     folder.mkdir(exist_ok=True)
     name = lambda m: folder / f"{m}_{'' if ratio is None else f'{ratio:g}'}.npy"
@@ -220,7 +213,8 @@ class _Seed:
         columns[column] = np.mean(distance(z, np.load(folder / f"{column}.npy")), dtype=np.float64)
       if images is self._held_out.images:
         columns["held_out"] = 100 * (z.argmax(axis=1) == self._held_out.labels).mean()
-    self._writer.row(method, ratio, self._seed, top1=100 * right.mean(), images=count, **columns)
+    top1 = 100 * right.mean()
+    self._writer.row(method, ratio, self._seed, top1=top1, images=len(right), **columns)
 
   def _logits(self, predict, images) -> np.ndarray:
     """Logits `[n, K]`, in batches of the evaluation's size, so that nothing compiles anew."""

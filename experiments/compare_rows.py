@@ -14,7 +14,7 @@ from experiments.bit_plans import Measured, Planned, Planner
 from experiments.checks import field
 from experiments.sections import TOLERANCE, Section
 from experiments.stages import Stages
-from flexiq_jax import evaluation, files, flexiq, models, runtime
+from flexiq_jax import evaluation, files, flexiq, models
 from flexiq_jax.methods import layerwise
 from flexiq_jax.metrics import Writer
 
@@ -57,16 +57,8 @@ class Model:
 
   def evaluate(self, label: str, predict) -> np.ndarray:
     """Which evaluation images are classified rightly, bool `[n]`."""
-    batches, count = setup.evaluation_batches(self.config, self.inputs)
-    with runtime.Progress(f"{label}, images", count) as progress:
-
-      def counted():
-        with field("config.data", self.config.data):  # of reading, not of the model
-          for batch in batches:
-            yield batch
-            progress.update(int(batch.mask.sum()))
-
-      return evaluation.correct(predict, counted())
+    with setup.shown_batches(self.config, self.inputs, label) as batches:
+      return evaluation.correct(predict, batches)
 
   def sizes(self, bits, activation_bits: int | None, kept: int) -> dict[str, float]:
     """Columns bitops and size of bits per layer."""

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments import setup
-from experiments.checks import field
-from flexiq_jax import distributed, evaluation, flexiq, runtime
+from flexiq_jax import distributed, evaluation, flexiq
 from flexiq_jax.metrics import Writer
 
 
@@ -44,18 +43,10 @@ class Rows:
     """
     if not distributed.is_main() or self._writer.has(method, ratio, seed):
       return
-    batches, count = setup.evaluation_batches(self._config, self._inputs)
     label = method if ratio is None else f"{method} at {100 * ratio:g} %"
-    with runtime.Progress(f"{label}, images", count) as progress:
-
-      def counted():
-        with field("config.data", self._config.data):  # of reading, not of the model
-          for batch in batches:
-            yield batch
-            progress.update(int(batch.mask.sum()))
-
+    with setup.shown_batches(self._config, self._inputs, label) as batches:
       try:
-        top1, images = evaluation.top1(predict, counted())
+        top1, images = evaluation.top1(predict, batches)
       except ValueError as error:
         if str(error).startswith("config."):
           raise

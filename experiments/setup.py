@@ -1,5 +1,6 @@
 """From a config to a model, weights and data, with everything opened before work starts."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.checks import Settings, check, field
-from flexiq_jax import data, flexiq, graph, models
+from flexiq_jax import data, flexiq, graph, models, runtime
 from flexiq_jax.selection import recipe as recipes
 
 WEIGHTS = "a safetensors file, hf:owner/repository, train or random"
@@ -155,6 +156,21 @@ def evaluation_batches(config, inputs: Inputs) -> tuple[Iterator[data.Batch], in
       indices=np.arange(count),
     )
   return batches, count
+
+
+@contextlib.contextmanager
+def shown_batches(config, inputs: Inputs, label: str) -> Iterator[Iterator[data.Batch]]:
+  """`evaluation_batches` for one row of results, with a display of how far it is."""
+  batches, count = evaluation_batches(config, inputs)
+  with runtime.Progress(f"{label}, images", count) as progress:
+
+    def counted():
+      with field("config.data", config.data):  # of reading, not of the model
+        for batch in batches:
+          yield batch
+          progress.update(int(batch.mask.sum()))
+
+    yield counted()
 
 
 def evaluation_count(config, inputs: Inputs) -> int:

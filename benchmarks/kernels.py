@@ -337,7 +337,7 @@ def preparing(compiler: Compiler, chip: str, product: Product, batch: int, bound
   high = k - boundary // product.block * product.block
   memory = rows * (2 * product.channels + high + low / 2) / (bandwidth * 1e9)
   one = compiler.prepare(chip, product)
-  columns = next(t for t in range(1152, 0, -128) if k % t == 0)
+  columns = tpu_tiles.tile_columns(k)
   strip = math.gcd(columns, product.block)
   turns = lambda n: 512 // tpu_epilogue.turn_rows(512, n)
   tile = one.step * (k // columns) + turns(product.channels) * one.quantize

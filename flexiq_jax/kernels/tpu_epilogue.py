@@ -205,7 +205,7 @@ def rounded(y: Array) -> Array:
 
 
 def gelu(r: Array) -> Array:
-  """`c GELU(r / c)`, c = sqrt(log2(e) / 2), to within 1e-6, in half the operations of erf.
+  """`c GELU(r / c)`, c = sqrt(log2(e) / 2), to within 1e-6; cheaper than by the compiler's erf.
 
   With Abramowitz and Stegun's 7.1.26, `erf(z) = 1 - P(1 / (1 + p z)) exp(-z^2)` for z >= 0 (error
   below 1.5e-7), both signs are `max(y, 0) - |y| P exp(-y^2 / 2) / 2`; `exp(-y^2 / 2) = 2^(-r^2)`.

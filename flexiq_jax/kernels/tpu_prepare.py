@@ -1,8 +1,8 @@
 """Quantize, permute, lower and split on a TPU: the operands of a mixed matmul in one kernel.
 
-XLA makes one loop of this step where channels keep their order. To gather them it transposes three
-times, and takes several times as long as the product that follows. The matrix unit does not mind:
-8-bit codes times a matrix that holds one 1 a column are the codes in another order, exactly.
+XLA makes one loop of this step where channels keep their order. To gather them it transposes the
+activations there and back. The matrix unit needs no such thing: 8-bit codes times a matrix that
+holds one 1 a column are the codes in another order, exactly.
 
     codes [m, C] int8  x  one-hot [C, n] int8  ->  permuted codes [m, n] int32
 
@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from flexiq_jax.kernels import tpu_epilogue
 from flexiq_jax.kernels.operands import Activations
-from flexiq_jax.kernels.tpu_tiles import LANES, Plan, Tiles, up
+from flexiq_jax.kernels.tpu_tiles import LANES, Plan, Tiles, tile_columns, up
 from flexiq_jax.quant import quantizer
 
 Array = Any
@@ -67,9 +67,7 @@ def quantize_lower(
   if order is not None:
     vectors["order"] = order[None]
   names = tuple(sorted(vectors))
-  tiles = Tiles(
-    m=min(rows, up(m, 64)), n=next(t for t in range(1152, 0, -LANES) if p % t == 0), k=LANES
-  )
+  tiles = Tiles(m=min(rows, up(m, 64)), n=tile_columns(p), k=LANES)
   plan = Plan(
     shape=(m, c, p),
     tiles=tiles,

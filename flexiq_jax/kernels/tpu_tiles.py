@@ -53,11 +53,15 @@ def choose_tiles(m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite") 
   long = () if "v5" in kind.lower() else (1536, 1024, 768, 512)
   fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
   block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
-  columns = up(n, LANES)
-  block_n = next(t for t in range(1152, 0, -LANES) if columns % t == 0)
+  block_n = tile_columns(up(n, LANES))
   # As many sums as a tile of 1024 x 1024 has: filling the matrix unit pays off, code stays short.
   steps = -(-m // min(2048, 2**20 // block_n))
   return Tiles(m=up(-(-m // steps), ROWS), n=block_n, k=block_k)
+
+
+def tile_columns(n: int) -> int:
+  """Columns of a tile: the largest divisor of n that is a multiple of 128, up to 1,152."""
+  return next(t for t in range(1152, 0, -LANES) if n % t == 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def heuristic(kind: str, shape: Shape) -> Tiles | None:
     case "tpu":
       return tpu_tiles.choose_tiles(shape.m, shape.k, shape.n, shape.block, kind)
     case "gpu":
-      return gpu_tiles.choose_tiles(shape.m, _up(shape.n, gpu_tiles.STRIP))
+      return gpu_tiles.choose_tiles(shape.m, tpu_tiles.up(shape.n, gpu_tiles.STRIP))
   return None
 
 
@@ -110,7 +110,7 @@ def candidates(kind: str, shape: Shape) -> list[Tiles]:
 
 
 def _gpu_options(shape: Shape) -> Iterable[Tiles]:
-  n = _up(shape.n, gpu_tiles.STRIP)
+  n = tpu_tiles.up(shape.n, gpu_tiles.STRIP)
   for rows, strip, groups in itertools.product((64, 128, 256), (64, 128, 256), (1, 2)):
     if n % (strip * groups) or rows * strip > 128 * 128 or rows >= shape.m + 64:
       continue
@@ -121,7 +121,7 @@ def _gpu_options(shape: Shape) -> Iterable[Tiles]:
 
 
 def _tpu_options(shape: Shape) -> Iterable[Tiles]:
-  outputs = _up(shape.n, tpu_tiles.LANES)
+  outputs = tpu_tiles.up(shape.n, tpu_tiles.LANES)
   rows = [m for m in (256, 512, 1024, 2048) if m < shape.m + tpu_tiles.ROWS]
   columns = [n for n in (128, 256, 384, 512, 768, 1024) if outputs % n == 0]
   for m, n, k in itertools.product(rows, columns, (128, 256, 384, 512, 768, 1024)):
@@ -267,7 +267,3 @@ def _decode(entry: Mapping[str, Any], kind: str) -> tuple[Shape, Tuned]:
   seconds, first = float(entry["seconds"]), entry["heuristic_seconds"]
   first = None if first is None else float(first)
   return Shape(**entry["shape"]), Tuned(tiles=tiles, seconds=seconds, heuristic_seconds=first)
-
-
-def _up(size: int, granule: int) -> int:
-  return -(-size // granule) * granule

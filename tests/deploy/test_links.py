@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from flexiq_jax import graph, models
+from flexiq_jax import deploy, models
 from flexiq_jax.deploy import activations, links
 from flexiq_jax.graph import trace as tracing
 
@@ -14,15 +14,8 @@ def traced_model(name):
   module = nnx.eval_shape(lambda: models.create(name, **models.MODELS[name].tiny))
   apply, params = models.functional(module)
   x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  found = []
-
-  def fold(params):
-    apply_folded, folded = graph.fold_batch_norm(apply, params, x)
-    found.append(apply_folded)
-    return folded
-
-  folded = jax.eval_shape(fold, params)
-  return tracing.trace(found[0], folded, x)
+  folded, shapes = deploy.fold_shapes(apply, params, x)
+  return tracing.trace(folded, shapes, x)
 
 
 def traced_function(f):

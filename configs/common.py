@@ -219,6 +219,8 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
     clado_bits=(2, 4, 8),
     sizes=(0.3125, 0.375, 0.4375, 0.5, 0.75),
     random_plans=2,
+    # Calibration images that CLADO, MPQCO and HAWQ-v3 measure on, 0: all.
+    images=0,
     # CLADO: cross_entropy or kl; images in one forward pass; losses below the float model's as 0.
     loss="cross_entropy",
     block=64,

@@ -53,6 +53,7 @@ class Measured:
     selectable: layers to choose for.
     batches: calibration images, training images with the evaluation's preprocessing.
     images, labels: the same in one array, and what they show.
+    sensitivity: how many of them, from the first, CLADO, MPQCO and HAWQ-v3 measure on.
     seed: of what is drawn.
   """
 
@@ -65,7 +66,13 @@ class Measured:
   batches: list[np.ndarray]
   images: np.ndarray
   labels: np.ndarray
+  sensitivity: int
   seed: int
+
+  @property
+  def sensitivity_set(self) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels that losses and gradients are measured on."""
+    return self.images[: self.sensitivity], self.labels[: self.sensitivity]
 
   def stacks(self, section: Section, bits: tuple[int, ...]) -> layerwise.Stacks:
     """All layers at some widths, with the section's scales."""
@@ -248,22 +255,24 @@ class Planner:
     def work():
       with Checkpoints(self.folder / "sensitivity", keep=1) as checkpoints:
         return sensitivity.measure(
-          *(m.images, m.labels),
+          *m.sensitivity_set,
           checkpoints=checkpoints,
           show=lambda line: print(f"seed {m.seed}, {self.section.name}: {line}", flush=True),
         )
 
-    return self._measure("clado", sensitivity.forwards, work)
+    share = m.sensitivity / len(m.images)
+    return self._measure("clado", share * sensitivity.forwards, work)
 
   def _linear(self, method: str) -> np.ndarray:
     """The objectives of MPQCO and HAWQ-v3, `[n]`."""
     m, section, block = self._m, self.section, self._part.block
+    share = m.sensitivity / len(m.images)
     network, stacks = m.network, m.stacks(section, section.bits)
     if method == "mpqco":
       return self._measure(
-        *(method, 2.0 * self.choices.total),
+        *(method, 2.0 * self.choices.total * share),
         lambda: curvature.relative_logits(
-          *(network.apply, network.params, network.layers, stacks, m.images, m.labels),
+          *(network.apply, network.params, network.layers, stacks, *m.sensitivity_set),
           names=self.names,
           block=block,
         ),
@@ -274,7 +283,7 @@ class Planner:
       if not path.is_file():
         found = curvature.mean_traces(
           *(jax.random.key(m.seed), network.apply, network.params, network.layers),
-          *(m.images, m.labels),
+          *m.sensitivity_set,
           names=self.names,
           probes=self._part.probes,
           block=block,
@@ -282,7 +291,7 @@ class Planner:
         np.savez(path, names=self.names, trace=found.value, error=found.error)
       return np.load(path)["trace"]
 
-    value = self._measure(method, 4.0 * self._part.probes, traces)
+    value = self._measure(method, 4.0 * self._part.probes * share, traces)
     errors = curvature.squared_errors(network.layers, network.weights, stacks, self.names)
     return hawq.omega(value, errors)
 

@@ -108,6 +108,7 @@ class _Seed:
     """What this seed draws and calibrates, once for all sections."""
     model, inputs = self._model, self._model.inputs
     batches = setup.calibration_batches(self._config, inputs)
+    images = np.concatenate(batches)
     return Measured(
       network=model.network,
       apply=model.apply,
@@ -116,8 +117,9 @@ class _Seed:
       ranges=inputs.settings.ranges,
       selectable=inputs.selectable,
       batches=batches,
-      images=np.concatenate(batches),
+      images=images,
       labels=_labels(self._config, inputs),
+      sensitivity=min(len(images), self._config.comparison.images or len(images)),
       seed=self._seed,
     )
 
@@ -161,6 +163,12 @@ def _check(config) -> None:
   for name in ("random_plans", "block"):
     if isinstance(part[name], bool) or not isinstance(part[name], int) or part[name] < 1:
       raise ValueError(f"config.comparison.{name}: {part[name]!r} is not a positive integer")
+  most = config.calibration.images
+  if isinstance(part.images, bool) or part.images not in range(most + 1):
+    raise ValueError(
+      f"config.comparison.images: {part.images!r}; 0 (all) to config.calibration.images, "
+      f"{most}, are accepted"
+    )
   if isinstance(part.probes, bool) or not isinstance(part.probes, int) or part.probes < 2:
     raise ValueError(f"config.comparison.probes: {part.probes!r}; at least 2 are accepted")
   if not part.time_limit > 0:

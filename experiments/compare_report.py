@@ -87,7 +87,8 @@ def write(
     summary={
       "model": config.model,
       "evaluation images": setup.evaluation_count(config, inputs),
-      "calibration and sensitivity images": config.calibration.images,
+      "calibration images": config.calibration.images,
+      "sensitivity images": config.comparison.images or config.calibration.images,
       "seeds": len(config.comparison.seeds),
       "wall time": runtime.duration(seconds),
     },

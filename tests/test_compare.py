@@ -166,6 +166,7 @@ def test_other_models_are_named():
   [
     (("averages=(3.0,)",), "config.comparison.averages: 3.0; 4..8 is accepted, the smallest"),
     (("probes=1",), "config.comparison.probes: 1; at least 2 are accepted"),
+    (("images=17",), "config.comparison.images: 17; 0 (all) to config.calibration.images, 16,"),
     (("block=0",), "config.comparison.block: 0 is not a positive integer"),
     (("time_limit=0.0",), "config.comparison.time_limit: 0.0; seconds above 0"),
     (("loss=mse",), "config.comparison.loss: 'mse' is not one of cross_entropy, kl"),

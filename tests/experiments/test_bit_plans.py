@@ -1,5 +1,6 @@
 """Plans of the methods of a comparison keep their budgets; what is measured is measured once."""
 
+import dataclasses
 import functools
 
 import jax
@@ -34,6 +35,7 @@ def measured() -> Measured:
     batches=[m.images],
     images=m.images,
     labels=m.labels,
+    sensitivity=len(m.images),
     seed=0,
   )
 
@@ -79,6 +81,16 @@ def test_measured_once(wide, folder):
   assert before == wide.cost_of("clado")["forwards"]
   events = [e["method"] for e in Writer(folder).events("measured") if e["seconds"] > 0]
   assert events.count("mpqco") == 1
+
+
+def test_a_part_of_the_images_is_measured(folder):
+  half = len(measured().images) // 2
+  part = dataclasses.replace(measured(), sensitivity=half)
+  alone = dataclasses.replace(part, images=part.images[:half], labels=part.labels[:half])
+  one, two = planner("main", folder / "a", part), planner("main", folder / "b", alone)
+  for method in ("clado", "mpqco", "hawq"):
+    np.testing.assert_array_equal(one.objective(method), two.objective(method))
+    assert one.cost_of(method)["forwards"] == 0.5 * two.cost_of(method)["forwards"]
 
 
 def test_quantune_fills_the_budget(folder):
@@ -143,6 +155,7 @@ def of_resnet18(folder):
     batches=[x],
     images=x,
     labels=np.zeros(1, np.int32),
+    sensitivity=1,
     seed=0,
   )
   return planner("main", folder, found)

@@ -24,12 +24,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flexiq_jax import graph, rules
 from flexiq_jax.flexiq import Network
 from flexiq_jax.quant.quantizer import check_one_of
+from flexiq_jax.search.memory import GIB, fit_block, memory_of
 from flexiq_jax.selection import Space
 
 Array = Any
 
 AXIS = "population"  # name of the mesh axis
-_GIB = 2**30
 
 
 def l2(z: Array, z8: Array) -> Array:
@@ -189,21 +189,19 @@ class Fitness:
 
   def _compile(self, memory: float, block: int, width: int | None) -> None:
     """Finds block and width and compiles `_run`."""
-    budget, each = memory * _GIB, self.capacity // self._devices
+    budget, each = memory * GIB, self.capacity // self._devices
     wide = min(width or 1, each)
-    while True:
-      run, constants, used = self._attempt(block, wide)
-      if used <= budget or (block == 1 and wide == 1):
-        break
-      if wide > 1:
+
+    def attempt(block: int):
+      nonlocal wide
+      while True:
+        run, constants, used = self._attempt(block, wide)
+        if used <= budget or wide == 1:
+          return (run, constants), used
         wide //= 2
-      else:
-        block = max(1, min(block - 1, int(block * budget / used * 0.9)))
-    if used > budget:
-      raise ValueError(
-        f"memory: {memory:g} GiB is too little; one individual on one image takes "
-        f"{used / _GIB:.3g} GiB with the {self.images} search images"
-      )
+
+    what = f"one individual on one image, with the {self.images} search images,"
+    block, (run, constants), used = fit_block(attempt, block, memory, what)
     if width is None and jax.default_backend() != "cpu":
       arguments = sum(a.nbytes for a in jax.tree.leaves(constants))
       guess = int((budget - arguments) // max(used - arguments, 1))
@@ -275,12 +273,3 @@ class Fitness:
     )
     compiled = jax.jit(run).lower(*arguments).compile()
     return compiled, constants, memory_of(compiled)
-
-
-def memory_of(compiled: jax.stages.Compiled) -> int:
-  """Bytes that a compiled function takes on a device: arguments, temporaries and results."""
-  memory = compiled.memory_analysis()
-  if memory is None:  # a backend that does not say
-    return 0
-  sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes)
-  return sum(sizes)

@@ -15,9 +15,9 @@ import numpy as np
 
 from flexiq_jax import distributed, graph, rules
 from flexiq_jax.search.fitness import DISTANCES, Fitness
-from flexiq_jax.search.influence import Report
+from flexiq_jax.search.sums import Report, Sums
 from flexiq_jax.search.ties import Ties
-from flexiq_jax.selection import Quadratic, ledoit_wolf
+from flexiq_jax.selection import Quadratic
 
 Array = Any
 
@@ -101,9 +101,7 @@ class Flips:
     base = np.asarray(base)
     distance, metric = DISTANCES[fitness.distance], METRICS[fitness.distance]
     slope_of = jax.grad(lambda z, target: distance(z, target).sum() / 2)
-    value, gradient = 0.0, np.zeros(total)
-    gram, squares = np.zeros((total, total)), np.zeros((total, total))
-    groups = self.ties.expand(base)
+    sums, groups = Sums(total), self.ties.expand(base)
     flipped = self.ties.expand(base ^ np.eye(total, dtype=bool))
     for start in distributed.mine(range(0, fitness.images, self.block)):
       rows = np.arange(start, start + self.block) % fitness.images
@@ -121,19 +119,15 @@ class Flips:
         axis=1,
       )  # [b, T, K]
       changes -= np.asarray(z)[:, None]
-      value += float(np.asarray(distance(z, target), np.float64).sum())
       slope = np.asarray(slope_of(z, target))
-      gradient += np.einsum("btk,bk->t", changes, slope, dtype=np.float64)
+      sums.add_slope(
+        np.asarray(distance(z, target)),
+        np.einsum("btk,bk->t", changes, slope, dtype=np.float64),
+      )
       for image in np.asarray(metric(changes, z)):
         own = image @ image.T
-        gram += own
-        squares += np.square(own)
+        sums.add_gram(own, np.square(own))
       if report:
         report((start + used) / fitness.images)
     fitness.forwards += self.forwards_each
-    value, gradient, gram, squares = map(
-      distributed.sum_parts, (np.float64(value), gradient, gram, squares)
-    )
-    n = fitness.images
-    quadratic = Quadratic(base=base, value=float(value) / n, gradient=gradient / n, gram=gram / n)
-    return quadratic, ledoit_wolf(gram / n, squares / n, n)
+    return sums.model(base, fitness.images)

@@ -30,14 +30,13 @@ import numpy as np
 from flexiq_jax import distributed, graph, rules
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.quant import lowering, quantizer
-from flexiq_jax.search.fitness import DISTANCES, Fitness, memory_of
+from flexiq_jax.search.fitness import DISTANCES, Fitness
+from flexiq_jax.search.memory import fit_block, memory_of
+from flexiq_jax.search.sums import Report, Sums
 from flexiq_jax.search.ties import Ties
-from flexiq_jax.selection.surrogate import Quadratic, ledoit_wolf
+from flexiq_jax.selection import Quadratic
 
 Array = Any
-
-# Share of the images seen so far -> None.
-Report = Callable[[float], None]
 
 
 def influence_rule(
@@ -170,18 +169,10 @@ class Influence:
     self._exact = fitness.distance == "l2" and flat and self._outputs <= probes
     self._probes = self._outputs if self._exact else probes
     self.forwards_each = 3.0 * (self._probes + 1)
-    block, budget = min(block, fitness.images), memory * 2**30
-    while True:
-      self._run, used = self._compile(block)
-      if used <= budget:
-        break
-      if block == 1:
-        raise ValueError(
-          f"memory: {memory:g} GiB is too little; a backward pass of one image takes "
-          f"{used / 2**30:.3g} GiB"
-        )
-      block = max(1, min(block - 1, int(block * budget / used * 0.9)))
-    self.block, self.bytes = block, used
+    largest = min(block, fitness.images)
+    self.block, self._run, self.bytes = fit_block(
+      self._compile, largest, memory, "a backward pass of one image"
+    )
 
   def describe(self) -> str:
     """What a measurement costs, for the user, in one line."""
@@ -209,9 +200,7 @@ class Influence:
     """
     fitness, total = self._fitness, self.ties.space.total
     images, reference = fitness.host_images, fitness.reference
-    value, gradient = 0.0, np.zeros(total)
-    gram, squares = np.zeros((total, total)), np.zeros((total, total))
-    groups = self.ties.expand(np.asarray(base))
+    sums, groups = Sums(total), self.ties.expand(np.asarray(base))
     first = -1 if groups.any() else 0  # around the 8-bit model there is no residual
     for start in distributed.mine(range(0, fitness.images, self.block)):
       # The last block repeats images, so that no other shape is compiled.
@@ -224,27 +213,19 @@ class Influence:
         distance, effects = self._run(groups, x, target, probe, number)
         effects = self.ties.sum(np.asarray(effects)[:used])
         if number < 0:
-          value += float(np.asarray(distance, np.float64)[:used].sum())
-          gradient += effects.sum(axis=0, dtype=np.float64)
+          distances = np.asarray(distance)[:used]
+          sums.add_slope(distances, effects.sum(axis=0, dtype=np.float64))
         else:
           found.append(effects)
       effects = np.stack(found, axis=1)  # [b, k, T]
       if not self._exact:
         effects /= np.float32(np.sqrt(self._probes))
       flat = effects.reshape(-1, total)
-      gram += flat.T @ flat
-      squares += _squares(effects)
+      sums.add_gram(flat.T @ flat, _squares(effects))
       if report:
         report((start + used) / fitness.images)
     fitness.forwards += 3.0 * (self._probes - first)
-    value, gradient, gram, squares = map(
-      distributed.sum_parts, (np.float64(value), gradient, gram, squares)
-    )
-    n = fitness.images
-    quadratic = Quadratic(
-      base=np.asarray(base), value=float(value) / n, gradient=gradient / n, gram=gram / n
-    )
-    return quadratic, ledoit_wolf(gram / n, squares / n, n)
+    return sums.model(base, fitness.images)
 
   def _compile(self, block: int):
     """One pass over a block, and the memory it takes."""

@@ -93,7 +93,7 @@ def test_too_small_a_budget_says_what_is_needed():
   needed = f"{make(capacity=4, block=1).bytes / 2**30:.3g}"
   with pytest.raises(ValueError, match=r"memory: 1e-06 GiB is too little; one individual") as error:
     make(capacity=4, memory=1e-6)
-  assert f"takes {needed} GiB with the 16 search images" in str(error.value)
+  assert f"with the 16 search images, takes {needed} GiB" in str(error.value)
 
 
 def test_weights_that_are_nan_are_refused():

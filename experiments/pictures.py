@@ -53,9 +53,10 @@ def draw(
       plots.layer_map(workdir / "layers.png", names, ratios, share, title=title),
     )
   )
-  if steps := SearchLog(workdir / "search.csv").rows():
+  steps = SearchLog(workdir / "search.csv").rows()
+  # Steps without a finite fitness are not logged: greedy's rows may be alone.
+  if searched := [row for row in steps if row["method"] != "greedy"]:
     greedy = {row["ratio"]: row["best"] for row in steps if row["method"] == "greedy"}
-    searched = [row for row in steps if row["method"] != "greedy"]
     path = plots.search_progress(
       workdir / "search.png", searched, title=title, references=greedy, ylabel=_DISTANCE[distance]
     )

@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 
-from flexiq_jax.kernels import lower, operands, reference
+from flexiq_jax.kernels import lower, operands, reference, windows
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
+from flexiq_jax.kernels.windows import Window
 
 Array = Any
 IMPLEMENTATIONS = ("tpu", "gpu", "reference")
@@ -27,6 +28,7 @@ def mixed_matmul(
   w: Any,
   epilogue: Epilogue,
   *,
+  window: Window | None = None,
   implementation: str | None = None,
   platform: str | None = None,
   interpret: Any = False,
@@ -38,6 +40,7 @@ def mixed_matmul(
     w: weights `[K, N]` in both precisions; any N, K a multiple of the shift block. For `gpu` also
       what `gpu.prepare` made of them.
     epilogue: what follows the integer sum.
+    window: of a convolution whose rows of x are pixels; None where x has all rows of K.
     implementation: a name of the table above; None chooses (see `choose`).
     platform: cpu, gpu or tpu, where the program is compiled or exported for another one than the
       present; None is the default backend.
@@ -55,6 +58,7 @@ def mixed_matmul(
   name = implementation or choose(w, platform)
   if isinstance(w, Weights):
     operands.check(x, w, epilogue)
+    windows.check(x, w, window)
   elif name != "gpu":
     raise ValueError(f"w: laid out for the GPU kernel; {name!r} takes Weights")
   if name not in IMPLEMENTATIONS:
@@ -62,12 +66,16 @@ def mixed_matmul(
       f"implementation: {name!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None"
     )
   if name == "reference":
-    return reference.mixed_matmul(x, w, epilogue)
+    return reference.mixed_matmul(x, w, epilogue, window)
   if not interpret and platform != name:
     raise NotImplementedError(
       f"implementation: {name!r} does not run on {platform}; use None, 'reference', or interpret"
     )
-  return _kernel(name)(x, w, epilogue, interpret=interpret)
+  if window is None:
+    return _kernel(name)(x, w, epilogue, interpret=interpret)
+  if name != "tpu":
+    raise NotImplementedError(f"window: {name!r} takes patches; use 'tpu', 'reference', or None")
+  return _kernel(name)(x, w, epilogue, window, interpret=interpret)
 
 
 def quantize_lower(
@@ -120,10 +128,10 @@ def choose(w: Any, platform: str | None = None) -> str:
   """
   platform = platform or jax.default_backend()
   present = jax.devices()[0] if platform == jax.default_backend() else None
-  if platform == "tpu" and w.block % 128 == 0:
+  if platform == "tpu" and w.block // w.taps % 128 == 0:
     kind = present.device_kind.lower() if present else ""
     return "reference" if any(old in kind for old in _OLD_TPUS) else "tpu"
-  if platform == "gpu" and w.block % 64 == 0:
+  if platform == "gpu" and w.block % 64 == 0 and w.taps == 1:
     hopper = present is None or getattr(present, "compute_capability", "") == "9.0"
     return "gpu" if hopper else "reference"
   return "reference"

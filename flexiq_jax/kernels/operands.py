@@ -12,7 +12,9 @@
 
 The first `boundary` rows of K are in 4 bits and the rest in 8. Entries of the precision that is not
 in use are zero, so the sum is right whatever a kernel skips: blocks wholly on one side of the
-boundary need one product, the block that holds it needs both.
+boundary need one product, the block that holds it needs both. With a window (`windows`) x has a
+column for each channel only, rows of w are (block, window position, channel), and the boundary
+counts columns of x.
 
 Unsigned activations enter as `q - 128` and `code - 8`. What that takes away is constant for a
 boundary and an output, and sits in `Epilogue.correction`; only where 4-bit codes meet a shift that
@@ -39,7 +41,7 @@ class Activations:
   Attributes:
     x8: int8 `[M, K]`, 8-bit codes (unsigned ones less 128); zero in rows of K below the boundary.
     x4: int4 `[M, K]`, 4-bit codes (unsigned ones less 8); zero from the boundary on.
-    boundary: int32 `[]`, how many rows of K are in 4 bits.
+    boundary: int32 `[]`, how many columns are in 4 bits.
     row_shift: int32 `[M, J]`, activation shifts chosen at run time; None for static ones.
   """
 
@@ -60,6 +62,7 @@ class Weights:
     w_shift: int32 `[J, N]`, extraction shift of the weights.
     block: S.
     offset: what was taken off the activations' 4-bit codes: 8 for unsigned ones, else 0.
+    taps: window positions of a shift block, position by position; 1 where x has all rows of K.
   """
 
   w8: Array
@@ -68,6 +71,7 @@ class Weights:
   w_shift: Array
   block: int = struct.field(pytree_node=False)
   offset: int = struct.field(pytree_node=False, default=0)
+  taps: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
@@ -117,11 +121,18 @@ def total_shift(w: Weights) -> Array:
   return w.x_shift[:, None] + w.w_shift
 
 
+def low_rows(w: Weights, boundary: Array) -> Array:
+  """Which rows of w are in 4 bits, bool `[K]`."""
+  row = jnp.arange(w.w8.shape[0], dtype=jnp.int32)
+  channels = w.block // w.taps
+  column = row if w.taps == 1 else row // w.block * channels + row % channels
+  return column < boundary
+
+
 def low_offsets(w: Weights, boundary: Array) -> Array:
   """int32 `[J, N]`: `offset` times the sums of each block's 4-bit weights below the boundary."""
   k, n = w.w8.shape
-  low = (jnp.arange(k, dtype=jnp.int32) < boundary)[:, None]
-  codes = jnp.where(low, packing.unpack(w.w4), 0).astype(jnp.int32)
+  codes = jnp.where(low_rows(w, boundary)[:, None], packing.unpack(w.w4), 0).astype(jnp.int32)
   return w.offset * codes.reshape(k // w.block, w.block, n).sum(axis=1)
 
 
@@ -135,15 +146,17 @@ def check(x: Activations, w: Weights, epilogue: Epilogue) -> None:
     raise ValueError(
       f"x8, w8: of {x.x8.ndim} and {w.w8.ndim} dimensions; [M, K] and [K, N] are accepted"
     )
-  (m, k), n = x.x8.shape, w.w8.shape[1]
+  m, (k, n) = x.x8.shape[0], w.w8.shape
+  if w.taps < 1 or w.block % w.taps:
+    raise ValueError(f"taps: {w.taps}; a divisor of the shift block of {w.block} is accepted")
   if w.block < 2 or w.block % 2 or k % w.block:
     raise ValueError(
       f"block: {w.block} rows in a shift block, K is {k}; an even divisor of K is accepted (pad K)"
     )
   j = k // w.block
   expected: list[tuple[str, Any, str, tuple[int, ...]]] = [
-    ("x8", x.x8, "int8", (m, k)),
-    ("x4", x.x4, "int4", (m, k)),
+    ("x8", x.x8, "int8", (m, k // w.taps)),
+    ("x4", x.x4, "int4", (m, k // w.taps)),
     ("boundary", x.boundary, "int32", ()),
     ("w8", w.w8, "int8", (k, n)),
     ("w4", w.w4, "int8", (k // 2, n)),

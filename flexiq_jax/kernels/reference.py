@@ -11,21 +11,25 @@ import jax.numpy as jnp
 
 from flexiq_jax.kernels import packing
 from flexiq_jax.kernels.lower import finish
-from flexiq_jax.kernels.operands import Activations, Epilogue, Weights, low_offsets
+from flexiq_jax.kernels.operands import Activations, Epilogue, Weights, low_offsets, low_rows
+from flexiq_jax.kernels.windows import Window, unfold
 
 Array = Any
 
 
-def mixed_matmul(x: Activations, w: Weights, epilogue: Epilogue) -> Array | Activations:
+def mixed_matmul(
+  x: Activations, w: Weights, epilogue: Epilogue, window: Window | None = None
+) -> Array | Activations:
   """See `api.mixed_matmul`."""
+  x = x if window is None else unfold(x, w, window)
   return finish(integer_sum(x, w), epilogue)
 
 
 def integer_sum(x: Activations, w: Weights) -> Array:
-  """int32 `[M, N]`, the sum of all products before correction and scale."""
+  """int32 `[M, N]`, the sum of all products before correction and scale; x has all rows of K."""
   (m, k), n = x.x8.shape, w.w8.shape[1]
   j = k // w.block
-  low = jnp.arange(k, dtype=jnp.int32) < x.boundary
+  low = low_rows(w, x.boundary)
   shift = (w.x_shift[None] if x.row_shift is None else x.row_shift).astype(jnp.int8)
   x4 = x.x4.astype(jnp.int8).reshape(m, j, w.block) << shift[:, :, None]
   x_mix = jnp.where(low[None], x4.reshape(m, k), x.x8)

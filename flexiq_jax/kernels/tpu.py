@@ -14,6 +14,7 @@ What shapes the speed (v5e; `benchmarks/kernels.py` prints the schedules):
 * The matrix unit takes 128 rows of K a pass in int8 and 256 in int4. Runs of K that share a shift
   must therefore be 256 long, or 4 bits gain nothing: `block_k` is a multiple of that where K is.
 * Filling and draining the unit costs about 140 cycles a block, so tiles are large.
+* Windows of a convolution are unfolded on the chip (`tpu_windows`), once for all outputs.
 * Reading and writing the accumulator takes one store a register and pass, just hidden behind an
   int4 pass; the first block starts from the correction instead of zeroing it beforehand.
 """
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from flexiq_jax.kernels import operands, tpu_epilogue
+from flexiq_jax.kernels import operands, tpu_epilogue, tpu_windows
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 from flexiq_jax.kernels.tpu_tiles import (
   LANES,
@@ -38,6 +39,7 @@ from flexiq_jax.kernels.tpu_tiles import (
   div,
   up,
 )
+from flexiq_jax.kernels.windows import Window
 
 Array = Any
 VMEM = 120 * 2**20  # of the generations' on-chip memory the most that one of them has
@@ -47,6 +49,7 @@ def mixed_matmul(
   x: Activations,
   w: Weights,
   epilogue: Epilogue,
+  window: Window | None = None,
   *,
   tiles: Tiles | None = None,
   interpret: bool = False,
@@ -57,12 +60,12 @@ def mixed_matmul(
   weights that are padded when they are packed, and batches that give such an M, are not copied.
 
   Raises:
-    NotImplementedError: shift blocks or a K that are no multiples of 128, or a layer whose weights
-      do not fit into VMEM.
+    NotImplementedError: shift blocks or a K that are no multiples of 128, a layer whose weights do
+      not fit into VMEM, or images of a size that no tile fits.
   """
-  (m, k), n = x.x8.shape, w.w8.shape[1]
-  tiles = tiles or choose_tiles(m, k, n, w.block, device_kind())
-  check_tiles(tiles, k, w.block)
+  m, (k, n) = x.x8.shape[0], w.w8.shape
+  tiles = tiles or choose_tiles(m, k, n, w.block, device_kind(), window)
+  check_tiles(tiles, k, w.block, w.taps)
   shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
   offsets = None
   if x.row_shift is not None and w.offset:
@@ -73,7 +76,7 @@ def mixed_matmul(
   vectors = tpu_epilogue.vectors(epilogue) | {"shift": shift}
   if offsets is not None:
     vectors["offsets"] = offsets
-  call = _build(
+  plan = Plan(
     shape=(rows, k, columns),
     tiles=tiles,
     block=w.block,
@@ -84,16 +87,19 @@ def mixed_matmul(
     dynamic=x.row_shift is not None,
     vectors=tuple((name, len(vectors[name])) for name in sorted(vectors)),
     interpret=interpret,
+    window=window,
+    unsigned=bool(w.offset),
   )
   # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
-  boundary = jnp.clip(x.boundary, 0, k)
+  boundary = jnp.clip(x.boundary, 0, k // w.taps)
   scalars = jnp.stack([boundary, jnp.int32(0) if requantize is None else requantize.boundary])
-  y = call(
+  y = _build(plan)(
     scalars,
     _pad(x.x4, 0, rows),
     _pad(x.x8, 0, rows),
     pad_n(w.w4),
     pad_n(w.w8),
+    *([] if window is None else tpu_windows.masks(plan)),
     *([_pad(x.row_shift, 0, rows)] if x.row_shift is not None else []),
     *(pad_n(vectors[name]) for name in sorted(vectors)),
   )
@@ -103,10 +109,9 @@ def mixed_matmul(
 
 
 @functools.lru_cache
-def _build(*, shape, tiles: Tiles, interpret: bool, **traits):
+def _build(plan: Plan):
   """The pallas_call for one set of static facts."""
-  m, k, n = shape
-  plan = Plan(shape=shape, tiles=tiles, interpret=interpret, **traits)
+  (m, k, n), tiles = plan.shape, plan.tiles
   if plan.vmem > VMEM:
     raise NotImplementedError(
       f"w: K = {k} and N = {n} take {plan.vmem / 2**20:.0f} MiB on the chip, {VMEM >> 20} at most; "
@@ -123,13 +128,24 @@ def _build(*, shape, tiles: Tiles, interpret: bool, **traits):
       ("int8", lambda i, j, scalars: (i, plan.high_column(j, scalars[1]))),
       ("int4", lambda i, j, scalars: (i, plan.low_column(j, scalars[1]))),
     ]
-  slots = (2, plan.blocks, tiles.m, tiles.k)
+  masks, unfolding = [], []
+  if plan.window is None:
+    slots = (2, plan.blocks, tiles.m, tiles.k)
+  else:
+    slots = (2, plan.blocks, tiles.m + 2 * plan.margin, plan.columns)
+    patches = (plan.blocks, tiles.m, tiles.k)
+    masks = tpu_windows.mask_specs(plan)
+    unfolding = [
+      pltpu.VMEM(patches, jnp.int4),
+      pltpu.VMEM(patches, jnp.int8),
+      pltpu.VMEM(tpu_windows.words_shape(plan), jnp.int32),
+    ]
   return pl.pallas_call(
     functools.partial(_kernel, plan),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
       grid=plan.grid,
-      in_specs=[anywhere] * 4 + rows + vectors,
+      in_specs=[anywhere] * 4 + masks + rows + vectors,
       out_specs=[pl.BlockSpec((tiles.m, tiles.n), index) for _, index in outs],
       scratch_shapes=[
         pltpu.VMEM(slots, jnp.int4),
@@ -139,26 +155,33 @@ def _build(*, shape, tiles: Tiles, interpret: bool, **traits):
         pltpu.VMEM((tiles.m, tiles.n), jnp.int32),
         pltpu.SemaphoreType.DMA((2, 2, plan.blocks)),
         pltpu.SemaphoreType.DMA((2, plan.blocks)),
+        *unfolding,
       ],
     ),
     out_shape=[jax.ShapeDtypeStruct((m, n), dtype) for dtype, _ in outs],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem + 2**23
     ),
-    interpret=interpret,
+    interpret=plan.interpret,
     name="mixed_matmul",
   )
 
 
 def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   tiles, (steps, _) = plan.tiles, plan.grid
-  refs = list(refs)
+  refs, window = list(refs), plan.window
+  masks = () if window is None else (refs.pop(0), refs.pop(0))
   row_shift = refs.pop(0) if plan.dynamic else None
   vectors = {name: refs.pop(0) for name, _ in plan.vectors}
+  patches, words = (), None
+  if window is not None:
+    *refs, patches4, patches8, words = refs
+    patches = (patches4, patches8)
   *outs, x4, x8, w4, w8, acc, x_sems, w_sems = refs
   i, j = pl.program_id(0), pl.program_id(1)
   boundary = scalars[0]
-  low_end, high_start = div(boundary + tiles.k - 1, tiles.k), div(boundary, tiles.k)
+  depth = plan.columns
+  low_end, high_start = div(boundary + depth - 1, depth), div(boundary, depth)
   # Precision -> its operands, its blocks of K, and how many rows of w one of K takes.
   sides = (
     (x4_hbm, x4, w4_hbm, w4, 0, low_end, 2),
@@ -176,15 +199,19 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     """Starts a copy or waits for it; the last tile of rows may be short."""
     source, target = sides[side][:2]
 
-    def of(size):
-      rows = pl.ds(pl.multiple_of(step * tiles.m, ROWS), size)
-      columns = pl.ds(pl.multiple_of(b * tiles.k, LANES), tiles.k)
-      slot = jax.lax.rem(step, 2)
+    def of(size, ahead=0):
+      rows = pl.ds(pl.multiple_of(step * tiles.m + ahead, ROWS), size)
+      columns = pl.ds(pl.multiple_of(b * depth, LANES), depth)
+      slot, to = jax.lax.rem(step, 2), pl.ds(plan.margin + ahead, size)
       act(
         pltpu.make_async_copy(
-          source.at[rows, columns], target.at[slot, b, pl.ds(0, size)], x_sems.at[side, slot, b]
+          source.at[rows, columns], target.at[slot, b, to], x_sems.at[side, slot, b]
         )
       )
+
+    if plan.halo:
+      pl.when(step > 0)(lambda: of(plan.margin, -plan.margin))
+      pl.when(step < steps - 1)(lambda: of(plan.margin, tiles.m))
 
     short = plan.shape[0] - (steps - 1) * tiles.m
     if short == tiles.m:
@@ -209,30 +236,58 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def _():
     start_x(i + 1)
 
+  def unfold(side, b):
+    copy_x(side, i, b, lambda c: c.wait())
+    tile = sides[side][1].at[jax.lax.rem(i, 2), b]
+    refs = (tile, patches[side].at[b], words, masks[1 - side])
+    tpu_windows.build(plan, side == 0, b, boundary, refs)
+
+  if window is not None:
+
+    @pl.when(j == 0)
+    def _():
+      for side, (*_, start, end, _) in enumerate(sides):
+        jax.lax.fori_loop(start, end, lambda b, _, side=side: unfold(side, b), None)
+
+  def operand(side, b, rows, at, size):
+    """Rows of K of some rows of the tile."""
+    if patches:
+      return patches[side][b, rows, pl.ds(at, size)]
+    return sides[side][1][jax.lax.rem(i, 2), b, rows, pl.ds(at, size)]
+
   def block(side, b, multiply, write):
     """Adds a block's product to the sums; the first one met starts from the correction."""
-    pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
+    if window is None:
+      pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
     pl.when((i == 0) & (j == 0))(lambda: copy_w(side, b).wait())
-    for rows in _row_tiles(tiles.m):
-      before = acc[rows]
-      if isinstance(b, jax.Array) or b == 0:
-        first = jnp.asarray(b == 0) & ((side == 0) | (low_end == 0))
-        before = jnp.where(first, vectors["correction"][...], before)
-      write(rows, before + multiply(b, rows))
+    first = jnp.asarray(b == 0) & ((side == 0) | (low_end == 0))
+
+    def turn(start):
+      for rows in _row_tiles(start, plan.turn):
+        before = acc[rows]
+        if isinstance(b, jax.Array) or b == 0:
+          before = jnp.where(first, vectors["correction"][...], before)
+        write(rows, before + multiply(b, rows))
+
+    if plan.turn == tiles.m:
+      turn(0)
+    else:
+      step = lambda t, _: turn(pl.multiple_of(t * plan.turn, ROWS))
+      jax.lax.fori_loop(0, tiles.m // plan.turn, step, None)
 
   def keep(rows, sums):
     acc[rows] = sums
 
   columns = pl.ds(pl.multiple_of(j * tiles.n, LANES), tiles.n)
-  depth = min(plan.block, tiles.k)
+  run = min(plan.block, tiles.k)
 
   def multiply_low(b, rows):
     total = None
-    for at in range(0, tiles.k, depth):
+    for at in range(0, tiles.k, run):
       place = div(b * tiles.k + at, plan.block)
-      packed = w4[b, pl.ds(at // 2, depth // 2), columns]
+      packed = w4[b, pl.ds(at // 2, run // 2), columns]
       product = _dot(
-        x4[jax.lax.rem(i, 2), b, rows, pl.ds(at, depth)],
+        operand(0, b, rows, at, run),
         pltpu.bitcast(packed, jnp.int4),
         plan.interpret,
       )
@@ -245,7 +300,7 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     return total
 
   def multiply_high(b, rows):
-    return _dot(x8[jax.lax.rem(i, 2), b, rows], w8[b, :, columns], plan.interpret)
+    return _dot(operand(1, b, rows, 0, tiles.k), w8[b, :, columns], plan.interpret)
 
   # Behind the last block a plain epilogue hides beside the matrix unit; one that requantizes is
   # too long for that, and comes after all of them.
@@ -301,9 +356,9 @@ def _column(table, place):
   return jnp.where(here, table, 0).sum(axis=1, keepdims=True)
 
 
-def _row_tiles(m: int):
+def _row_tiles(start, rows: int):
   """Slices of at most 256 rows: what the accumulator's registers can turn over."""
-  return [pl.ds(at, min(256, m - at)) for at in range(0, m, 256)]
+  return [pl.ds(start + at, min(256, rows - at)) for at in range(0, rows, 256)]
 
 
 def _pad(a: Array, axis: int, size: int) -> Array:

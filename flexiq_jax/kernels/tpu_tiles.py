@@ -6,8 +6,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from flexiq_jax.kernels.windows import Window, neighbours
+
 LANES = 128
 ROWS = 64  # rows of an int4 register tile
+_IMAGES = 5184  # rows of a tile of whole images, at most
+_CODE = 8192  # bundles of one turn through a tile, about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,9 @@ class Tiles:
         raise ValueError(f"tiles.{field}: {value}; a positive multiple of {granule} is accepted")
 
 
-def choose_tiles(m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite") -> Tiles:
+def choose_tiles(
+  m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite", window: Window | None = None
+) -> Tiles:
   """Tile sizes for a product of `[m, k]` and `[k, n]` with shift blocks of `block` rows.
 
   Args:
@@ -41,15 +47,20 @@ def choose_tiles(m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite") 
     block: rows of K in a shift block.
     kind: the device, as `jax.Device.device_kind` has it. A matrix unit of 256 x 256 (v6e, v7x)
       takes 512 rows of K a pass in int4; there the accumulator is what binds, and blocks are long.
+    window: of a convolution; None where x has all rows of K.
 
   Raises:
-    NotImplementedError: shift blocks or a K that are no multiples of 128.
+    NotImplementedError: shift blocks or a K that are no multiples of 128, or images of a size that
+      no tile fits.
   """
-  if block % LANES or k % LANES:
+  channels = block if window is None else block // len(window.offsets)
+  if channels % LANES or k % LANES:
     raise NotImplementedError(
-      f"block, K: {block} and {k}; the TPU kernel takes multiples of {LANES} (see shift_block), "
+      f"block, K: {channels} and {k}; the TPU kernel takes multiples of {LANES} (see shift_block), "
       "the reference takes any"
     )
+  if window is not None:
+    return Tiles(m=window_rows(window, m), n=tile_columns(up(n, LANES)), k=block)
   long = () if "v5" in kind.lower() else (1536, 1024, 768, 512)
   fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
   block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
@@ -57,6 +68,35 @@ def choose_tiles(m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite") 
   # As many sums as a tile of 1024 x 1024 has: filling the matrix unit pays off, code stays short.
   steps = -(-m // min(2048, 2**20 // block_n))
   return Tiles(m=up(-(-m // steps), ROWS), n=block_n, k=block_k)
+
+
+def window_rows(window: Window, m: int | None = None) -> int:
+  """Rows of a tile of a convolution: all, whole images, or a part that an image has a number of.
+
+  Args:
+    window: the window.
+    m: rows of x; None: so many that they are not all in one tile.
+
+  Raises:
+    NotImplementedError: images of a size that no tile fits.
+  """
+  if m is not None and m <= _IMAGES:
+    return up(m, ROWS)
+  whole = math.lcm(window.pixels, ROWS)
+  if whole <= _IMAGES:
+    return whole * max(1, 2048 // whole)
+  parts = [t for t in range(ROWS, 2049, ROWS) if window.pixels % t == 0 and t >= margin(window)]
+  if not parts:
+    raise NotImplementedError(
+      f"window: images of {window.height} x {window.width} pixels; the TPU kernel takes those that "
+      f"have parts of a multiple of {ROWS} pixels, or of which few have so many together"
+    )
+  return parts[-1]
+
+
+def margin(window: Window) -> int:
+  """Rows before and behind a tile that its windows may reach, whole register tiles of them."""
+  return up(window.reach + 8, ROWS)
 
 
 def tile_columns(n: int) -> int:
@@ -78,6 +118,8 @@ class Plan:
     dynamic: whether activation shifts are chosen at run time.
     vectors: operands with a column for each output, and their rows.
     interpret: whether it runs in interpret mode.
+    window: of a convolution; None where x has all rows of K.
+    unsigned: whether zero activations have the codes -128 and -8; read with a window.
   """
 
   shape: tuple[int, int, int]
@@ -90,6 +132,35 @@ class Plan:
   dynamic: bool
   vectors: tuple[tuple[str, int], ...]
   interpret: bool
+  window: Window | None = None
+  unsigned: bool = False
+
+  @property
+  def taps(self) -> int:
+    """Window positions."""
+    return 1 if self.window is None else len(self.window.offsets)
+
+  @property
+  def columns(self) -> int:
+    """Columns of x of a block of K."""
+    return self.tiles.k // self.taps
+
+  @property
+  def margin(self) -> int:
+    """Rows of x that are kept before and behind a tile."""
+    return 0 if self.window is None else margin(self.window)
+
+  @property
+  def halo(self) -> bool:
+    """Whether windows see pixels of other tiles."""
+    return self.window is not None and self.grid[0] > 1 and self.period > 1
+
+  @property
+  def period(self) -> int:
+    """Tiles until the pixels of an image come again at the same place."""
+    if self.window is None or self.tiles.m % self.window.pixels == 0 or self.grid[0] == 1:
+      return 1
+    return self.window.pixels // self.tiles.m
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -100,6 +171,16 @@ class Plan:
     return self.shape[1] // self.tiles.k
 
   @property
+  def turn(self) -> int:
+    """Rows whose products the program lays out at once: tiles of whole images may be long."""
+    if self.window is None:
+      return self.tiles.m
+    passes = self.tiles.k // LANES * (self.tiles.n // LANES)  # of 8 rows through the matrix unit
+    sizes = range(ROWS, self.tiles.m + 1, ROWS)
+    fit = [t for t in sizes if self.tiles.m % t == 0 and t // 8 * passes <= _CODE]
+    return max(fit, default=ROWS)
+
+  @property
   def strip(self) -> int:
     """Columns that a requantizing epilogue takes at once."""
     return math.gcd(self.tiles.n, self.granule) if self.granule else self.tiles.n
@@ -108,10 +189,23 @@ class Plan:
   def vmem(self) -> int:
     """Bytes of on-chip memory: weights, two tiles of activations, sums, results, vectors."""
     (_, k, n), t = self.shape, self.tiles
-    held = (k * n + 2 * t.m * k) * 3 // 2 + 4 * t.m * t.n
+    held = k * n * 3 // 2 + 4 * t.m * t.n
+    if self.window is None:
+      held += 2 * t.m * k * 3 // 2
+    else:
+      rows = t.m + 2 * self.margin
+      held += (t.m * k + 2 * rows * k // self.taps) * 3 // 2 + rows * LANES
+      held += self.mask_bytes * 2
     results = t.m * t.n * (jnp.dtype(self.out).itemsize if self.signed is None else 2)
     rows = sum(up(size, 8) for _, size in self.vectors)
     return held + 2 * (results + 4 * t.n * rows + self.dynamic * 4 * t.m * LANES)
+
+  @property
+  def mask_bytes(self) -> int:
+    """Of what says in a tile which pixels have their neighbours."""
+    if self.window is None:
+      return 0
+    return len(neighbours(self.window, 1)[0]) * (self.tiles.m // 4 + self.tiles.m // 8) * 4 * LANES
 
   def written(self, boundary):
     """End of the outputs written in 4 bits, and start of those written in 8."""
@@ -155,13 +249,14 @@ def traffic(plan: Plan, boundary: int, next_boundary: int = 0) -> Traffic:
 
   Args:
     plan: the kernel.
-    boundary: rows of K in 4 bits.
+    boundary: columns of x in 4 bits.
     next_boundary: outputs in 4 bits in the next layer, where the epilogue requantizes.
   """
   (m, k, n), tiles = plan.shape, plan.tiles
-  low = -(-boundary // tiles.k) * tiles.k
-  high = k - boundary // tiles.k * tiles.k
+  low = -(-boundary // plan.columns) * tiles.k
+  high = k - boundary // plan.columns * tiles.k
   rows, columns = plan.grid
+  seen = m + (rows - 1) * 2 * plan.margin if plan.halo else m
   if plan.signed is None:
     y = m * n * jnp.dtype(plan.out).itemsize
   else:
@@ -172,15 +267,20 @@ def traffic(plan: Plan, boundary: int, next_boundary: int = 0) -> Traffic:
     y += tile // 2 * count(lambda j: plan.low_column(j, next_boundary))
   vectors = sum(size for _, size in plan.vectors) * n * 4
   return Traffic(
-    x=m * low // 2 + m * high + plan.dynamic * 4 * m * (k // plan.block),
+    x=seen * (low // 2 + high) // plan.taps + plan.dynamic * 4 * m * (k // plan.block),
     w=n * low // 2 + n * high,
     y=y,
     # One tile of columns stays from one row of tiles to the next; several come again.
-    vectors=vectors * (1 if columns == 1 else rows),
+    vectors=vectors * (1 if columns == 1 else rows)
+    + plan.mask_bytes * (1 if plan.period == 1 else rows),
   )
 
 
-def check_tiles(tiles: Tiles, k: int, block: int) -> None:
+def check_tiles(tiles: Tiles, k: int, block: int, taps: int = 1) -> None:
+  if taps > 1 and tiles.k != block:
+    raise NotImplementedError(
+      f"tiles.k: {tiles.k} with windows and shift blocks of {block}; whole blocks are accepted"
+    )
   if k % tiles.k or (block % tiles.k and tiles.k % block) or block % LANES:
     raise NotImplementedError(
       f"tiles.k: {tiles.k} with K = {k} and shift blocks of {block}; a divisor of K is accepted "

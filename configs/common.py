@@ -207,7 +207,7 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
   config.comparison = config_dict.create(
     seeds=(0, 1, 2),
     # Tables and methods: see experiments/sections.py and experiments/compare.py.
-    sections=("main", "clado_tensor", "clado_channel", "wide"),
+    sections=("main", "clado_tensor", "clado_channel", "wide", "float8"),
     methods=(
       *("flexiq_greedy", "flexiq", "uniform", "quantune", "random"),
       *("clado", "clado_block", "clado_diagonal", "mpqco", "hawq"),
@@ -218,6 +218,8 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
     # CLADO's own experiment: shares of the size with 8-bit weights.
     clado_bits=(2, 4, 8),
     sizes=(0.3125, 0.375, 0.4375, 0.5, 0.75),
+    # 8 bits and float: shares of the MACs in 8 bits.
+    int8_shares=(0.25, 0.5, 0.75, 1.0),
     random_plans=2,
     # Calibration images that CLADO, MPQCO and HAWQ-v3 measure on, 0: all.
     images=0,
@@ -233,9 +235,10 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
   if small:
     config.comparison.update(
       seeds=(0,),
-      sections=("main", "clado_tensor"),
+      sections=("main", "clado_tensor", "float8"),
       averages=(5.0, 6.0),
       sizes=(0.5,),
+      int8_shares=(0.5, 1.0),
       random_plans=2,
       block=16,
       probes=2,

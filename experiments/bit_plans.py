@@ -74,11 +74,11 @@ class Measured:
     """Images and labels that losses and gradients are measured on."""
     return self.images[: self.sensitivity], self.labels[: self.sensitivity]
 
-  def stacks(self, section: Section, bits: tuple[int, ...]) -> layerwise.Stacks:
-    """All layers at some widths, with the section's scales."""
+  def stacks(self, section: Section, bits: tuple[int, ...] | None = None) -> layerwise.Stacks:
+    """All layers at some widths, or the section's own ones, with the section's scales."""
     return layerwise.create(
       *(self.network.layers, self.network.weights, self.observations.values, self.ranges),
-      bits=bits,
+      bits=bits or section.widths,
       activation_bits=section.activation_bits,
       per_channel=section.per_channel,
     )
@@ -144,14 +144,15 @@ class Planner:
     objective = self.objective(method)
     choices = dataclasses.replace(self.choices, tied=self.tied()) if method == "hawq" else None
     plans = []
-    for limit in self._limits(budget):
+    least, *_ = candidates = self._limits(budget)
+    for limit in candidates:
       limits = {self._cost: limit}
       problem = Problem(choices=choices or self.choices, objective=objective, limits=limits)
       plans.append(solve(problem, time_limit=self._part.time_limit, seed=self._m.seed))
-      if budget - plans[-1].costs[self._cost] <= TOLERANCE:
+      if least - plans[-1].costs[self._cost] <= TOLERANCE:
         break
     # The nearest; the first of equal ones, which is not above the budget.
-    best = min(plans, key=lambda plan: abs(plan.costs[self._cost] - budget))
+    best = min(plans, key=lambda plan: abs(plan.costs[self._cost] - least))
     columns = {} if best.gap is None else {"gap": best.gap}
     return Planned(bits=best.bits, seconds=sum(plan.seconds for plan in plans), columns=columns)
 
@@ -161,7 +162,7 @@ class Planner:
     bits = self.choices.uniform(min)
     widths, cost = self.section.bits, self.choices.costs[self._cost]
     price = dict(zip(self.names, cost.reshape(len(self.names), -1), strict=True))
-    left = budget - sum(price[name][0] for name in self.names) + 1e-9
+    left = self.section.limit(budget) - sum(price[name][0] for name in self.names) + 1e-9
     while True:
       at = {name: widths.index(bits[name]) for name in self.names}
       rise = {n: price[n][i + 1] - price[n][i] for n, i in at.items() if i + 1 < len(widths)}
@@ -179,10 +180,11 @@ class Planner:
 
   @property
   def _cost(self) -> str:
-    return "size" if self.section.by_size else "average bits"
+    return "size" if self.section.unit == "size" else "average bits"
 
   def _limits(self, budget: float) -> tuple[float, ...]:
-    return (budget,) if self.section.by_size else (budget, budget + TOLERANCE)
+    limit = self.section.limit(budget)
+    return (limit, limit + TOLERANCE) if self.section.unit == "average bits" else (limit,)
 
   def cost_of(self, method: str) -> dict[str, float]:
     """Columns seconds (of all starts together) and forwards of measuring."""
@@ -221,6 +223,10 @@ class Planner:
 
   def _clado(self) -> None:
     """CLADO and its variants, from one measurement."""
+    if not self.section.pairs:
+      losses = self.losses()
+      self._objectives["clado_diagonal"] = self._with_float(losses.singles - losses.base)
+      return
     g = clado.matrix(self.choices, self.losses(), clip=self._part.clip)
     projected, clipped = clado.project(g)
     blocks, clipped_blocks = clado.project(clado.block_wise(self.choices, g, self.blocks()))
@@ -245,11 +251,12 @@ class Planner:
 
   def losses(self) -> clado.Losses:
     """CLADO's losses, measured or read back."""
-    m, stacks = self._m, self._m.stacks(self.section, self.section.bits)
+    m, stacks = self._m, self._m.stacks(self.section)
     sensitivity = Sensitivity(
       *(m.network.apply, m.network.params, m.network.layers, stacks, self.names),
-      loss=self._part.loss,
+      loss=self.section.loss or self._part.loss,
       block=self._part.block,
+      pairs=self.section.pairs,
     )
 
     def work():
@@ -267,16 +274,17 @@ class Planner:
     """The objectives of MPQCO and HAWQ-v3, `[n]`."""
     m, section, block = self._m, self.section, self._part.block
     share = m.sensitivity / len(m.images)
-    network, stacks = m.network, m.stacks(section, section.bits)
+    network, stacks = m.network, m.stacks(section)
     if method == "mpqco":
-      return self._measure(
-        *(method, 2.0 * self.choices.total * share),
+      changes = self._measure(
+        *(method, 2.0 * len(self.names) * len(section.widths) * share),
         lambda: curvature.relative_logits(
           *(network.apply, network.params, network.layers, stacks, *m.sensitivity_set),
           names=self.names,
           block=block,
         ),
       )
+      return self._with_float(changes)
 
     def traces() -> np.ndarray:
       path = self.folder.parent / "hawq.npz"  # of the float model, so of all sections
@@ -293,7 +301,13 @@ class Planner:
 
     value = self._measure(method, 4.0 * self._part.probes * share, traces)
     errors = curvature.squared_errors(network.layers, network.weights, stacks, self.names)
-    return hawq.omega(value, errors)
+    return self._with_float(hawq.omega(value, errors))
+
+  def _with_float(self, harm: np.ndarray) -> np.ndarray:
+    """What layers do at each width `[n]`, and that they do nothing in floating point."""
+    harm = harm.reshape(len(self.names), -1)
+    exact = np.zeros((len(harm), len(self.section.bits) - harm.shape[1]))
+    return np.concatenate([harm, exact], axis=1).ravel()
 
   def _operations(self) -> tuple[fusion.Operation, ...]:
     return fusion.operations(tracing.trace(self._m.apply, self._m.params, self._m.images[:1]))
@@ -329,8 +343,10 @@ class Planner:
     """QuantuneV2's plans in all forms of the graph, the best first."""
     pair, total = self.quantune_pair, sum(layer.macs for layer in self._layers)
     extra = quantune_plan.extra_cost(self._layers, pair, "macs")
-    most = (budget - pair[0]) * total * (1 + 1e-9)
-    return quantune_plan.choose(self.runs(), self.names, pair, extra, most, fill=True)
+    most = (self.section.limit(budget) - pair[0]) * total * (1 + 1e-9)
+    return quantune_plan.choose(
+      *(self.runs(), self.names, pair, extra, most), kept=self.section.kept, fill=True
+    )
 
   @property
   def quantune_pair(self) -> tuple[int, int]:
@@ -352,10 +368,22 @@ class Planner:
         self.quantune_pair[0],
         [layer.name for layer in layers if layer.name not in self.names],
       )
-      rule, block = rules.uniform_rule(low), self._part.block
+      rule, block = self._quantized(low), self._part.block
       blocks = [images[i : i + block] for i in range(0, len(images), block)]
       self._runs = self._measure(
         *("quantune", 2.0 * len(images) / len(m.images)),
         lambda: quantune_runs.measure(m.apply, m.params, rule, blocks),
       )
     return self._runs
+
+  def _quantized(self, model: rules.QModel) -> rules.Rule:
+    """All layers quantized; without those that are in floating point in every plan."""
+    uniform = rules.uniform_rule(model)
+    floats = set(model).difference(self.names) if self.section.kept == layerwise.FLOAT else ()
+
+    def rule(layer, x, w, contract):
+      if layer.name in floats:
+        return contract(x, w)
+      return uniform(layer, x, w, contract)
+
+    return rule

@@ -9,6 +9,7 @@ from experiments import reporting, sections, setup
 from experiments.sections import Section
 from flexiq_jax import files, plots, report, runtime, tables
 from flexiq_jax.methods import fusion, quantune_plan
+from flexiq_jax.methods.layerwise import FLOAT
 from flexiq_jax.metrics import Writer
 
 _CLADO = ("clado", "clado_block", "clado_diagonal")
@@ -31,7 +32,7 @@ def quantune_lists(planner, budgets) -> dict[str, Any]:
 
   Args:
     planner: `bit_plans.Planner` of a section with two widths.
-    budgets: average bits.
+    budgets: of the section.
   """
   runs, names, pair = planner.runs(), planner.names, planner.quantune_pair
   lists, plans = {}, []
@@ -79,8 +80,10 @@ def write(
     if text := _differences(config, workdir, section):
       parts.append((f"{section.name}: differences", text))
     notes += _checks(config, workdir, section)
-  if text := _quantune(config, workdir, rows):
-    parts.append(("QuantuneV2", text))
+  for section in chosen:
+    if text := _quantune(config, workdir, rows, section):
+      front = "" if section.name == "main" else f"{section.name}: "
+      parts.append((f"{front}QuantuneV2", text))
   return report.write(
     workdir,
     title=title,
@@ -97,8 +100,9 @@ def write(
     plots=pictures,
     notes=[
       "Mean ± standard deviation over seeds. Average bits are the MAC-weighted mean over the "
-      "layers that may be lowered. An asterisk: more than 0.05 away from the budget, because "
-      "single layers are larger than that, or the method sees no gain in more bits.",
+      "layers that may be lowered, where floating point counts as 32 bits. An asterisk: more than "
+      "0.05 away from the budget (5 points of a share in 8 bits), because single layers are larger "
+      "than that, or the method sees no gain in more bits.",
       "Forwards: passes over the calibration images that a selection took; calibration itself, "
       "which all methods share, is not counted. CLADO's variants share one measurement, of pairs.",
       *(
@@ -125,19 +129,25 @@ def _rows(rows, section: Section) -> list[dict[str, Any]]:
 def _table(rows, section: Section) -> str:
   joined = tables.aggregate(rows)
   joined.sort(key=lambda row: section.budget(row["ratio"]))  # stable: methods keep their order
-  header = ["method", "size" if section.by_size else "budget", *(c[1] for c in _COLUMNS)]
+  budget_name = "budget" if section.unit == "average bits" else section.unit
+  header = ["method", budget_name, *(c[1] for c in _COLUMNS)]
   cells = []
   for row in joined:
-    budget = section.budget(row["ratio"])
+    budget = _shown(section, section.budget(row["ratio"]))
     star = " *" if row.get("missed") else ""
     cells.append(
       [
         row["method"],
-        (tables.percent(budget, 1) if section.by_size else f"{budget:g}") + star,
+        budget + star,
         *(tables.mean_spread(row.get(n), row.get(f"{n}_spread"), d) for n, _, d in _COLUMNS),
       ]
     )
   return tables.markdown_table(header, cells)
+
+
+def _shown(section: Section, budget: float) -> str:
+  """A budget as text."""
+  return f"{budget:g}" if section.unit == "average bits" else tables.percent(budget, 1)
 
 
 def _pictures(config, inputs, workdir: Path, title: str, rows, own, section: Section):
@@ -145,11 +155,15 @@ def _pictures(config, inputs, workdir: Path, title: str, rows, own, section: Sec
   if not own:
     return []
   heading = f"{title}\n{section.title}"
+  xlabel, factor = {
+    "average bits": ("average bits", 1),
+    "size": ("size (% of 8-bit weights)", 100),
+    "share in 8 bits": ("MACs in 8 bits (%)", 100),
+  }[section.unit]
   curves = {
-    method: (np.array([section.budget(r) for r in ratios]) * (100 if section.by_size else 1), top1)
+    method: (np.array([section.budget(r) for r in ratios]) * factor, top1)
     for method, (ratios, top1) in tables.curves(own).items()
   }
-  xlabel = "size (% of 8-bit weights)" if section.by_size else "average bits"
   references = {r["method"]: r["top1"] for r in rows if r["method"] == "float"}
   path = plots.accuracy_against_budget(
     workdir / f"{section.name}.png", curves, title=heading, xlabel=xlabel, references=references
@@ -197,10 +211,9 @@ def _differences(config, workdir: Path, section: Section) -> str:
       # Seeds share the images, so their differences are averaged for each image first.
       per_image = 100 * np.mean(found, axis=0)
       error = per_image.std(ddof=1) / np.sqrt(len(per_image)) if len(per_image) > 1 else None
-      text = tables.percent(budget, 1) if section.by_size else f"{budget:g}"
       means = ", ".join(f"{100 * one.mean():+.2f}" for one in found)
       spread = tables.mean_spread(float(per_image.mean()), error)
-      cells.append([f"{a} - {b}", text, spread, means])
+      cells.append([f"{a} - {b}", _shown(section, budget), spread, means])
   if not cells:
     return ""
   note = "Points of top-1 on the same images: mean over seeds ± standard error over images."
@@ -224,9 +237,9 @@ def _checks(config, workdir: Path, section: Section) -> list[str]:
   return list(dict.fromkeys(notes))
 
 
-def _quantune(config, workdir: Path, rows) -> str:
+def _quantune(config, workdir: Path, rows, section: Section) -> str:
   """The list, the forms of the graph at each budget, and what selecting takes."""
-  path = workdir / f"seed{config.comparison.seeds[0]}" / "main" / "quantune.json"
+  path = workdir / f"seed{config.comparison.seeds[0]}" / section.name / "quantune.json"
   if not path.is_file():
     return ""
   found = files.read_json(path)
@@ -234,7 +247,7 @@ def _quantune(config, workdir: Path, rows) -> str:
   form = max(fusion.GROUPINGS, key=[p["grouping"] for p in plans if p["chosen"]].count)
   own = [p for p in plans if p["grouping"] == form]
   header = ["node", "operations", "SQNR (dB)", "delta (dB)", "NMSE", "score"]
-  header += [f"bits at {p['budget']:g}" for p in own]
+  header += [f"bits at {_shown(section, p['budget'])}" for p in own]
   nodes = [
     [
       node["node"],
@@ -248,7 +261,7 @@ def _quantune(config, workdir: Path, rows) -> str:
   forms = [
     [
       p["grouping"],
-      f"{p['budget']:g}",
+      _shown(section, p["budget"]),
       str(p["nodes"]),
       str(p["boundaries"]),
       tables.number(p["error"], 4),
@@ -259,14 +272,17 @@ def _quantune(config, workdir: Path, rows) -> str:
   ]
   cost = {
     row["method"]: row["seconds"]
-    for row in tables.aggregate(r for r in rows if r.get("section") == "main")
+    for row in tables.aggregate(_rows(rows, section))
     if row.get("seconds")
   }
   named = {"quantune": "QuantuneV2's list", "clado": "CLADO", "flexiq": "one search of FlexiQ"}
+  if not section.pairs:
+    named["clado_diagonal"] = "CLADO's diagonal"
   times = [f"{said} {cost[m]:.1f} s" for m, said in named.items() if m in cost]
   return "\n\n".join(
     [
-      f"The sensitivity list of the first seed in the form `{form}`, {low} and {high} bits:",
+      f"The sensitivity list of the first seed in the form `{form}`, {low} and {high} "
+      f"bits{' (floating point)' if high == FLOAT else ''}:",
       tables.markdown_table(header, nodes, left=2),
       "The forms of the graph, the best first at each budget:",
       tables.markdown_table(_FORMS, forms),

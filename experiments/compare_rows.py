@@ -12,7 +12,7 @@ import numpy as np
 from experiments import sections, setup
 from experiments.bit_plans import Measured, Planned, Planner
 from experiments.checks import field
-from experiments.sections import TOLERANCE, Section
+from experiments.sections import Section
 from experiments.stages import Stages
 from flexiq_jax import evaluation, files, flexiq, models
 from flexiq_jax.methods import layerwise
@@ -44,8 +44,8 @@ class Model:
     """The model at any bits per layer, with this seed's scales; compiled once for all seeds."""
     key = (section.activation_bits, section.per_channel)
     alike = [s for s in sections.of(self.config) if (s.activation_bits, s.per_channel) == key]
-    bits = {b for s in alike for b in s.bits}
-    if not section.by_size and "uniform" in section.methods:
+    bits = {b for s in alike for b in s.widths}
+    if "uniform" in section.methods:
       bits |= {round(budget) for budget in section.budgets}
     stacks = measured.stacks(section, tuple(sorted(bits)))
     known = self._models.get((key, stacks.bits))
@@ -107,7 +107,7 @@ class Table:
     np.save(folder / f"{method}_{ratio:.6f}.npy", right)
     top1 = 100 * float(right.mean())
     float_top1 = next(r["top1"] for r in self._writer.rows() if r["method"] == "float")
-    if not self._section.by_size and abs(columns["avg_bits"] - budget) > TOLERANCE:
+    if self._section.missed(budget, columns["avg_bits"]):
       columns["missed"] = 1.0
     self._writer.row(
       *(label, ratio, self._seed),

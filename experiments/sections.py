@@ -6,23 +6,40 @@
 | `clado_tensor` | 2, 4, 8, one scale per layer | 8 | float | size |
 | `clado_channel` | 2, 4, 8, a scale per output channel | 8 | float | size |
 | `wide` | 2, 3, 4, 6, 8 | as the weights | 8 bits | average bits |
+| `float8` | 8, float | as the weights | float | share in 8 bits |
 
 Average bits are a mean over the MACs of the layers that may be lowered; size is the share of what
-these layers take with 8-bit weights. Limits of size are CLADO's own experiment.
+these layers take with 8-bit weights; the share in 8 bits is that of their MACs, at least. Limits of
+size are CLADO's own experiment; 8 bits and float are what compilers offer, and QuantuneV2's other
+pair.
 
 A row's `ratio` in results.csv is its budget: (8 - average bits) / 4, which for FlexiQ is the 4-bit
-ratio, or the size. Methods of other sections than `main` have its name in front.
+ratio, or the size, or the share. Methods of other sections than `main` have its name in front.
+
+In `float8` are the methods that can tell layers apart by what 8 bits do to them:
+
+- QuantuneV2, MPQCO and HAWQ-v3 measure squares, of changes of outputs or logits and of errors of
+  weights. However small, these are no noise.
+- CLADO with the cross-entropy does not: on ResNet-20, 8 bits in one layer lower it about as often
+  as they raise it, and what a pair of layers adds is as large and of either sign. Its diagonal is
+  there with the divergence from the float model's prediction, which is never negative, whatever
+  `loss` says; pairs, whose number grows with the square of the layers', are not.
+- FlexiQ has no layers in floating point, and uniform bits no share.
 """
 
 import dataclasses
 import math
+from typing import Any, Literal
 
 from experiments.checks import field
 from flexiq_jax.methods.layerwise import FLOAT
 
 LAYERWISE = ("random", "clado", "clado_block", "clado_diagonal", "mpqco", "hawq")
 METHODS = ("flexiq_greedy", "flexiq", "uniform", "quantune", *LAYERWISE)
-TOLERANCE = 0.05  # of average bits
+WITH_FLOAT = ("quantune", "random", "clado_diagonal", "mpqco", "hawq")
+TOLERANCE = 0.05  # of average bits, and of the share in 8 bits
+
+Budget = Literal["average bits", "size", "share in 8 bits"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +49,15 @@ class Section:
   Attributes:
     name: see above.
     title: heading of the table.
-    bits: widths of weights that may be chosen.
+    bits: widths of weights that may be chosen, ascending; `FLOAT` for floating point.
     activation_bits: width of the inputs of these layers, None: as the weights.
     per_channel: a weight scale for each output channel, not for each layer.
     kept: bits of all other layers.
-    budgets: average bits, or shares of the size.
+    unit: what budgets are.
+    budgets: average bits, or shares of the size or of the MACs.
     methods: what is compared, in this order.
+    pairs: whether CLADO measures pairs of layers; without, only its diagonal is there.
+    loss: what CLADO measures; None: what the config says.
   """
 
   name: str
@@ -46,21 +66,37 @@ class Section:
   activation_bits: int | None
   per_channel: bool
   kept: int
+  unit: Budget
   budgets: tuple[float, ...]
   methods: tuple[str, ...]
+  pairs: bool = True
+  loss: str | None = None
 
   @property
-  def by_size(self) -> bool:
-    """Whether the budget is one of size and not of average bits."""
-    return self.kept == FLOAT
+  def widths(self) -> tuple[int, ...]:
+    """The bits that are not floating point."""
+    return tuple(b for b in self.bits if b != FLOAT)
 
   def ratio(self, budget: float) -> float:
     """The budget as it stands in results.csv."""
-    return budget if self.by_size else (8 - budget) / 4
+    return (8 - budget) / 4 if self.unit == "average bits" else budget
 
   def budget(self, ratio: float) -> float:
     """Inverse of `ratio`."""
-    return ratio if self.by_size else 8 - 4 * ratio
+    return 8 - 4 * ratio if self.unit == "average bits" else ratio
+
+  def limit(self, budget: float) -> float:
+    """The most that a plan may have: average bits, or size."""
+    if self.unit == "share in 8 bits":
+      return FLOAT - (FLOAT - 8) * budget
+    return budget
+
+  def missed(self, budget: float, average: float) -> bool:
+    """Whether a plan's average bits are further from a budget than `TOLERANCE`."""
+    off = abs(average - self.limit(budget))
+    if self.unit == "share in 8 bits":
+      off /= FLOAT - 8
+    return self.unit != "size" and off > TOLERANCE
 
   def label(self, method: str) -> str:
     """The method as it stands in results.csv."""
@@ -84,32 +120,52 @@ def of(config) -> tuple[Section, ...]:
   main, wide, clado = (_bits(name, part[name]) for name in ("bits", "wide_bits", "clado_bits"))
   averages = _budgets("averages", part.averages, 4.0, 8.0)
   sizes = _budgets("sizes", part.sizes, min(clado) / 8, 1.0)
+  shares = _budgets("int8_shares", part.int8_shares, 0.0, 1.0)
   # Two precisions, one for each end of its list: QuantuneV2 has no third.
   two = tuple(m for m in chosen if m != "quantune" or len(main) == 2)
-  own = {"kept": FLOAT, "activation_bits": 8, "bits": clado, "budgets": sizes}
-  same = {"kept": 8, "activation_bits": None, "budgets": averages, "per_channel": True}
+  size: dict[str, Any] = {
+    "kept": FLOAT,
+    "activation_bits": 8,
+    "bits": clado,
+    "unit": "size",
+    "budgets": sizes,
+  }
+  same: dict[str, Any] = {"activation_bits": None, "per_channel": True}
+  average: dict[str, Any] = {"kept": 8, "unit": "average bits", "budgets": averages, **same}
   made = {
-    "main": Section(name="main", title=_title(main), bits=main, methods=two, **same),
+    "main": Section(name="main", title=_title(main), bits=main, methods=two, **average),
     "clado_tensor": Section(
       name="clado_tensor",
       title=f"{_title(clado)} weights with a scale per layer, 8-bit activations",
       per_channel=False,
       methods=layerwise,
-      **own,
+      **size,
     ),
     "clado_channel": Section(
       name="clado_channel",
       title=f"{_title(clado)} weights with a scale per output channel, 8-bit activations",
       per_channel=True,
       methods=layerwise,
-      **own,
+      **size,
     ),
-    "wide": Section(name="wide", title=_title(wide), bits=wide, methods=layerwise, **same),
+    "wide": Section(name="wide", title=_title(wide), bits=wide, methods=layerwise, **average),
+    "float8": Section(
+      name="float8",
+      title="8 bits and floating point",
+      bits=(8, FLOAT),
+      kept=FLOAT,
+      unit="share in 8 bits",
+      budgets=shares,
+      methods=tuple(m for m in chosen if m in WITH_FLOAT),
+      pairs=False,
+      loss="kl",
+      **same,
+    ),
   }
   sections = tuple(made[name] for name in _known("sections", part.sections, tuple(made)))
   for section in sections:
     low, high = min(section.bits), max(section.bits)
-    for budget in () if section.by_size else averages:
+    for budget in averages if section.unit == "average bits" else ():
       if not low <= budget <= high:
         raise ValueError(
           f"config.comparison.averages: {budget:g} with bits {section.bits} ({section.name}); "

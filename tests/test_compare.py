@@ -42,6 +42,8 @@ def test_every_method_has_a_row_for_every_budget(finished):
   expected = {("float", "", "")}
   expected |= {(m, r, "0") for m in (*main, *layerwise) for r in ("0.5", "0.75")}
   expected |= {(f"clado_tensor/{m}", "0.5", "0") for m in layerwise}
+  with_float = ["quantune", "random", "clado_diagonal", "mpqco", "hawq"]
+  expected |= {(f"float8/{m}", r, "0") for m in with_float for r in ("0.5", "1.0")}
   assert {(r["method"], r["ratio"], r["seed"]) for r in rows(workdir)} == expected
 
 
@@ -57,6 +59,10 @@ def test_columns(finished):
       budget, bits = 8 - 4 * float(row["ratio"]), float(row["avg_bits"])
       assert (row["missed"] == "1.0") == (abs(bits - budget) > 0.05)
       assert bits <= budget + 0.05
+    if row["section"] == "float8":
+      share = (32 - float(row["avg_bits"])) / 24
+      assert (row["missed"] == "1.0") == (abs(share - float(row["ratio"])) > 0.05)
+      assert share >= float(row["ratio"]) - 1e-9
   by = {(r["method"], r["ratio"]): r for r in rows(workdir)}
   # Uniform bits b: b x b for two layers, 8 x 8 for the first and the last.
   six, five = (float(by["uniform", r]["bitops"]) for r in ("0.5", "0.75"))
@@ -64,6 +70,10 @@ def test_columns(finished):
   assert 0 < eight < five < six < float(base["bitops"]) * 64 / 1024
   # FlexiQ keeps 8-bit codes.
   assert float(by["flexiq", "0.5"]["size"]) == pytest.approx(float(base["size"]) / 4)
+  # All in 8 bits is one plan, and the first and the last layer of it are in floating point.
+  whole = [by[f"float8/{m}", "1.0"] for m in ("quantune", "random", "clado_diagonal", "hawq")]
+  assert len({(r["top1"], r["bitops"], r["size"], r["avg_bits"]) for r in whole}) == 1
+  assert float(whole[0]["bitops"]) > (six * 25 - five * 36) / (25 - 36)
   for method in ("flexiq_greedy", "flexiq", "quantune", "clado", "mpqco", "hawq"):
     assert float(by[method, "0.5"]["forwards"]) > 0
     assert float(by[method, "0.5"]["seconds"]) > 0
@@ -88,7 +98,7 @@ def test_files_and_report(finished):
   names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
   pictures = {
     f"{s}{kind}.png" for s in ("main", "clado_tensor") for kind in ("", "_bits", "_matrix")
-  }
+  } | {"float8.png", "float8_bits.png"}
   others = {"config.json", "finished", "metrics.jsonl", "report.md", "results.csv", "seed0"}
   assert names == pictures | others
   text = (workdir / "report.md").read_text()
@@ -96,7 +106,10 @@ def test_files_and_report(finished):
     "## main: 4 and 8 bits",
     "## main: differences",
     "## clado_tensor: 2, 4 and 8 bits weights with a scale per layer, 8-bit activations",
+    "## float8: 8 bits and floating point",
     "## QuantuneV2",
+    "## float8: QuantuneV2",
+    "8 and 32 bits (floating point):",
     "CLADO, main, seed 0: the unconstrained optimum",
     "the figures show that the pipeline runs, no accuracy",
   ):
@@ -105,6 +118,17 @@ def test_files_and_report(finished):
   lists = json.loads((workdir / "seed0/main/quantune.json").read_text())
   assert [*lists["lists"]] == ["unfused", "norm", "activation", "residual"]
   assert sum(p["chosen"] for p in lists["plans"]) == 2
+  lists = json.loads((workdir / "seed0/float8/quantune.json").read_text())
+  assert lists["pair"] == [8, 32]
+  assert {b for p in lists["plans"] for b in p["node_bits"]} == {8, 32}
+
+
+def test_plans_with_layers_in_floating_point(finished):
+  workdir, _ = finished
+  plans = json.loads((workdir / "seed0/float8/plans.json").read_text())
+  assert [*plans] == ["quantune", "clado_diagonal", "mpqco", "hawq"]
+  assert {b for of in plans.values() for b in of["0.5"].values()} == {8, 32}
+  assert all(b == 8 for of in plans.values() for b in of["1"].values())
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ class Sensitivity:
     *,
     loss: str = "cross_entropy",
     block: int = 64,
+    pairs: bool = True,
   ):
     """Plans the measurement.
 
@@ -59,6 +60,7 @@ class Sensitivity:
       names: layers to choose for, in execution order; None: all.
       loss: `cross_entropy`, or `kl` from the float model's prediction.
       block: images in one forward pass.
+      pairs: whether pairs are measured, too; without, all layers cost half a forward pass each.
 
     Raises:
       ValueError: an unknown loss, no image in a block, stacks or names that do not fit the model.
@@ -66,17 +68,19 @@ class Sensitivity:
     if block < 1:
       raise ValueError(f"block: {block}; at least 1 image is accepted")
     self._suffixes = Suffixes(apply, params, layers, stacks, names, loss)
-    self._block, self.names = block, self._suffixes.names
+    self._block, self._pairs, self.names = block, pairs, self._suffixes.names
     widths, count, tails = len(stacks.bits), len(self.names), self._suffixes.tails
     later = tails[::-1].cumsum()[::-1] - tails
-    self._work = widths * tails + widths**2 * later  # of the rows; see `Suffixes.row`
+    both = widths**2 if pairs else 0
+    self._work = widths * tails + both * later  # of the rows; see `Suffixes.row`
     self.forwards = 2 + float(self._work.sum())
-    self.plain_forwards = 1 + widths * count + widths**2 * count * (count - 1) // 2
+    self.plain_forwards = 1 + widths * count + both * count * (count - 1) // 2
 
   def describe(self, images: int) -> str:
     """What a measurement costs, for the user, in one line."""
+    how = "alone and in pairs" if self._pairs else "alone"
     return (
-      f"{self.plain_forwards} losses of {len(self.names)} layers, alone and in pairs, on {images} "
+      f"{self.plain_forwards} losses of {len(self.names)} layers, {how}, on {images} "
       f"images: as much as {self.forwards:.0f} forward passes of the {images} images"
     )
 
@@ -101,7 +105,8 @@ class Sensitivity:
       report: called with the share of the work that is done, after each layer of each block.
 
     Returns:
-      Losses in the order of `Choices.create(names, stacks.bits, ...)`.
+      Losses in the order of `Choices.create(names, stacks.bits, ...)`; pairs that were not measured
+      are nan.
 
     Raises:
       ValueError: arrays that do not fit, losses that are not finite, or a checkpoint of another
@@ -132,7 +137,8 @@ class Sensitivity:
         if row >= done:
           if i == 0:
             sums["base"] += _total(self._suffixes.base(logits, target), used)
-          singles, pairs = (_total(a, used) for a in self._suffixes.row(i, live, target))
+          row_losses = self._suffixes.row(i, live, target, self._pairs)
+          singles, pairs = (_total(a, used) for a in row_losses)
           if not (np.isfinite(singles).all() and np.isfinite(pairs).all()):
             raise ValueError(f"losses: not finite with layer {self.names[i]} quantized")
           sums["singles"][i] += singles
@@ -148,7 +154,7 @@ class Sensitivity:
 
   def _losses(self, sums: dict[str, np.ndarray], images: int) -> Losses:
     count, widths = sums["singles"].shape
-    later = np.triu(np.ones((count, count), bool), 1)[:, None, :, None]
+    later = np.triu(np.full((count, count), self._pairs), 1)[:, None, :, None]
     pairs = np.where(later, sums["pairs"] / images, np.nan)
     return Losses(
       base=float(sums["base"]) / images,
@@ -166,6 +172,7 @@ class Sensitivity:
       "layers": [*self.names],
       "loss": s.loss,
       "block": block,
+      **({} if self._pairs else {"pairs": False}),  # which older checkpoints do not name
     }
 
   def _restore(
@@ -188,7 +195,7 @@ class Sensitivity:
     if found is None:
       return 0, sums
     theirs = found.metadata.get("made_from", {})
-    if wrong := [name for name in made_from if theirs.get(name) != made_from[name]]:
+    if wrong := [n for n in {**made_from, **theirs} if theirs.get(n) != made_from.get(n)]:
       raise ValueError(f"checkpoint: sensitivities of another {' and '.join(wrong)}; {remedy}")
     # What was read may not be writable.
     return found.step, {name: np.array(found.tree[name]) for name in sums}

@@ -113,28 +113,32 @@ class Suffixes:
     """From cut i to the next in floating point."""
     return self._step(i, len(self.stacks.bits), live)
 
-  def row(self, i: int, live: Live, target: Array) -> tuple[np.ndarray, np.ndarray]:
+  def row(
+    self, i: int, live: Live, target: Array, pairs: bool = True
+  ) -> tuple[np.ndarray, np.ndarray]:
     """All losses in which layer number i is the first that is quantized.
 
     Args:
       i: number of the layer in `names`.
       live: activations of the float model at cut i.
       target: what the loss compares logits with: labels int `[n]`, or the float model's logits.
+      pairs: whether later layers are quantized, too.
 
     Returns:
       float32 `[B, n]`, with this layer alone at each width; float32 `[B, I - i - 1, B, n]`, with a
-      later layer at a width, too.
+      later layer at a width, too: zeros without pairs.
     """
-    widths, singles, pairs = range(len(self.stacks.bits)), [], []
+    widths, singles, both = range(len(self.stacks.bits)), [], []
     for b in widths:
       after, losses = self._step(i, b, live), []
       for j in range(i + 1, len(self.names)):
-        losses += [self._tail(j, c, after, target) for c in widths]
+        losses += [self._tail(j, c, after, target) for c in widths] if pairs else []
         after = self.pass_by(j, after)
       singles.append(self._distance(after, target))
-      pairs.append([np.asarray(loss) for loss in losses])
+      both.append([np.asarray(loss) for loss in losses])
     shape = (len(widths), len(self.names) - i - 1, len(widths), len(target))
-    return np.stack(singles), np.array(pairs, np.float32).reshape(shape)
+    found = np.array(both, np.float32).reshape(shape) if pairs else np.zeros(shape, np.float32)
+    return np.stack(singles), found
 
   def _step(self, i: int, k: int, live: Live) -> Any:
     return self._steps[i](self.stacks.stack(self.names[i]), self.params, np.int32(k), live)

@@ -127,6 +127,8 @@ def bits_over_budgets(
 ) -> Path:
   """Draws which bits each layer gets, a panel for each method and a column for each budget.
 
+  More than 8 bits, which stand for floating point, are white.
+
   Args:
     path: PNG file.
     names: the I layers, from the input on.
@@ -145,6 +147,7 @@ def bits_over_budgets(
       raise ValueError(f"plans[{method!r}] has shape {np.shape(bits)}: expected {expected}")
   rows = len(names)
   font, height = (9.0, 0.24) if rows <= 30 else (6.5, 0.15)
+  colours = matplotlib.colormaps["cividis"].with_extremes(over="white")
   with matplotlib.rc_context(drawing.STYLE):
     figure = Figure(
       figsize=(2.0 + len(plans) * (0.6 + 0.34 * len(budgets)), 1.6 + height * rows),
@@ -154,7 +157,7 @@ def bits_over_budgets(
     panels = np.atleast_1d(figure.subplots(1, len(plans), sharey=True))
     for axes, (method, bits) in zip(panels, plans.items(), strict=True):
       bits = np.asarray(bits, float)
-      axes.imshow(np.ma.masked_invalid(bits), cmap="cividis", vmin=2, vmax=8, aspect="auto")
+      axes.imshow(np.ma.masked_invalid(bits), cmap=colours, vmin=2, vmax=8, aspect="auto")
       for row, column in zip(*np.nonzero(~np.isnan(bits)), strict=True):
         value = bits[row, column]
         colour = "white" if value < 5 else "black"

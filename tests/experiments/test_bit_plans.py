@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from configs import common
 from experiments import sections
 from experiments.bit_plans import Measured, Planner
 from flexiq_jax import flexiq, models
+from flexiq_jax.methods import fusion, layerwise
+from flexiq_jax.methods.layerwise import FLOAT
 from flexiq_jax.metrics import Writer
 from tests.methods import models_for_test
 from tests.search import networks_for_test as networks
@@ -130,6 +133,83 @@ def test_sizes_are_limited(folder):
     size = sum(params[n] * b / 8 for n, b in bits.items())
     assert size <= share * sum(params.values()) * (1 + 1e-9)
   assert set(tensor.plan("mpqco", 0.25).bits.values()) == {2}
+
+
+# 8 bits and floating point.
+
+
+@pytest.fixture(scope="module")
+def float8(folder):
+  return planner("float8", folder)
+
+
+def share_of(bits):
+  """Share of the MACs in 8 bits."""
+  macs = {name: measured().network.layer(name).macs for name in SELECTABLE}
+  return sum(macs[n] for n, b in bits.items() if b == 8) / sum(macs.values())
+
+
+@pytest.mark.parametrize("method", ["quantune", "clado_diagonal", "mpqco", "hawq", "random"])
+def test_enough_is_in_8_bits(float8, method):
+  for share in (0.0, 0.3, 0.7, 1.0):
+    plan = float8.random(share, 1) if method == "random" else float8.plan(method, share)
+    assert set(plan.bits) == set(SELECTABLE) and set(plan.bits.values()) <= {8, FLOAT}
+    assert share_of(plan.bits) >= share - 1e-9
+    assert float8.average(plan.bits) == pytest.approx(32 - 24 * share_of(plan.bits))
+
+
+@pytest.mark.parametrize("method", ["clado_diagonal", "mpqco", "hawq"])
+def test_floating_point_does_no_harm(float8, method):
+  harm, exact = float8.objective(method).reshape(-1, 2).T
+  assert (exact == 0).all() and np.ptp(harm) > 0
+  # A trace of the Hessian is negative where random weights are no minimum of the loss.
+  assert method == "hawq" or (harm > 0).all()
+  plans = [dict(zip(SELECTABLE, b, strict=True)) for b in itertools.product((8, FLOAT), repeat=3)]
+  for share in (0.2, 0.5, 0.8):
+    least = min(
+      sum(h for h, b in zip(harm, plan.values(), strict=True) if b == 8)
+      for plan in plans
+      if share_of(plan) >= share
+    )
+    found = float8.plan(method, share).bits
+    assert sum(h for h, n in zip(harm, SELECTABLE, strict=True) if found[n] == 8) == (
+      pytest.approx(least)
+    )
+
+
+def test_the_diagonal_is_the_divergence_of_single_layers(float8):
+  m = measured()
+  model = layerwise.Layerwise(m.network.apply, m.network.params, m.stacks(float8.section))
+  plain = dict.fromkeys(model.stacks.names, FLOAT)
+  log_p = log_softmax(model.simulated(plain, m.images))
+  for name, found in zip(SELECTABLE, float8.objective("clado_diagonal")[::2], strict=True):
+    log_q = log_softmax(model.simulated({**plain, name: 8}, m.images))
+    expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
+    assert found == pytest.approx(expected, rel=1e-2)
+  # One pass for the model, one for what all layers share, and what follows each layer.
+  assert 2 < float8.cost_of("clado_diagonal")["forwards"] < 2 + len(SELECTABLE)
+
+
+def log_softmax(z):
+  z = np.asarray(z, np.float64)
+  return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def test_layers_that_are_always_float_are_so_in_quantunes_run(folder, float8):
+  """What comes before the first selectable layer is exact; with 8 bits it is not."""
+  for made, exact in ((float8, True), (planner("main", folder), False)):
+    runs = made.runs()
+    first = next(i for i, o in enumerate(runs.operations) if o.layer == SELECTABLE[0])
+    assert (runs.error[:first] == 0).all() == exact
+    assert runs.error[first] > 0
+  best = float8.quantune_forms(0.5)[0]
+  kept = [b for b, n in zip(best.node_bits, nodes(float8, best), strict=True) if n == "stem"]
+  assert kept == [FLOAT]
+
+
+def nodes(made, plan):
+  """The layer of each node of a plan."""
+  return [node.layer for node in fusion.nodes(made.runs().operations, plan.grouping)]
 
 
 def test_infeasible_budget_names_the_smallest(folder):

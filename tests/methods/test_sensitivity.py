@@ -107,6 +107,26 @@ def test_cost_counts_what_follows_the_second_layer():
   assert sensitivity().describe(100).startswith("33 losses of 4 layers, alone and in pairs, on 100")
 
 
+def without_pairs(**options):
+  made, stacks = models.made(), models.layerwise_model(BITS).stacks
+  arguments = (made.network.apply, made.network.params, made.network.layers, stacks, NAMES)
+  return Sensitivity(*arguments, block=5, pairs=False, **options)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl"])
+def test_layers_alone(loss):
+  made, alone = models.made(), without_pairs(loss=loss)
+  whole, found = measured(loss=loss, block=5), alone.measure(made.images, made.labels)
+  assert found.base == whole.base
+  np.testing.assert_array_equal(found.singles, whole.singles)
+  assert np.isnan(found.pairs).all()
+  # The pieces that compare pairs are not compiled.
+  assert alone._suffixes.traces == len(NAMES)
+  tails = alone._suffixes.tails
+  assert alone.forwards == pytest.approx(2 + len(BITS) * tails.sum())
+  assert alone.describe(16).startswith("9 losses of 4 layers, alone, on 16")
+
+
 # Checkpoints.
 
 
@@ -174,6 +194,8 @@ def other(what):
     names = ("stem", *NAMES[1:])
   elif what == "more layers":
     names = None
+  elif what == "pairs":
+    options["pairs"] = False
   else:
     options.update({"loss": "kl"} if what == "loss" else {"block": 8})
   made_of = (made.network.apply, params, made.network.layers, stacks, names)
@@ -190,6 +212,7 @@ def other(what):
     ("layers", "sensitivities of another layers;"),
     ("loss", "sensitivities of another loss;"),
     ("block", "sensitivities of another block;"),
+    ("pairs", "sensitivities of another pairs;"),
     ("more layers", "If it is of other layers or bit widths: remove"),
   ],
 )
@@ -198,6 +221,14 @@ def test_checkpoints_of_something_else_are_refused(what, message, checkpoint):
   with Checkpoints(checkpoint) as kept, pytest.raises(ValueError, match=message) as error:
     measurement.measure(images, labels, checkpoints=kept)
   assert str(checkpoint) in str(error.value)
+
+
+def test_checkpoints_without_pairs_are_none_of_pairs(tmp_path):
+  made = models.made()
+  with Checkpoints(tmp_path) as kept:
+    without_pairs().measure(made.images, made.labels, checkpoints=kept)
+  with Checkpoints(tmp_path) as kept, pytest.raises(ValueError, match="of another pairs;"):
+    sensitivity(block=5).measure(made.images, made.labels, checkpoints=kept)
 
 
 # Refusals.

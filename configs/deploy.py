@@ -30,7 +30,8 @@ def get_config(arg=None):
   config.groups.shift_block = options.block
   config.variants = ()
   # granule: rows of K that shift blocks are padded to; 128 for a TPU.
-  config.deploy = config_dict.create(granule=2, switches=10_000)
+  # tuning: folder of tiles that were measured on the device; "" takes tiles by rule.
+  config.deploy = config_dict.create(granule=2, switches=10_000, tuning="")
   if options.runlocal:
     config.deploy.switches = 100
   return config

@@ -43,7 +43,7 @@ from flexiq_jax import (
   tables,
 )
 from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.kernels import api
+from flexiq_jax.kernels import api, tile_files
 from flexiq_jax.metrics import Writer
 
 
@@ -56,6 +56,12 @@ def describe(config) -> str:
 def prepare(config) -> setup.Inputs:
   """Checks a config and opens weights and data; nothing is written."""
   _check(config)
+  if config.deploy.tuning:
+    try:
+      tile_files.read(config.deploy.tuning)
+    except ValueError as error:
+      why = str(error).removeprefix("tuning: ")
+      raise ValueError(f"config.deploy.tuning: {why}") from error
   return base_experiment.prepare(config)
 
 
@@ -75,7 +81,7 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
   apply, shapes = models.functional(inputs.module)
   deployed = artifact.load(folder, apply, shapes, x)
   size = min(config.batch_size, setup.evaluation_count(config, inputs))
-  runner = deploy.Runner(deployed, sizes=(size,))
+  runner = deploy.Runner(deployed, sizes=(size,), tuning=config.deploy.tuning or None)
   rows = Rows(config, inputs, writer)
   rows.add("float", None, config.seed, network.float, avg_bits=32.0)
   nudged = _rounded(model)
@@ -199,6 +205,7 @@ def _report(config, inputs, workdir, writer, command, model, deployed, switches,
       "model": config.model,
       "evaluation images": setup.evaluation_count(config, inputs),
       "implementation": _implementations(deployed),
+      "tiles": config.deploy.tuning or "by rule",
       "wall time": runtime.duration(seconds),
     },
     rows=rows,

@@ -229,4 +229,8 @@ def _granule(d: Mixed, **kernel: Any) -> int:
     return 0
   from flexiq_jax.kernels import tpu  # only where it is used: it needs that part of Pallas
 
-  return tpu.choose_tiles(1, k, n, d.weights.block, tpu.device_kind()).k
+  by_rule = tpu.choose_tiles(1, k, n, d.weights.block, tpu.device_kind()).k
+  # Whichever tiles the layer takes in the end, what they read must have been written.
+  shapes = (kernel.get("tuned") or {}).items()
+  same = [tiles.k for s, tiles in shapes if (s.k, s.n, s.block) == (k, n, d.weights.block)]
+  return math.lcm(by_rule, *same)

@@ -4,6 +4,7 @@ Batches are padded to the next of a few sizes, so that there is one executable f
 none for anything else: neither a new ratio nor a new batch size compiles.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from flexiq_jax.deploy.model import Deployed, apply
 from flexiq_jax.deploy.place import place
+from flexiq_jax.kernels import tile_files
 
 Array = Any
 SIZES = (1, 8, 32, 128)
@@ -26,7 +28,12 @@ class Runner:
   """
 
   def __init__(
-    self, deployed: Deployed, *, sizes: Sequence[int] = SIZES, implementation: str | None = None
+    self,
+    deployed: Deployed,
+    *,
+    sizes: Sequence[int] = SIZES,
+    implementation: str | None = None,
+    tuning: str | os.PathLike[str] | None = None,
   ) -> None:
     """Starts at the first level.
 
@@ -34,12 +41,14 @@ class Runner:
       deployed: the model.
       sizes: batch sizes that are compiled, each at its first use; larger batches run in parts.
       implementation: of the mixed matmul (see `kernels.api`).
+      tuning: folder of measured tiles (see `kernels.tile_files`); None takes tiles by rule.
 
     Raises:
-      ValueError: sizes that are no positive integers.
+      ValueError: sizes that are no positive integers, or no tiles of this device in the folder.
     """
     if not sizes or any(type(n) is not int or n < 1 for n in sizes):
       raise ValueError(f"sizes: {sizes}; positive integers are accepted")
+    tuned = None if tuning is None else tile_files.read(tuning)
     self._sizes = tuple(sorted(set(sizes)))
     self._deployed = place(deployed)
     self.traces = 0
@@ -47,7 +56,7 @@ class Runner:
     @jax.jit
     def run(deployed, x, level):
       self.traces += 1
-      return apply(deployed, x, level, implementation=implementation)
+      return apply(deployed, x, level, implementation=implementation, tuned=tuned)
 
     self._run = run
     self._levels = np.asarray(deployed.levels)

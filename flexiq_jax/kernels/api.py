@@ -9,12 +9,12 @@
 Without a name the fastest one that can run the layer is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from flexiq_jax.kernels import lower, operands, reference, windows
+from flexiq_jax.kernels import lower, operands, reference, tile_files, windows
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 from flexiq_jax.kernels.windows import Window
 
@@ -31,6 +31,7 @@ def mixed_matmul(
   window: Window | None = None,
   implementation: str | None = None,
   platform: str | None = None,
+  tuned: Mapping[tile_files.Shape, tile_files.Tiles] | None = None,
   interpret: Any = False,
 ) -> Array | Activations:
   """Multiplies activations and weights whose first rows of K are in 4 bits, the rest in 8.
@@ -44,6 +45,8 @@ def mixed_matmul(
     implementation: a name of the table above; None chooses (see `choose`).
     platform: cpu, gpu or tpu, where the program is compiled or exported for another one than the
       present; None is the default backend.
+    tuned: tiles measured on the device (`tile_files.read`); other shapes take tiles by rule, and
+      the reference has none.
     interpret: run a kernel in interpret mode, on a CPU: True, or for `gpu` the parameters of JAX's
       interpreter.
 
@@ -72,7 +75,8 @@ def mixed_matmul(
       f"implementation: {name!r} does not run on {platform}; use None, 'reference', or interpret"
     )
   if window is None:
-    return _kernel(name)(x, w, epilogue, interpret=interpret)
+    tiles = tile_files.choose(tuned, x, w)
+    return _kernel(name)(x, w, epilogue, tiles=tiles, interpret=interpret)
   if name != "tpu":
     raise NotImplementedError(f"window: {name!r} takes patches; use 'tpu', 'reference', or None")
   return _kernel(name)(x, w, epilogue, window, interpret=interpret)

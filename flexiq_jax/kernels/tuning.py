@@ -1,89 +1,27 @@
 """Tile sizes of the mixed matmul: chosen by rule for each kind of device, or measured and kept.
 
 `heuristic` answers at once, on any machine. `autotune` measures candidates on the present device
-and keeps the fastest of each shape in `FOLDER/DEVICE.json`; `load` reads such a file back. Nothing
-is kept anywhere that the caller has not named.
+and keeps the fastest of each shape in `FOLDER/DEVICE.json` (see `tile_files`). Nothing is kept
+anywhere that the caller has not named.
 
 A measurement takes the boundary in the middle of K: tiles must serve every ratio, since the ratio
 changes at run time and the executable does not.
 """
 
 import contextlib
-import dataclasses
 import itertools
-import json
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flexiq_jax import files
-from flexiq_jax.kernels import gpu, gpu_tiles, packing, tpu, tpu_tiles
+from flexiq_jax.kernels import gpu, gpu_tiles, packing, tile_files, tpu, tpu_tiles
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
-
-VERSION = 1
-Tiles = gpu_tiles.Tiles | tpu_tiles.Tiles
-
-# Device kinds as JAX names them -> kernel. The first pattern found in the name rules.
-DEVICES: tuple[tuple[str, str], ...] = (
-  (r"TPU v5", "tpu"),  # "TPU v5 lite" is a v5e, "TPU v5" and "TPU v5p" are v5p
-  (r"TPU v6", "tpu"),
-  (r"TPU ?v?7", "tpu"),
-  (r"H100|H200|H800|GH200", "gpu"),
-)
-_CLASSES = {"tpu": tpu_tiles.Tiles, "gpu": gpu_tiles.Tiles}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, order=True)
-class Shape:
-  """What tiles are chosen for.
-
-  Attributes:
-    m, k, n: rows of x, rows of w, outputs.
-    block: rows of K in a shift block.
-  """
-
-  m: int
-  k: int
-  n: int
-  block: int
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if type(value) is not int or value < 1:
-        raise ValueError(f"shape.{field.name}: {value!r}; a positive integer is accepted")
-    if self.k % self.block:
-      raise ValueError(f"shape.block: {self.block}; a divisor of k = {self.k} is accepted")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuned:
-  """The fastest tiles of a shape, and what they gain.
-
-  Attributes:
-    tiles: block sizes.
-    seconds: median time of the product.
-    heuristic_seconds: the same with the heuristic's tiles, measured beside it; None where those did
-      not run.
-  """
-
-  tiles: Tiles
-  seconds: float
-  heuristic_seconds: float | None
-
-
-def implementation(kind: str) -> str:
-  """The kernel for a kind of device: tpu, gpu, or reference (which has no tiles)."""
-  for pattern, name in DEVICES:
-    if re.search(pattern, kind):
-      return name
-  return "reference"
+from flexiq_jax.kernels.tile_files import Shape, Tiles, Tuned, implementation
 
 
 def heuristic(kind: str, shape: Shape) -> Tiles | None:
@@ -155,15 +93,15 @@ def autotune(
     NotImplementedError: a device without a kernel to tune, or a shape that it does not take.
     ValueError: a damaged file, or a shape for which no candidate ran.
   """
-  kind = kind or jax.devices()[0].device_kind
+  kind = kind or tile_files.present()
   if implementation(kind) == "reference":
     raise NotImplementedError(
       f"device {kind!r} runs the reference, which has no tiles; a TPU from v5e on or a Hopper GPU "
       "can be tuned"
     )
   seconds = seconds or measure
-  path = file_of(folder, kind)
-  tuned = load(folder, kind)
+  path = tile_files.file_of(folder, kind)
+  found = tile_files.load(folder, kind)
   path.parent.mkdir(parents=True, exist_ok=True)
   for shape in shapes:
     times, refused = {}, None
@@ -177,11 +115,11 @@ def autotune(
       raise ValueError(f"{shape}: none of the candidates ran on {kind!r}") from refused
     best = min(times, key=lambda tiles: times[tiles])
     first = times.get(options[0])
-    tuned[shape] = Tuned(tiles=best, seconds=times[best], heuristic_seconds=first)
-    files.write_text(path, _encode(kind, tuned))
+    found[shape] = Tuned(tiles=best, seconds=times[best], heuristic_seconds=first)
+    files.write_text(path, tile_files.encode(kind, found))
     gain = f", {first / times[best]:.2f}x the heuristic's speed" if first else ""
     progress(f"{shape}: {best} of {len(times)} that ran{gain}")
-  return tuned
+  return found
 
 
 def measure(shape: Shape, tiles: Tiles, repeats: int = 20) -> float:
@@ -223,47 +161,3 @@ def example(shape: Shape) -> tuple[Activations, Weights, Epilogue]:
   )
   zero = jnp.zeros(shape.n, jnp.int32)
   return x, w, Epilogue(scale=jnp.ones(shape.n), correction=zero, out="bfloat16")
-
-
-def file_of(folder: str | Path, kind: str) -> Path:
-  """Where the results of a device kind lie."""
-  return Path(folder) / (re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-") + ".json")
-
-
-def load(folder: str | Path, kind: str) -> dict[Shape, Tuned]:
-  """What was tuned for a device kind; nothing where there is no file.
-
-  Raises:
-    ValueError: a file that is damaged, of another version or of another device, naming it.
-  """
-  path = file_of(folder, kind)
-  if not path.exists():
-    return {}
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    version, device = content["version"], content["device"]
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{path}: no file of tuned tiles ({error!r}); delete it and tune") from error
-  if version != VERSION:
-    raise ValueError(f"{path}: version {version!r}; {VERSION} is accepted, tune again")
-  if device != kind:
-    raise ValueError(f"{path}: tuned on {device!r}, this is for {kind!r}")
-  try:
-    return dict(_decode(entry, kind) for entry in content["tuned"])
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{path}: an entry cannot be read: {error}") from error
-
-
-def _encode(kind: str, tuned: Mapping[Shape, Tuned]) -> str:
-  entries = [
-    {"shape": dataclasses.asdict(shape), **dataclasses.asdict(tuned[shape])}
-    for shape in sorted(tuned)
-  ]
-  return json.dumps({"version": VERSION, "device": kind, "tuned": entries}, indent=2) + "\n"
-
-
-def _decode(entry: Mapping[str, Any], kind: str) -> tuple[Shape, Tuned]:
-  tiles = _CLASSES[implementation(kind)](**entry["tiles"])
-  seconds, first = float(entry["seconds"]), entry["heuristic_seconds"]
-  first = None if first is None else float(first)
-  return Shape(**entry["shape"]), Tuned(tiles=tiles, seconds=seconds, heuristic_seconds=first)

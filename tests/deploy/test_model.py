@@ -12,6 +12,8 @@ from flexiq_jax import deploy, graph, rules
 from flexiq_jax.deploy import layers
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.grouping import LowSettings
+from flexiq_jax.kernels import tpu, tpu_tiles
+from flexiq_jax.kernels.tile_files import Shape
 from tests.deploy.deployed_for_test import (
   BLOCKS,
   BOTTLENECK,
@@ -177,6 +179,33 @@ def test_kernel_of_a_tpu_gives_the_same(case):
   for level in range(len(LEVELS)):
     truth = reference(deployed, x, jnp.int32(level))
     np.testing.assert_allclose(run(deployed, x, jnp.int32(level)), truth, atol=1e-5 * np.std(truth))
+
+
+def test_measured_tiles_give_the_same(monkeypatch):
+  """Of linked layers, too: what the consumer's own tiles read, its producer has written."""
+  small = made(VIT)
+  x = small.x[:2]
+  deployed = deploy.deploy(small.model, x[:1], levels=LEVELS, granule=128)
+  assert any(feed.producer for feed in deployed.plan.feeds.values())
+  tokens, own = 2 * 5, tpu_tiles.Tiles(m=64, n=128, k=768)
+  mixed = {name: d.weights for name, d in deployed.layers.items() if isinstance(d, Mixed)}
+  tuned = {
+    Shape(m=tokens, k=len(w.w8), n=w.w8.shape[1], block=w.block): own for w in mixed.values()
+  }
+  taken, run = [], tpu.mixed_matmul
+
+  def spy(*args, tiles, **options):
+    taken.append(tiles)
+    return run(*args, tiles=tiles, **options)
+
+  monkeypatch.setattr(tpu, "mixed_matmul", spy)
+  kernel = functools.partial(deploy.apply, implementation="tpu", interpret=True, tuned=tuned)
+  run_tuned, reference = jax.jit(kernel), jax.jit(deploy.apply)
+  for level in range(len(LEVELS)):
+    truth = reference(deployed, x, jnp.int32(level))
+    found = run_tuned(deployed, x, jnp.int32(level))
+    np.testing.assert_allclose(found, truth, atol=1e-5 * np.std(truth))
+  assert taken == [own] * len(mixed)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

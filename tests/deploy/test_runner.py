@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from flexiq_jax import deploy
+from flexiq_jax.deploy import runner as runners
+from flexiq_jax.kernels import tile_files, tuning
+from flexiq_jax.kernels.tile_files import Shape
 from tests.deploy.deployed_for_test import LEVELS, RESNET, made
 
 
@@ -46,6 +49,24 @@ def test_ratios_go_to_the_level_that_reaches_them(deployed):
   for wrong in (-0.1, 1.1):
     with pytest.raises(ValueError, match=rf"ratio: {wrong}; 0..1 is accepted"):
       runner.switch(wrong)
+
+
+def test_measured_tiles_come_from_a_folder(small, deployed, tmp_path, monkeypatch):
+  kind, shape = "TPU v5 lite", Shape(m=4, k=256, n=128, block=128)
+  tuned = tuning.autotune([shape], tmp_path, kind=kind, seconds=lambda *_: 1.0)
+  with pytest.raises(ValueError, match=r"device 'cpu' runs the reference, which has no tiles"):
+    deploy.Runner(deployed, tuning=tmp_path)
+  monkeypatch.setattr(tile_files, "present", lambda: kind)
+  seen = []
+
+  def spy(deployed, x, level, *, tuned, **kernel):
+    seen.append(tuned)
+    return deploy.apply(deployed, x, level, **kernel)
+
+  monkeypatch.setattr(runners, "apply", spy)
+  deploy.Runner(deployed, sizes=(2,), tuning=tmp_path)(small.x[:2])
+  deploy.Runner(deployed, sizes=(2,))(small.x[:2])
+  assert seen == [{shape: tuned[shape].tiles}, None]
 
 
 def test_refusals(small, deployed):

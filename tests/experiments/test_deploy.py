@@ -56,6 +56,7 @@ def test_report_and_artifact(finished):
   text = (finished / "report.md").read_text()
   assert "# Deployed FlexiQ: resnet8 on digits" in text
   assert "1 layers take codes in their order from the layer before, 1 gather." in text
+  assert "implementation reference; tiles by rule" in text
   assert re.search(r"100 changes of the ratio.*in 1 compiled program", text)
   assert "| layer1/0/conv2 | codes in order | from layer1/0/conv1 |" in text
   document = artifact.read(finished / "artifact")
@@ -95,6 +96,7 @@ def test_switch_cost_counts_what_it_measured():
   [
     ("granule", 3, "config.deploy.granule: 3; a positive even number"),
     ("switches", 0, "config.deploy.switches: 0; 1 or more"),
+    ("tuning", "tiles", "config.deploy.tuning: 'tiles', but device 'cpu' runs the reference"),
   ],
 )
 def test_refusals(tmp_path, field, value, message):

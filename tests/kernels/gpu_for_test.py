@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.experimental import topologies
 
-from flexiq_jax.kernels import tuning
+from flexiq_jax.kernels import tile_files
 
 
 def interpreter(groups: int = 1) -> Any:
@@ -33,7 +33,7 @@ def interpreter(groups: int = 1) -> Any:
 def require_hopper() -> None:
   """Skips where there is no Hopper GPU."""
   device = jax.devices()[0]
-  if device.platform != "gpu" or tuning.implementation(device.device_kind) != "gpu":
+  if device.platform != "gpu" or tile_files.implementation(device.device_kind) != "gpu":
     pytest.skip(f"needs a Hopper GPU; JAX runs on {device.device_kind}")
 
 

@@ -9,13 +9,15 @@ import numpy as np
 from jax.extend.core import Literal
 
 from flexiq_jax import flexiq as flexiqs
-from flexiq_jax.deploy import depthwise, links
+from flexiq_jax.deploy import depthwise, links, patches
 from flexiq_jax.deploy import layout as layouts
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.model import Deployed
 from flexiq_jax.deploy.plan import make_plan, mixed_layers
+from flexiq_jax.graph import Layer
 from flexiq_jax.graph import trace as tracing
+from flexiq_jax.kernels.tpu_tiles import LANES, window_rows
 from flexiq_jax.rules import QLayer
 from flexiq_jax.selection.recipe import LEVELS
 
@@ -38,7 +40,8 @@ def deploy(
     levels: ratios at which it is to run.
     link: fold channel orders into producers and let them emit codes; False gathers everywhere,
       which `deployed_rule` needs.
-    granule: rows of K that a shift block is a multiple of: even for the reference, 128 for TPUs.
+    granule: rows of K that a shift block is a multiple of: even for the reference, 128 for TPUs,
+      where windows then slide over pixels.
 
   Raises:
     ValueError: levels that do not ascend within 0..1; see `layout.lay_out` and `layout.pack`.
@@ -54,7 +57,9 @@ def deploy(
   orders = model.schedule.layer_order()
   counts = [model.schedule.boundaries(r) for r in levels]
   laid = {
-    name: layouts.lay_out(layer, low[name], orders[name], granule)
+    name: layouts.lay_out(
+      layer, low[name], orders[name], granule, granule % LANES == 0 and slides(traced, layer)
+    )
     for name, layer in mixed_layers(traced, {*low}).items()
   }
   consumers = {f.producer: name for name, f in plan.feeds.items() if f.producer}
@@ -102,6 +107,21 @@ def deploy(
   ends = {name: tails[name] for name in made if not isinstance(made[name], Plain)}
   floats = {path: by_path[path] for path in _still_read(traced, ends)}
   return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
+
+
+def slides(traced: tracing.Traced, layer: Layer) -> bool:
+  """Whether the TPU kernel can slide a layer's window over its pixels."""
+  (i,) = (i for i, other in traced.layers.items() if other.name == layer.name)
+  eqn = traced.jaxpr.jaxpr.eqns[i]
+  if not layer.window:
+    return False
+  window = patches.window(layer, eqn.params, eqn.invars[1 - traced.sides[i]].aval.shape)
+  if window is None:
+    return False
+  try:
+    return window_rows(window) > 0
+  except NotImplementedError:
+    return False
 
 
 def _picked(values: np.ndarray, order: np.ndarray | None) -> Array:

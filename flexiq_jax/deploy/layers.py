@@ -19,6 +19,7 @@ from flexiq_jax.deploy.layout import rows_before
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.kernels import api, lower
 from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize
+from flexiq_jax.kernels.windows import Window
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
@@ -56,6 +57,11 @@ class Mixed:
   signed: bool = struct.field(pytree_node=False)
   activation: Activation = struct.field(pytree_node=False, default="none")
   feeds: str = struct.field(pytree_node=False, default="")
+
+  @property
+  def slides(self) -> bool:
+    """Whether a kernel slides its window over pixels (see `kernels.windows`)."""
+    return self.weights.taps > 1
 
   @property
   def shift(self) -> Array:
@@ -146,6 +152,8 @@ def lowered(
     level: int32 `[]`.
   """
   place, x8, x4 = d.places[level], *codes
+  if d.slides:
+    return Activations(x8=x8, x4=x4, boundary=place)
   boundary = rows_before(place, d.channels, math.prod(layer.window), d.weights.block)
   boundary = boundary.astype(jnp.int32)
   if d.weights.block == d.channels and patches.keep_rows(layer, params):
@@ -173,6 +181,7 @@ def run_mixed(
   out: str = "float32",
   tail: bool = True,
   consumer: Requantize | None = None,
+  window: Window | None = None,
   **kernel: Any,
 ) -> Array | Activations:
   """The mixed matmul of a layer.
@@ -184,6 +193,7 @@ def run_mixed(
     out: dtype of the result.
     tail: whether bias and activation function are computed, too.
     consumer: makes the codes of the layer that the result feeds (see `requantize`).
+    window: of a layer that slides it (see `patches.window`).
     **kernel: which implementation (see `kernels.api`).
 
   Returns:
@@ -197,7 +207,7 @@ def run_mixed(
     activation=d.activation if tail else "none",
     out=out,
   )
-  return api.mixed_matmul(x, d.weights, epilogue, **kernel)
+  return api.mixed_matmul(x, d.weights, epilogue, window=window, **kernel)
 
 
 def requantize(consumer: Mixed, level: Array, **kernel: Any) -> Requantize:
@@ -224,9 +234,11 @@ def _implementation(d: Mixed, implementation=None, platform=None, **_) -> str:
 def _granule(d: Mixed, **kernel: Any) -> int:
   """What a layer's kernel reads at a time, where that saves writing (see `Requantize`)."""
   k, n = d.weights.w8.shape
-  # Of convolutions with a window, rows of K are no places.
-  if _implementation(d, **kernel) != "tpu" or k != len(d.shift):
+  # Where patches are made beforehand, rows of K are no places.
+  if _implementation(d, **kernel) != "tpu" or (k != len(d.shift) and not d.slides):
     return 0
+  if d.slides:
+    return d.channels
   from flexiq_jax.kernels import tpu  # only where it is used: it needs that part of Pallas
 
   by_rule = tpu.choose_tiles(1, k, n, d.weights.block, tpu.device_kind()).k

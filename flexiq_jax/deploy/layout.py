@@ -6,6 +6,11 @@ level is a prefix. Each channel stands for its window's rows of K:
     block 0                      block 1
     c7 c7 c7 c2 c2 c2 ... 0 0    c5 c5 c5 ...
 
+Where a kernel slides windows over pixels itself (`kernels.windows`), a block goes position by
+position instead, each with all its channels:
+
+    block 0: c7 c2 ... | c7 c2 ... | ...
+
 | symbol | meaning |
 |---|---|
 | S | channels of a shift block; blocks with fewer are padded with zero channels |
@@ -42,6 +47,7 @@ class Layout:
     channels: S.
     window: rows of K per channel.
     block: rows of K per shift block.
+    slides: whether blocks go position by position.
   """
 
   groups: np.ndarray
@@ -50,11 +56,21 @@ class Layout:
   channels: int
   window: int
   block: int
+  slides: bool = False
 
   @property
   def rows(self) -> int:
     """K."""
     return len(self.order) // self.channels * self.block
+
+  @property
+  def row_places(self) -> np.ndarray:
+    """The place whose channel each row of K holds, int `[K]`; -1 for padding."""
+    row = np.arange(self.block)
+    place = row % self.channels if self.slides else row // self.window
+    place = np.where(place < self.channels, place, -1)
+    starts = np.arange(0, len(self.order), self.channels)[:, None]
+    return np.where(place < 0, -1, starts + place).reshape(-1)
 
 
 def rows_before(place: Array, channels: int, window: int, block: int) -> Array:
@@ -62,7 +78,9 @@ def rows_before(place: Array, channels: int, window: int, block: int) -> Array:
   return place // channels * block + place % channels * window
 
 
-def lay_out(layer: Layer, low: Low, groups: np.ndarray, granule: int = 2) -> Layout:
+def lay_out(
+  layer: Layer, low: Low, groups: np.ndarray, granule: int = 2, slides: bool = False
+) -> Layout:
   """The layout of a layer.
 
   Args:
@@ -70,6 +88,8 @@ def lay_out(layer: Layer, low: Low, groups: np.ndarray, granule: int = 2) -> Lay
     low: its 4-bit side; channels of one shift block share their shifts.
     groups: int `[J]`, its channel groups in schedule order.
     granule: of what number of rows a shift block is made, even.
+    slides: whether a kernel can slide this layer's window over pixels; then each position of a
+      block is made of the granule, and layers whose blocks have less than half of it do not slide.
 
   Raises:
     ValueError: an odd granule, a layer of several contraction groups, or groups of a shift block
@@ -94,7 +114,8 @@ def lay_out(layer: Layer, low: Low, groups: np.ndarray, granule: int = 2) -> Lay
   window = math.prod(layer.window)
   number = np.cumsum(np.isin(np.arange(len(blocks)), firsts)) - 1
   sizes = np.bincount(number, weights=[len(m) for m in members]).astype(int)
-  step = granule if window == 1 else 1
+  slides = slides and window > 1 and 2 * sizes.max() >= granule
+  step = granule if window == 1 or slides else 1
   channels = -(-int(sizes.max()) // step) * step
   order = np.full((len(firsts), channels), -1, np.int32)
   places = []
@@ -110,6 +131,7 @@ def lay_out(layer: Layer, low: Low, groups: np.ndarray, granule: int = 2) -> Lay
     channels=channels,
     window=window,
     block=-(-channels * window // granule) * granule,
+    slides=slides,
   )
 
 
@@ -139,6 +161,7 @@ def pack(layer: Layer, q: QLayer, layout: Layout, outputs: np.ndarray | None = N
     w_shift=jnp.asarray(w_shift),
     block=layout.block,
     offset=0 if q.signed else 8,
+    taps=layout.window if layout.slides else 1,
   )
 
 
@@ -175,15 +198,15 @@ def corrections(
   w8 = _rows(layer, q.w, layout, outputs).astype(np.int64)
   shift = np.repeat(_shared(layer, np.asarray(low.shift), layout), layout.block)[:, None]
   low_rows = _rows(layer, low.w, layout, outputs).astype(np.int64) << shift
-  rows = []
+  row_places, rows = layout.row_places, []
   for count in counts:
     if not 0 <= count <= total:
       raise ValueError(f"layer {layer.name}: boundary at group {count} of {total}")
     row = bias[layout.groups[:count]].sum(axis=0)
     if not q.signed:
-      start = rows_before(layout.places[count], layout.channels, layout.window, layout.block)
-      row = row + 128 * w8[start:].sum(axis=0)
-      row = row if dynamic else row + 8 * low_rows[:start].sum(axis=0)
+      below = row_places < layout.places[count]
+      row = row + 128 * w8[~below].sum(axis=0)
+      row = row if dynamic else row + 8 * low_rows[below].sum(axis=0)
     rows.append(row)
   found = np.stack(rows)
   if np.abs(found).max(initial=0) >= 2**31:
@@ -214,7 +237,9 @@ def _rows(layer: Layer, w: Array, layout: Layout, outputs: np.ndarray | None) ->
   (canonical,) = layer.canonical(np.asarray(w))  # [C, window, N]
   n = canonical.shape[-1]
   placed = np.where((layout.order < 0)[:, None, None], 0, canonical[layout.order])
-  blocks = placed.reshape(-1, layout.channels * layout.window, n).astype(np.int32)
+  blocks = placed.reshape(-1, layout.channels, layout.window, n).astype(np.int32)
+  blocks = blocks.swapaxes(1, 2) if layout.slides else blocks
+  blocks = blocks.reshape(len(blocks), -1, n)
   blocks = np.pad(blocks, ((0, 0), (0, layout.block - blocks.shape[1]), (0, 0)))
   return _columns(blocks.reshape(-1, n), outputs)
 

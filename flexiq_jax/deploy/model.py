@@ -87,7 +87,8 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
     operand = _operand(d, layer, eqn, x, made, shape, level, plan.dynamic, **kernel)
     tail, aval = tails[layer.name], tails[layer.name].out.aval
     out = aval.dtype.name if aval.dtype.name in OUTPUTS else "float32"
-    y = layers.run_mixed(d, operand, level, out=out, consumer=consumer, **kernel)
+    window = patches.window(layer, eqn.params, shape) if d.slides else None
+    y = layers.run_mixed(d, operand, level, out=out, consumer=consumer, window=window, **kernel)
     if d.feeds:
       emitted[d.feeds] = y
       return None
@@ -137,7 +138,8 @@ def deployed_rule(
       return layers.run_plain(d, layer, x, contract, level, dynamic)
     assert isinstance(d, Mixed)
     operand = _operand(d, layer, eqn, x, None, x.shape, level, dynamic, **kernel)
-    y = layers.run_mixed(d, operand, level, out=out, tail=False, **kernel)
+    window = patches.window(layer, eqn.params, x.shape) if d.slides else None
+    y = layers.run_mixed(d, operand, level, out=out, tail=False, window=window, **kernel)
     return patches.result(layer, eqn.params, y, eqn.outvars[0].aval.shape)
 
   return run

@@ -3,7 +3,8 @@
 Rows of K are (channel, window position), so that a channel is a run of rows and a shift block of
 channels a run of rows too. Borders are padded with the code of zero, whichever that is at each
 place: unsigned codes lie 128 or 8 lower than what they mean (see `layout.corrections`), and then
-one constant corrects every pixel.
+one constant corrects every pixel. Convolutions of stride 1 that keep the size of their image need
+no patches where a kernel knows windows (`window`).
 """
 
 import itertools
@@ -17,6 +18,7 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as prim
 
 from flexiq_jax.graph import Layer
+from flexiq_jax.kernels.windows import Window
 
 Array = Any
 
@@ -36,6 +38,39 @@ def keep_rows(layer: Layer, params: Mapping[str, Any]) -> bool:
     return True
   strides, padding = params["window_strides"], params["padding"]
   return math.prod(layer.window) == 1 and {*strides} == {1} and {*padding} == {(0, 0)}
+
+
+def window(layer: Layer, params: Mapping[str, Any], shape: Sequence[int]) -> Window | None:
+  """How a kernel slides a convolution over pixels in rows.
+
+  Args:
+    layer: the layer.
+    params: of its equation.
+    shape: of its activation.
+
+  Returns:
+    The window; None of layers that are no convolution, and of those that do not keep the size of
+    their line or image or skip pixels of it.
+  """
+  if len(layer.window) not in (1, 2) or math.prod(layer.window) == 1 or layer.groups != 1:
+    return None
+  padding, dilation = params["padding"], params["rhs_dilation"]
+  reach = [(k - 1) * d for k, d in zip(layer.window, dilation, strict=True)]
+  if {*params["window_strides"], *params["lhs_dilation"]} != {1}:
+    return None
+  if [low + high for low, high in padding] != reach:
+    return None
+  if min(map(min, padding)) < 0:
+    return None
+  sizes = [shape[d] for d in params["dimension_numbers"].lhs_spec[2:]]
+  axes = [
+    [i * d - low for i in range(k)]
+    for k, d, (low, _) in zip(layer.window, dilation, padding, strict=True)
+  ]
+  if len(sizes) == 1:
+    sizes, axes = [1, *sizes], [[0], *axes]
+  offsets = tuple((dh, dw) for dh in axes[0] for dw in axes[1])
+  return Window(height=sizes[0], width=sizes[1], offsets=offsets)
 
 
 def channels_last(layer: Layer, params: Mapping[str, Any], x: Array) -> Array:

@@ -51,13 +51,21 @@ class GpuWeights:
   offset: int = struct.field(pytree_node=False)
   n: int = struct.field(pytree_node=False)
 
+  @property
+  def taps(self) -> int:
+    """As in `Weights`; windows are unfolded before this kernel."""
+    return 1
+
 
 def prepare(w: Weights) -> GpuWeights:
   """Lays a layer's weights out for the kernel; once, when a model is deployed.
 
   Raises:
-    NotImplementedError: shift blocks that do not consist of half tiles.
+    NotImplementedError: shift blocks that do not consist of half tiles, or weights laid out for
+      a window that slides.
   """
+  if w.taps > 1:
+    raise NotImplementedError(f"taps: {w.taps}; the GPU kernel takes 1 (see windows.by_channel)")
   if w.block % HALF:
     raise NotImplementedError(
       f"block: {w.block} rows in a shift block; the GPU kernel takes multiples of {HALF} (see "

@@ -18,6 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from flexiq_jax.kernels import packing
 from flexiq_jax.kernels.operands import Activations, Weights
 
 Array = Any
@@ -89,6 +90,21 @@ def unfold(x: Activations, w: Weights, window: Window) -> Activations:
   # By way of int8: not every backend slices and pads int4.
   x4 = _unfold(x.x4.astype(jnp.int8), jnp.where(low, zero4, 0), w, window)
   return dataclasses.replace(x, x8=x8, x4=x4.astype(jnp.int4))
+
+
+def by_channel(w: Weights) -> Weights:
+  """The same weights for patches made beforehand: each channel with all its positions."""
+  if w.taps == 1:
+    return w
+  channels = w.block // w.taps
+
+  def turned(rows: Array) -> Array:
+    blocks = rows.reshape(-1, w.taps, channels, rows.shape[1])
+    return blocks.swapaxes(1, 2).reshape(rows.shape)
+
+  return dataclasses.replace(
+    w, w8=turned(w.w8), w4=packing.pack(turned(packing.unpack(w.w4))), taps=1
+  )
 
 
 def _unfold(codes: Array, fill: Array, w: Weights, window: Window) -> Array:

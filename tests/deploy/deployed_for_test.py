@@ -10,6 +10,7 @@ from flexiq_jax import flexiq, models
 from flexiq_jax.grouping import LowSettings
 
 RESNET = ("resnet8", {"width": 8, "depths": (2, 1)})
+WIDE = ("resnet8", {"width": 64, "depths": (1,), "input_size": 8})
 BOTTLENECK = ("resnet50", {"width": 4, "depths": (1, 1), "input_size": 16, "num_classes": 5})
 VIT = ("vit_cifar10", {"width": 24, "depth": 1, "heads": 2, "patch_size": 8, "input_size": 16})
 MOBILE = ("mobilenet_v2", models.MODELS["mobilenet_v2"].tiny)

@@ -13,7 +13,8 @@ from flexiq_jax import rules
 from flexiq_jax.deploy import layout as layouts
 from flexiq_jax.deploy import patches
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.kernels import packing
+from flexiq_jax.kernels import Activations, Weights, packing
+from flexiq_jax.kernels.windows import unfold
 from tests.layers_for_test import CASES, conv, einsum, lowered
 
 
@@ -48,24 +49,33 @@ def quantized(layer, sizes, per_block, *, signed=True, seed=0, shared=True):
   return q, order
 
 
+def rows_of(layout, place):
+  """Rows of K of a place, position by position of its window."""
+  if layout.slides:
+    j, at = divmod(place, layout.channels)
+    return [j * layout.block + t * layout.channels + at for t in range(layout.window)]
+  start = layouts.rows_before(place, layout.channels, layout.window, layout.block)
+  return [*range(start, start + layout.window)]
+
+
 def oracle(layer, q, layout, count, x, dynamic):
   """The sum that a matmul with the packed operands gives, in int64 and one row at a time."""
   weights, low = layouts.pack(layer, q, layout), layout.places[count]
-  start = layouts.rows_before(low, layout.channels, layout.window, layout.block)
-  # Codes of x by row of K: channel by channel, window by window, padding codes that do not matter.
+  # Codes of x by row of K, padding codes that do not matter.
   (w8,) = layer.canonical(np.asarray(q.w, np.int64))
-  codes = np.full((layout.rows, 1), 77)
+  codes, is_low = np.full((layout.rows, 1), 77), np.zeros((layout.rows, 1), bool)
   for place, c in enumerate(layout.order):
-    at = layouts.rows_before(place, layout.channels, layout.window, layout.block)
+    rows = rows_of(layout, place)
+    np.testing.assert_array_equal(layout.row_places[rows], place)
+    is_low[rows] = place < low
     if c >= 0:
-      codes[at : at + layout.window, 0] = x[c]
+      codes[rows, 0] = x[c]
   offset8, offset4 = (0, 0) if q.signed else (128, 8)
   shift = np.repeat(np.asarray(weights.x_shift), layout.block)[:, None]
   q4 = np.clip((codes + ((1 << shift) >> 1)) >> shift, *((-8, 7) if q.signed else (0, 15)))
   w_shift = np.repeat(np.asarray(weights.w_shift), layout.block, axis=0)
   w4 = np.asarray(packing.unpack(weights.w4), np.int64)
   assert w8.shape[0] == len(x)
-  is_low = (np.arange(layout.rows) < start)[:, None]
   entering = q4 if dynamic else q4 - offset4  # with dynamic shifts the kernel adds the offset
   products = np.where(
     is_low,
@@ -83,18 +93,23 @@ def oracle(layer, q, layout, count, x, dynamic):
   per_block=st.integers(1, 3),
   granule=st.sampled_from([2, 4, 14]),
   window=st.sampled_from([(), (2, 3)]),
+  slides=st.booleans(),
   signed=st.booleans(),
   dynamic=st.booleans(),
   seed=st.integers(0, 99),
 )
-def test_packed_operands_are_the_layer(sizes, per_block, granule, window, signed, dynamic, seed):
+def test_packed_operands_are_the_layer(
+  sizes, per_block, granule, window, slides, signed, dynamic, seed
+):
   c = sum(sizes)
   case = einsum("bc,cn->bn", (1, c), (c, 3))
   if window:
     case = conv((1, *window, c), (*window, c, 3))
   layer = case.layer
   q, order = quantized(layer, sizes, per_block, signed=signed, seed=seed)
-  layout = layouts.lay_out(layer, q.low, order, granule)
+  layout = layouts.lay_out(layer, q.low, order, granule, slides)
+  assert layout.slides <= (slides and bool(window))
+  assert layouts.pack(layer, q, layout).taps == (layout.window if layout.slides else 1)
   assert layout.block % granule == 0
   assert layout.rows % layout.block == 0
   assert sorted(layout.order[layout.order >= 0]) == list(range(c))
@@ -198,6 +213,61 @@ def test_rows_times_weights_is_the_contraction(name, fill):
   y = np.asarray(rows) @ packed - fill * packed.sum(axis=0)
   exact = case.exact(x, w)
   np.testing.assert_array_equal(patches.result(layer, eqn.params, y, exact.shape), exact)
+
+
+SAME = {
+  "square": conv((2, 5, 4, 3), (3, 3, 3, 2), padding=((1, 1), (1, 1))),
+  "dilated": conv((1, 5, 6, 3), (3, 3, 3, 2), padding=((2, 2), (2, 2)), dilation=2),
+  "one-sided": conv((1, 4, 4, 3), (2, 3, 3, 2), padding=((1, 0), (0, 2))),
+  "channels first": conv((2, 3, 5, 4), (3, 3, 3, 2), padding=((1, 1), (1, 1)), layout="NCHW"),
+}
+OTHERS = {
+  "stride 2": conv((1, 4, 4, 3), (3, 3, 3, 2), padding=((1, 1), (1, 1)), stride=2),
+  "smaller result": conv((1, 4, 4, 3), (3, 3, 3, 2)),
+  "one pixel": conv((1, 4, 4, 3), (1, 1, 3, 2)),
+  "groups": conv((1, 4, 4, 4), (3, 3, 2, 4), padding=((1, 1), (1, 1)), groups=2),
+  "dense": CASES["dense"],
+}
+
+
+def window_of(case):
+  params = {"w": jax.ShapeDtypeStruct(case.w, jnp.float32)}
+  traced = tracing.trace(case.apply, params, jax.ShapeDtypeStruct(case.x, jnp.float32))
+  ((number, layer),) = traced.layers.items()
+  eqn = traced.jaxpr.jaxpr.eqns[number]
+  return layer, eqn.params, patches.window(layer, eqn.params, case.x)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_windows_slide_over_pixels(name):
+  """Positions as they are unfolded, times weights position by position: the convolution."""
+  case, rng = SAME[name], np.random.default_rng(0)
+  layer, params, window = window_of(case)
+  x, w = rng.integers(-9, 10, case.x), rng.integers(-9, 10, case.w)
+  rows = np.asarray(patches.channels_last(layer, params, jnp.asarray(x)))
+  rows = rows.reshape(-1, rows.shape[-1])
+  operand = Activations(
+    x8=jnp.asarray(rows, jnp.int8), x4=jnp.zeros(rows.shape, jnp.int4), boundary=jnp.int32(0)
+  )
+  (canonical,) = layer.canonical(w)  # [C, window, N]
+  taps, n = canonical.shape[1:]
+  w8 = canonical.swapaxes(0, 1).reshape(-1, n)
+  weights = Weights(
+    w8=jnp.asarray(w8, jnp.int8),
+    w4=jnp.zeros((len(w8) // 2, n), jnp.int8),
+    x_shift=jnp.zeros(1, jnp.int32),
+    w_shift=jnp.zeros((1, n), jnp.int32),
+    block=len(w8),
+    taps=taps,
+  )
+  y = np.asarray(unfold(operand, weights, window).x8, np.int64) @ w8
+  exact = case.exact(x, w)
+  np.testing.assert_array_equal(patches.result(layer, params, y, exact.shape), exact)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_layers_have_no_window(name):
+  assert window_of(OTHERS[name])[2] is None
 
 
 def test_what_is_no_single_matmul_is_told():

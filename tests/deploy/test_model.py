@@ -23,6 +23,7 @@ from tests.deploy.deployed_for_test import (
   SHAPES,
   SWIN,
   VIT,
+  WIDE,
   exact_scales,
   made,
   ones_own,
@@ -33,10 +34,10 @@ CASES = {"resnet": RESNET, "bottleneck": BOTTLENECK, "vit": VIT, "mobile": MOBIL
 PLAIN = LowSettings(group_size=3)
 
 
-def sums(small, x):
+def sums(small, x, granule=2):
   """`run(level, ratio)`: layer -> (integer sums of the mixed rule, of the deployed rule)."""
   model = exact_scales(small.model)
-  deployed = deploy.deploy(model, x[:1], levels=LEVELS, link=False)
+  deployed = deploy.deploy(model, x[:1], levels=LEVELS, link=False, granule=granule)
 
   @jax.jit
   def run(masks, level):
@@ -206,6 +207,36 @@ def test_measured_tiles_give_the_same(monkeypatch):
     found = run_tuned(deployed, x, jnp.int32(level))
     np.testing.assert_allclose(found, truth, atol=1e-5 * np.std(truth))
   assert taken == [own] * len(mixed)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_windows_slide_where_channels_fill_registers(dynamic):
+  """The second layer takes codes of the first; groups are finer than shift blocks."""
+  small = made(WIDE, settings=LowSettings(group_size=16, shift_block=32), dynamic=dynamic)
+  no = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  narrow = deploy.deploy(small.model, small.x[:1], levels=LEVELS, granule=128)
+  assert not any(d.slides for m in (no, narrow) for d in m.layers.values() if isinstance(d, Mixed))
+  small = made(WIDE, settings=LowSettings(group_size=16, shift_block=64), dynamic=dynamic)
+  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS, granule=128)
+  wide = [d for d in deployed.layers.values() if isinstance(d, Mixed)]
+  assert [d.slides for d in wide] == [True, True]
+  assert [bool(d.feeds) for d in wide] == [True, False]
+  assert [d.weights.w8.shape for d in wide] == [(1152, 128), (1152, 64)]
+  run = jax.jit(deploy.apply)
+  for ratio in LEVELS:
+    close(small, deployed, small.x, ratio, run)
+  if dynamic:
+    return
+  x = small.x[:2]
+  kernel = jax.jit(functools.partial(deploy.apply, implementation="tpu", interpret=True))
+  for level in range(len(LEVELS)):
+    truth = run(deployed, x, jnp.int32(level))
+    got = kernel(deployed, x, jnp.int32(level))
+    np.testing.assert_allclose(got, truth, atol=1e-5 * np.std(truth))
+  compare = sums(small, x, granule=128)
+  for level, ratio in enumerate(LEVELS):
+    for truth, own in compare(level, ratio).values():
+      np.testing.assert_array_equal(own, truth)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -18,17 +18,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.measured import Measured
 from experiments.sections import TOLERANCE, Section
-from flexiq_jax import calibration, flexiq, graph, rules
-from flexiq_jax.calibration import RangeSettings
+from flexiq_jax import calibration, graph, rules
 from flexiq_jax.checkpoint import Checkpoints
-from flexiq_jax.graph import trace as tracing
 from flexiq_jax.methods import (
   Choices,
   Problem,
   clado,
   curvature,
-  fusion,
   hawq,
   layerwise,
   quantune_plan,
@@ -39,49 +37,6 @@ from flexiq_jax.methods.sensitivity import Sensitivity
 from flexiq_jax.metrics import Writer
 
 QUANTUNE_IMAGES = 128
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
-  """What the methods of one seed start from.
-
-  Attributes:
-    network: the float model, batch norm folded.
-    apply, params: the same, batch norm unfolded.
-    observations: calibration statistics.
-    ranges: how clipping ranges are found.
-    selectable: layers to choose for.
-    batches: calibration images, training images with the evaluation's preprocessing.
-    images, labels: the same in one array, and what they show.
-    sensitivity: how many of them, from the first, CLADO, MPQCO and HAWQ-v3 measure on.
-    seed: of what is drawn.
-  """
-
-  network: flexiq.Network
-  apply: graph.Apply
-  params: Any
-  observations: flexiq.Observations
-  ranges: RangeSettings
-  selectable: tuple[str, ...]
-  batches: list[np.ndarray]
-  images: np.ndarray
-  labels: np.ndarray
-  sensitivity: int
-  seed: int
-
-  @property
-  def sensitivity_set(self) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels that losses and gradients are measured on."""
-    return self.images[: self.sensitivity], self.labels[: self.sensitivity]
-
-  def stacks(self, section: Section, bits: tuple[int, ...] | None = None) -> layerwise.Stacks:
-    """All layers at some widths, or the section's own ones, with the section's scales."""
-    return layerwise.create(
-      *(self.network.layers, self.network.weights, self.observations.values, self.ranges),
-      bits=bits or section.widths,
-      activation_bits=section.activation_bits,
-      per_channel=section.per_channel,
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +97,7 @@ class Planner:
     if method == "quantune":
       return self._quantune(budget)
     objective = self.objective(method)
-    choices = dataclasses.replace(self.choices, tied=self.tied()) if method == "hawq" else None
+    choices = dataclasses.replace(self.choices, tied=self._m.tied()) if method == "hawq" else None
     plans = []
     least, *_ = candidates = self._limits(budget)
     for limit in candidates:
@@ -229,7 +184,7 @@ class Planner:
       return
     g = clado.matrix(self.choices, self.losses(), clip=self._part.clip)
     projected, clipped = clado.project(g)
-    blocks, clipped_blocks = clado.project(clado.block_wise(self.choices, g, self.blocks()))
+    blocks, clipped_blocks = clado.project(clado.block_wise(self.choices, g, self._m.blocks()))
     self._objectives |= {
       "clado": projected,
       "clado_block": blocks,
@@ -308,29 +263,6 @@ class Planner:
     harm = harm.reshape(len(self.names), -1)
     exact = np.zeros((len(harm), len(self.section.bits) - harm.shape[1]))
     return np.concatenate([harm, exact], axis=1).ravel()
-
-  def _operations(self) -> tuple[fusion.Operation, ...]:
-    return fusion.operations(tracing.trace(self._m.apply, self._m.params, self._m.images[:1]))
-
-  def blocks(self) -> dict[str, int]:
-    """Layer -> number of its block; a block ends with a residual addition."""
-    found, block, number = self._operations(), {}, 0
-    for node in fusion.nodes(found, "residual"):
-      if node.layer in self.names:
-        block[node.layer] = number
-      number += any(found[i].kind == "add" for i in node.operations)
-    return block
-
-  def tied(self) -> tuple[tuple[str, ...], ...]:
-    """Layers whose results meet in an addition with nothing but a norm between."""
-    found, tied = self._operations(), []
-    for operation in found:
-      if operation.kind == "add":
-        ends = [found[p] for p in operation.inputs]
-        ends = [found[o.inputs[0]] if o.kind == "norm" else o for o in ends]
-        if len(names := [o.layer for o in ends if o.layer in self.names]) == 2:
-          tied.append(tuple(names))
-    return tuple(tied)
 
   def _quantune(self, budget: float) -> Planned:
     """QuantuneV2 in the best form of the graph."""

@@ -19,7 +19,8 @@ Columns beside the usual ones: `relative` (top-1 in % of float), `bitops` (G per
 bits of both operands), `size` (MB of 2^20 bytes; FlexiQ stores 8-bit codes whatever it runs at),
 `seconds` and `forwards` of the selection (passes over the calibration images; calibration, which
 all share, not counted), `gap` (of the solver), `missed` (1 where the average bits are more than
-0.05 away from the budget: single layers are larger than that, or more bits promise nothing).
+0.05 away from the budget, or the share in 8 bits more than 5 points: single layers are larger than
+that, or more bits promise nothing).
 """
 
 import functools
@@ -31,9 +32,10 @@ import numpy as np
 
 from experiments import compare_report, reporting, sections, setup
 from experiments import flexiq as base_experiment
-from experiments.bit_plans import Measured, Planner
+from experiments.bit_plans import Planner
 from experiments.checks import field
 from experiments.compare_rows import Model, Table
+from experiments.measured import Measured
 from experiments.sections import Section
 from experiments.stages import Stages
 from flexiq_jax import data, distributed, files, report, runtime

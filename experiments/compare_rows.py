@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import sections, setup
-from experiments.bit_plans import Measured, Planned, Planner
+from experiments.bit_plans import Planned, Planner
 from experiments.checks import field
+from experiments.measured import Measured
 from experiments.sections import Section
 from experiments.stages import Stages
 from flexiq_jax import evaluation, files, flexiq, models

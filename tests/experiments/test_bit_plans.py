@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from configs import common
 from experiments import sections
-from experiments.bit_plans import Measured, Planner
+from experiments.bit_plans import Planner
+from experiments.measured import Measured
 from flexiq_jax import flexiq, models
 from flexiq_jax.methods import fusion, layerwise
 from flexiq_jax.methods.layerwise import FLOAT
@@ -217,15 +218,15 @@ def test_infeasible_budget_names_the_smallest(folder):
     planner("clado_tensor", folder).plan("mpqco", 0.2)
 
 
-def of_resnet18(folder):
-  """A planner that has seen the graph of a network with shortcuts, and nothing else."""
+def of_resnet18() -> Measured:
+  """The graph of a network with shortcuts, and nothing else."""
   module = nnx.eval_shape(lambda: models.create("resnet18", seed=0, **models.get("resnet18").tiny))
   apply, params = models.functional(module)
   x = np.zeros((1, *module.input_shape), np.float32)
   real = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), params)
   network = flexiq.Network(apply, real, x)
   names = tuple(layer.name for layer in network.layers[1:-1])
-  found = Measured(
+  return Measured(
     network=network,
     apply=apply,
     params=params,
@@ -238,11 +239,10 @@ def of_resnet18(folder):
     sensitivity=1,
     seed=0,
   )
-  return planner("main", folder, found)
 
 
-def test_blocks_and_ties(tmp_path):
-  made = of_resnet18(tmp_path)
+def test_blocks_and_ties():
+  made = of_resnet18()
   assert made.blocks() == {
     "layer1/0/conv1": 0,
     "layer1/0/conv2": 0,

@@ -31,7 +31,7 @@ def measure(found, batches, rounds: int, implementation: str | None = None) -> l
   """Times the different shapes of a model's products.
 
   Args:
-    found: `kernels.Product`s.
+    found: `kernel_products.Product`s.
     batches: examples in a batch.
     rounds: how often each function is timed.
     implementation: of the mixed matmul; None chooses.
@@ -43,10 +43,11 @@ def measure(found, batches, rounds: int, implementation: str | None = None) -> l
   for batch in batches:
     shapes = collections.defaultdict(list)
     for product in found:
-      key = (product.rows(batch), product.k, product.n, product.block)
+      key = (product.rows(batch), product.k, product.n, product.block, product.window)
       shapes[key].append(product)
-    for (m, k, n, block), same in shapes.items():
-      functions = mixed(m, k, n, block, same[0].boundaries, implementation)
+    for (m, k, n, *_), same in shapes.items():
+      functions = mixed(same[0], m, implementation)
+      # Of a convolution: on patches that are there, which it makes itself.
       functions |= running(peers(m, k, n))
       seconds = in_turn(functions, rounds)
       row = {"batch": batch, "m": m, "k": k, "n": n, "layers": [p.name for p in same]}
@@ -72,9 +73,10 @@ def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
   return {name: statistics.median(values) for name, values in times.items()}
 
 
-def mixed(m, k, n, block, boundaries, implementation) -> dict[str, Callable[[], Any]]:
-  """The mixed matmul at each level; one executable."""
+def mixed(product, m: int, implementation: str | None) -> dict[str, Callable[[], Any]]:
+  """The mixed matmul of a product with m rows at each level; one executable."""
   rng = np.random.default_rng(0)
+  k, n, block, columns = product.k, product.n, product.block, product.places
   codes = lambda lo, hi, *shape: jnp.asarray(rng.integers(lo, hi, shape), jnp.int8)
   w = Weights(
     w8=codes(-127, 128, k, n),
@@ -82,8 +84,9 @@ def mixed(m, k, n, block, boundaries, implementation) -> dict[str, Callable[[], 
     x_shift=jnp.full(k // block, 2, jnp.int32),
     w_shift=jnp.full((k // block, n), 2, jnp.int32),
     block=block,
+    taps=k // columns,
   )
-  x8, x4 = codes(-127, 128, m, k), codes(-8, 8, m, k)
+  x8, x4 = codes(-127, 128, m, columns), codes(-8, 8, m, columns)
   epilogue = Epilogue(
     scale=jnp.full(n, 1e-5, jnp.float32),
     correction=jnp.zeros(n, jnp.int32),
@@ -96,10 +99,12 @@ def mixed(m, k, n, block, boundaries, implementation) -> dict[str, Callable[[], 
     from flexiq_jax.kernels import gpu
 
     laid_out = gpu.prepare(w)  # once, as `deploy.place` does
-  run = jax.jit(lambda x, w, e: kernels.mixed_matmul(x, w, e, implementation=name))
+  run = jax.jit(
+    lambda x, w, e: kernels.mixed_matmul(x, w, e, window=product.window, implementation=name)
+  )
   functions: dict[str, Callable[[], Any]] = {}
-  for percent, boundary in zip(LEVELS, boundaries, strict=True):
-    low = jnp.arange(k) < boundary
+  for percent, boundary in zip(LEVELS, product.boundaries, strict=True):
+    low = jnp.arange(columns) < boundary
     x = Activations(
       x8=jnp.where(low[None], 0, x8).astype(jnp.int8),
       x4=jnp.where(low[None], x4, 0).astype(jnp.int4),

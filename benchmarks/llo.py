@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import re
 import shutil
+from collections.abc import Sequence
 
 _LINE = re.compile(r"\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*(?:> ?)*\{(.*)")
 _JUMP = re.compile(r"sbr\.rel \(!?%\S+\) target bundleno = (\d+)")
@@ -53,6 +54,7 @@ class Schedule:
       alone.
     finish: an epilogue that requantizes, one turn of its loop: 8-bit, 4-bit, both.
     step: all else in a step of the grid.
+    unfold: patches of a block of K in 4 and in 8 bits; empty where none are made.
   """
 
   low: int
@@ -61,6 +63,7 @@ class Schedule:
   high_last: int
   finish: tuple[int, ...]
   step: int
+  unfold: tuple[int, ...] = ()
 
   def tile(self, low: int, high: int, finishing: int = 0) -> int:
     """Bundles of one step of the grid.
@@ -133,8 +136,15 @@ def parse(text: str) -> Program:
   )
 
 
-def schedule(program: Program) -> Schedule:
+def schedule(
+  program: Program, turns: int = 1, unfolding: tuple[int, int] | None = None
+) -> Schedule:
   """The parts of a mixed matmul.
+
+  Args:
+    program: its bundles.
+    turns: how often the loop over rows of a block runs; with one there is no such loop.
+    unfolding: the same of the loops that make patches, over columns and over rows.
 
   Raises:
     ValueError: a program of another shape.
@@ -143,6 +153,9 @@ def schedule(program: Program) -> Schedule:
   holds = lambda outer, span: outer[0] <= span[0] and span[1] <= outer[1]
   products = [loop for loop in program.loops if program.multiplies(loop)]
   inner = [a for a in products if not any(holds(a, b) for b in products if b != a)]
+  if turns > 1:  # the loop over blocks is the one around it
+    outer = lambda loop: min((a for a in products if holds(a, loop) and a != loop), key=size)
+    inner = [outer(loop) for loop in inner]
   if len(inner) != 2:
     raise ValueError(f"program: {len(inner)} loops with products, expected 2")
   steps = max(products, key=size)
@@ -165,16 +178,35 @@ def schedule(program: Program) -> Schedule:
   finishes = [loop_in(s) for s in tails]
   # Clearing a precision that is not used is left out: one tile in a row has it at most.
   rest = outermost[3:]
-  outside = [*around, *lasts, *tails, *rest]
+  patches: list[tuple[int, int]] = []
+  if unfolding is not None:
+    before = [a for a in program.loops if a[1] < low[0] and holds(steps, a)]
+    patches = sorted(a for a in before if not any(holds(b, a) for b in before if b != a))[-2:]
+  outside = [*around, *lasts, *tails, *rest, *patches]
+  trips = [count for count in unfolding or () if count > 1]
+  cost = lambda span, trips: _cost(program.loops, span, trips)
   last = [size(span) for span in lasts] or [0, 0]
   return Schedule(
-    low=size(low) + 1,
-    high=size(high) + 1,
+    low=cost(low, [turns] if turns > 1 else []),
+    high=cost(high, [turns] if turns > 1 else []),
     low_last=last[0],
     high_last=last[-1],
     finish=tuple(size(loop) + 1 for loop in finishes),
     step=size(steps) + 1 - sum(map(size, outside)),
+    unfold=tuple(cost(span, trips) for span in patches),
   )
+
+
+def _cost(loops: Sequence[tuple[int, int]], span: tuple[int, int], trips: Sequence[int]) -> int:
+  """Bundles of one turn of a loop whose inner loops run so often, the outermost first."""
+  size = span[1] - span[0] + 1
+  if not trips:
+    return size
+  within = [a for a in loops if span[0] <= a[0] and a[1] <= span[1] and a != span]
+  for one in within:
+    if not any(b[0] <= one[0] and one[1] <= b[1] for b in within if b != one):
+      size += trips[0] * _cost(loops, one, trips[1:]) - (one[1] - one[0] + 1)
+  return size
 
 
 def preparation(program: Program) -> Preparation:

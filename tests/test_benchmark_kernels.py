@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from benchmarks import kernel_times, kernels, llo
+from benchmarks import kernel_schedules, kernel_times, llo
+from benchmarks.kernel_products import Product
 from flexiq_jax.kernels import tpu
+from flexiq_jax.kernels.windows import Window
 
 DUMP = """
      0   :  { %1 = smov 0 }
@@ -23,7 +25,7 @@ DUMP = """
 """
 
 
-def product(**changes) -> kernels.Product:
+def product(**changes) -> Product:
   facts = {
     "name": "layer",
     "m": 64,
@@ -33,11 +35,14 @@ def product(**changes) -> kernels.Product:
     "boundaries": (0, 0, 128, 256, 256),
     "gathers": False,
     "channels": 256,
-    "window": 1,
+    "taps": 1,
     "activation": "none",
     "next_boundaries": None,
   }
-  return kernels.Product(**facts | changes)
+  return Product(**facts | changes)
+
+
+WINDOW = Window(height=8, width=8, offsets=tuple((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)))
 
 
 def test_dumps_are_read():
@@ -66,19 +71,40 @@ def test_tiles_add_up():
 def test_bundles_of_a_product():
   tiles = tpu.Tiles(m=64, n=128, k=128)
   schedule = llo.Schedule(low=10, high=20, low_last=15, high_last=22, finish=(), step=5)
-  plan = kernels.plan(130, product(n=256), tiles)  # three tiles of rows, two of columns
-  assert kernels.bundles(plan, schedule, 0) == 6 * (5 + 20 + 22)
-  assert kernels.bundles(plan, schedule, 100) == 6 * (5 + 10 + 20 + 22)
-  assert kernels.bundles(plan, schedule, 256) == 6 * (5 + 10 + 15)
+  plan = kernel_schedules.plan(130, product(n=256), tiles)  # three tiles of rows, two of columns
+  assert kernel_schedules.bundles(plan, schedule, 0) == 6 * (5 + 20 + 22)
+  assert kernel_schedules.bundles(plan, schedule, 100) == 6 * (5 + 10 + 20 + 22)
+  assert kernel_schedules.bundles(plan, schedule, 256) == 6 * (5 + 10 + 15)
   schedule = llo.Schedule(low=10, high=20, low_last=0, high_last=0, finish=(1, 2, 4), step=5)
-  plan = kernels.plan(64, product(n=384, next_boundaries=(0,), granule=128), tiles)
+  plan = kernel_schedules.plan(64, product(n=384, next_boundaries=(0,), granule=128), tiles)
   # Its tiles of columns feed channels in 4 bits, in both, and in 8.
-  assert kernels.bundles(plan, schedule, 256, 200) == 3 * (5 + 20) + 2 + 4 + 1
+  assert kernel_schedules.bundles(plan, schedule, 256, 200) == 3 * (5 + 20) + 2 + 4 + 1
+
+
+def test_patches_are_made_once_for_all_outputs():
+  tiles = tpu.Tiles(m=64, n=128, k=9 * 128)
+  schedule = llo.Schedule(
+    low=10, high=20, low_last=15, high_last=22, finish=(), step=5, unfold=(3, 4)
+  )
+  slides = product(n=256, k=18 * 128, block=9 * 128, channels=256, taps=9, window=WINDOW)
+  plan = kernel_schedules.plan(128, slides, tiles)  # two tiles of rows, two of columns
+  assert kernel_schedules.bundles(plan, schedule, 0) == 2 * (2 * (5 + 20 + 22) + 2 * 4)
+  assert kernel_schedules.bundles(plan, schedule, 100) == 2 * (2 * (5 + 10 + 20 + 22) + 3 + 2 * 4)
+  assert kernel_schedules.bundles(plan, schedule, 256) == 2 * (2 * (5 + 10 + 15) + 2 * 3)
+
+
+def test_turns_of_inner_loops_count():
+  loops = ((10, 59), (12, 21), (30, 49), (32, 41))
+  assert llo._cost(loops, (10, 59), []) == 50
+  assert llo._cost(loops, (10, 59), [3]) == 50 + 2 * (10 + 20)
+  assert llo._cost(loops, (10, 59), [3, 2]) == 50 - 30 + 3 * (10 + 20 + 10)
 
 
 def test_times_are_measured(capsys):
   found = [product(n=16), product(name="other", n=16)]
-  (row,) = kernel_times.measure(found, (2,), 2, implementation="reference")
+  slides = product(name="slides", n=16, k=9 * 256, block=9 * 128, taps=9, window=WINDOW)
+  row, other = kernel_times.measure([*found, slides], (2,), 2, implementation="reference")
+  assert other["layers"] == ["slides"]
   assert row["layers"] == ["layer", "other"] and row["m"] == 128
   assert {f"mixed {p} %" for p in kernel_times.LEVELS} <= row["seconds"].keys()
   assert {"xla_int8", "xla_bfloat16"} <= row["seconds"].keys()
@@ -90,9 +116,9 @@ def test_schedules_come_out_of_the_compiler(tmp_path):
   """In a process of its own: libtpu reads where to dump to when it starts."""
   program = """
 import dataclasses, json, pathlib, sys
-from benchmarks import kernel_times, kernels
-from tests.test_benchmark_kernels import product
-compiler = kernels.Compiler(pathlib.Path(sys.argv[1]))
+from benchmarks import kernel_schedules, kernel_times
+from tests.test_benchmark_kernels import WINDOW, product
+compiler = kernel_schedules.Compiler(pathlib.Path(sys.argv[1]))
 try:
   compiler.device("v5e")
 except RuntimeError:
@@ -103,6 +129,11 @@ for after in (None, (0, 0, 0, 0, 0)):
     m=128, k=512, block=256, next_boundaries=after, activation="relu", granule=128 if after else 0
   )
   found.append(dataclasses.asdict(compiler.mixed("v5e", 128, one)[1]))
+slides = product(
+  m=64, k=18 * 128, n=128, block=9 * 128, channels=256, taps=9, window=WINDOW, activation="relu"
+)
+slides = dataclasses.replace(slides, next_boundaries=(0,) * 5, granule=128)
+found.append([dataclasses.asdict(compiler.mixed("v5e", m, slides)[1]) for m in (64, 16 * 640)])
 found.append(dataclasses.asdict(compiler.prepare("v5e", product(channels=512, k=512))))
 peers = kernel_times.peers(256, 512, 128)
 print(json.dumps(found + [{name: compiler.peer("v5e", *how) for name, how in peers.items()}]))
@@ -119,9 +150,14 @@ print(json.dumps(found + [{name: compiler.peer("v5e", *how) for name, how in pee
   if done.returncode == 3:
     pytest.skip("no TPU compiler here")
   assert done.returncode == 0, done.stderr
-  real, codes, preparing, peers = json.loads(done.stdout.splitlines()[-1])
+  real, codes, windows, preparing, peers = json.loads(done.stdout.splitlines()[-1])
   assert 0 < real["low"] < real["high"] and real["low_last"] > 0 and real["step"] > 0
   assert not real["finish"] and len(codes["finish"]) == 3 and codes["low_last"] == 0
   assert codes["finish"][0] < codes["finish"][1]  # 4 bits take a shift more
+  for one in windows:
+    # Making patches of a block costs less than multiplying them; of 4-bit codes it costs less.
+    assert 0 < one["unfold"][0] < one["unfold"][1] < one["high"]
+    assert one["low"] < one["high"] and len(one["finish"]) == 3
+  assert windows[1]["high"] > 9 * 2048 // 8  # a tile of 2,048 rows
   assert min(preparing["finish"]) > preparing["quantize"] > 0
   assert 0 < peers["xla_int8"] < peers["xla_bfloat16"]

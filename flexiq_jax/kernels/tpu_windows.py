@@ -25,7 +25,6 @@ from flexiq_jax.kernels.tpu_tiles import LANES, ROWS, Plan, div
 from flexiq_jax.kernels.windows import neighbours
 
 Array = Any
-_TURN = 512  # rows made in one turn of a loop, at most
 _ZEROS = {8: -0x7F7F7F80, 4: -0x77777778}  # words of -128 and of -8, what unsigned zeros became
 
 
@@ -64,6 +63,11 @@ def words_shape(plan: Plan) -> tuple[int, int]:
   return (plan.tiles.m + 2 * plan.margin) // 4, LANES
 
 
+def turn_rows(m: int) -> int:
+  """Rows that one turn of the loops makes, of a tile of m."""
+  return max(t for t in range(ROWS, min(512, m) + 1, ROWS) if m % t == 0)
+
+
 def build(plan: Plan, low: bool, block: Any, boundary: Array, refs: tuple[Any, ...]) -> None:
   """Makes the patches of one shift block.
 
@@ -81,7 +85,7 @@ def build(plan: Plan, low: bool, block: Any, boundary: Array, refs: tuple[Any, .
   bits = 4 if low else 8
   per = 32 // bits
   steps, _ = neighbours(window, 1)
-  turn = max(t for t in range(ROWS, min(_TURN, m) + 1, ROWS) if m % t == 0)
+  turn = turn_rows(m)
   size, margin, depth = turn // per, plan.margin // per, plan.columns
   start = block * depth
 

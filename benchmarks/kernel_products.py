@@ -1,0 +1,132 @@
+"""The products of real models behind the pipeline, for `benchmarks/kernels.py`."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from flexiq_jax import deploy, flexiq, models
+from flexiq_jax.deploy import patches
+from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax.deploy.layout import rows_before
+from flexiq_jax.graph import trace as tracing
+from flexiq_jax.grouping import LowSettings
+from flexiq_jax.kernels import tpu_tiles
+from flexiq_jax.kernels.windows import Window
+
+# Channels in a group and a shift block: what the chip's matrix unit takes at once in 4 bits, as far
+# as a model's layers have so many.
+MODELS = {
+  "deit_s": {"v5e": 384, "v6e": 384},
+  "vit_b": {"v5e": 256, "v6e": 768},
+  "resnet50": {"v5e": 256, "v6e": 512},
+}
+BATCHES = (8, 128)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product:
+  """One layer's product in a deployed model.
+
+  Attributes:
+    name: of the layer.
+    m: rows for one example.
+    k, n, block: rows of w, outputs, rows in a shift block.
+    boundaries: columns of x in 4 bits at each level.
+    gathers: whether its operands are prepared in a step of their own.
+    channels: C of the layer.
+    taps: rows of K a channel has.
+    activation: of the epilogue.
+    next_boundaries: outputs in 4 bits in the layer that it emits codes for; None for real outputs.
+    granule: channels that that layer reads at once.
+    window: of a convolution that slides over pixels; None where x has all rows of K.
+  """
+
+  name: str
+  m: int
+  k: int
+  n: int
+  block: int
+  boundaries: tuple[int, ...]
+  gathers: bool
+  channels: int
+  taps: int
+  activation: str
+  next_boundaries: tuple[int, ...] | None
+  granule: int = 0
+  window: Window | None = None
+
+  @property
+  def places(self) -> int:
+    """Columns of x."""
+    return self.k if self.window is None else self.k // self.taps
+
+  def rows(self, batch: int) -> int:
+    return self.m * batch
+
+
+def products(name: str, group: int, granule: int = 128) -> list[Product]:
+  """The products of a model behind the pipeline: calibrate, group, order, deploy.
+
+  Args:
+    name: of the model.
+    group: channels in a group and a shift block.
+    granule: see `deploy.deploy`.
+  """
+  module = models.create(name)
+  apply, params = models.functional(module)
+  x = np.random.default_rng(0).normal(size=(2, *models.get(name).input_shape))
+  x = x.astype(np.float32)
+  network = flexiq.Network(apply, params, x[:1])
+  settings = LowSettings(group_size=group, shift_block=group)
+  deployed = deploy.deploy(flexiq.quantize(network, [x], settings=settings), x[:1], granule=granule)
+  traced = tracing.trace(network.apply, network.params, x[:1])
+  windows = {
+    layer.name: patches.window(layer, eqn.params, eqn.invars[1 - traced.sides[i]].aval.shape)
+    for i, layer in traced.layers.items()
+    if layer.window
+    for eqn in [traced.jaxpr.jaxpr.eqns[i]]
+  }
+  found = []
+  for layer in network.layers:
+    d = deployed.layers[layer.name]
+    if not isinstance(d, Mixed):
+      continue
+    k, n = d.weights.w8.shape
+    taps = math.prod(layer.window)
+    window = windows.get(layer.name) if d.slides else None
+    consumer = deployed.layers[d.feeds] if d.feeds else None
+    places = lambda d: tuple(int(p) for p in np.asarray(jax.device_get(d.places)))
+    found.append(
+      Product(
+        name=layer.name,
+        m=layer.macs // (layer.in_channels * taps * layer.out_channels),
+        k=k,
+        n=n,
+        block=d.weights.block,
+        boundaries=tuple(
+          p if window else int(rows_before(p, d.channels, taps, d.weights.block)) for p in places(d)
+        ),
+        gathers=d.order is not None or (taps > 1 and window is None),
+        channels=layer.in_channels,
+        taps=taps,
+        window=window,
+        activation=d.activation,
+        next_boundaries=places(consumer) if isinstance(consumer, Mixed) else None,
+        granule=granule_of(consumer),
+      )
+    )
+  return found
+
+
+def granule_of(consumer) -> int:
+  """Channels that a layer's kernel reads at once; 0 where a window makes rows of K of them."""
+  if not isinstance(consumer, Mixed):
+    return 0
+  k, n = consumer.weights.w8.shape
+  if consumer.slides:
+    return consumer.channels
+  if k != len(consumer.shift):
+    return 0
+  return tpu_tiles.choose_tiles(1, k, n, consumer.weights.block).k

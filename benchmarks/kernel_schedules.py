@@ -1,0 +1,235 @@
+"""Schedules of kernels for TPUs that are not here, for `benchmarks/kernels.py`.
+
+libtpu compiles them ahead of time; `llo` reads its final listing.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks import kernel_times, llo
+from benchmarks.kernel_products import MODELS, Product
+from flexiq_jax.kernels import (
+  Activations,
+  Epilogue,
+  Requantize,
+  Weights,
+  tpu,
+  tpu_epilogue,
+  tpu_prepare,
+  tpu_tiles,
+  tpu_windows,
+)
+
+CHIPS = {  # topology, clock in GHz, main memory in GB/s, name of the device kind
+  "v5e": ("v5e:2x2", 1.5, 819, "TPU v5 lite"),
+  "v6e": ("v6e:2x2", 1.75, 1640, "TPU v6 lite"),
+}
+# Real shapes whose whole schedules are compared: name -> (M, K, N); shift blocks as in `MODELS`.
+SHAPES = {
+  "deit_s qkv": (25216, 384, 1152),
+  "vit_b qkv": (25216, 768, 2304),
+  "vit_b fc1": (25216, 768, 3072),
+  "vit_b fc2": (25216, 3072, 768),
+}
+
+
+class Compiler:
+  """Compiles for chips that are not here, and reads the schedules."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._schedules: dict = {}
+
+  def device(self, chip: str):
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip][0]).devices[0]
+
+  def mixed(self, chip, rows, product: Product):
+    """(plan, schedule) of a product on a chip; equal tiles are compiled once."""
+    tiles = tpu_tiles.choose_tiles(
+      *(rows, product.k, product.n, product.block), CHIPS[chip][3], product.window
+    )
+    key = (chip, tiles, product.block, product.n, product.k, product.activation)
+    key += (product.next_boundaries is None, product.granule, product.window)
+    whole = plan(rows, product, tiles)
+    if key not in self._schedules:
+      some = min(rows, 2 * tiles.m * whole.period)
+      self._compile(chip, some, product, tiles)
+      program = llo.newest(self._folder, "mixed_matmul")
+      unfolding = None
+      if product.window is not None:
+        unfolding = (whole.columns // tpu_tiles.LANES, tiles.m // tpu_windows.turn_rows(tiles.m))
+      turns = tiles.m // whole.turn
+      self._schedules[key] = llo.schedule(program, turns, unfolding)
+    return whole, self._schedules[key]
+
+  def _compile(self, chip, rows, product, tiles):
+    sharding = SingleDeviceSharding(self.device(chip))
+    of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    k, n, j = product.k, product.n, product.k // product.block
+    requantize = None
+    if product.next_boundaries is not None:
+      requantize = Requantize(
+        of(jnp.float32), of(jnp.int32), of(jnp.int32, n), signed=False, granule=product.granule
+      )
+    columns = product.places
+    x = Activations(of(jnp.int8, rows, columns), of(jnp.int4, rows, columns), of(jnp.int32))
+    w = Weights(
+      of(jnp.int8, k, n),
+      of(jnp.int8, k // 2, n),
+      of(jnp.int32, j),
+      of(jnp.int32, j, n),
+      block=product.block,
+      offset=0 if product.window is None else 8,
+      taps=1 if product.window is None else product.taps,
+    )
+    epilogue = Epilogue(
+      of(jnp.float32, n),
+      of(jnp.int32, n),
+      of(jnp.float32, n),
+      requantize,
+      activation=product.activation,
+      out="bfloat16",
+    )
+    run = lambda x, w, e: tpu.mixed_matmul(x, w, e, product.window, tiles=tiles)
+    jax.jit(run).lower(x, w, epilogue).compile()
+
+  def prepare(self, chip: str, product: Product) -> llo.Preparation:
+    """Schedule of the kernel that makes a product's operands."""
+    key = (chip, "prepare", product.channels, product.places)
+    if key not in self._schedules:
+      sharding = SingleDeviceSharding(self.device(chip))
+      of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+      def run(x, scale, shift, boundary, order):
+        return tpu_prepare.quantize_lower(
+          x,
+          scale,
+          shift,
+          boundary,
+          signed=True,
+          order=order,
+          granule=product.block // (product.k // product.places),
+        )
+
+      x, places = of(jnp.bfloat16, 1024, product.channels), of(jnp.int32, product.places)
+      jax.jit(run).lower(x, of(jnp.float32), places, of(jnp.int32), places).compile()
+      self._schedules[key] = llo.preparation(llo.newest(self._folder, "quantize_lower"))
+    return self._schedules[key]
+
+  def peer(self, chip: str, function, arguments) -> int | None:
+    """Bundles of a function that XLA compiles; None where loops hide how often they run.
+
+    Args:
+      chip: for which it is compiled.
+      function: jitted.
+      arguments: makes its arguments; only their shapes are used.
+    """
+    sharding = SingleDeviceSharding(self.device(chip))
+    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+    shapes = jax.tree.map(place, jax.eval_shape(arguments))
+    compiled = function.lower(*shapes).compile()
+    found = re.findall(
+      r'%(fusion[\w.]*) = .*?"iteration_bounds":\[([^\]]*)\]', compiled.as_text() or ""
+    )
+    total = 0
+    for name, bounds in found:
+      trips = math.prod(int(b.strip('"')) for b in bounds.split(","))
+      program = llo.newest(self._folder, name, keep=True)
+      if len(program.loops) > 1:
+        total = 0
+        break
+      span = program.loops[0] if program.loops else (0, program.bundles)
+      total += trips * (span[1] - span[0] + 1)
+    llo.clear(self._folder)
+    return total or None
+
+
+def plan(rows: int, product: Product, tiles):
+  """The kernel's plan, for its traffic."""
+  vectors = {"bias": 1, "correction": 1, "scale": 1, "shift": product.k // product.block}
+  requantizes = product.next_boundaries is not None
+  if requantizes:
+    vectors |= {"inverse": 1, "next_shift": 1}
+  return tpu_tiles.Plan(
+    shape=(tpu_tiles.up(rows, tpu_tiles.ROWS), product.k, tpu_tiles.up(product.n, tiles.n)),
+    tiles=tiles,
+    block=product.block,
+    activation=product.activation,
+    out="bfloat16",
+    signed=False if requantizes else None,
+    granule=product.granule,
+    dynamic=False,
+    vectors=tuple(sorted(vectors.items())),
+    interpret=False,
+    window=product.window,
+    unsigned=product.window is not None,
+  )
+
+
+def bundles(plan, schedule: llo.Schedule, boundary: int, next_boundary: int = 0) -> int:
+  """Bundles of a whole product."""
+  steps, columns = plan.grid
+  low = -(-boundary // plan.columns)
+  high = plan.blocks - boundary // plan.columns
+  # Patches are made once for all tiles of outputs.
+  finishing = low * schedule.unfold[0] + high * schedule.unfold[1] if schedule.unfold else 0
+  if schedule.finish:
+    turns = plan.tiles.m // tpu_epilogue.turn_rows(plan.tiles.m, plan.strip)
+    for start in range(0, plan.shape[2], plan.strip):
+      kind = 1 if start + plan.strip <= next_boundary else 0 if start >= next_boundary else 2
+      finishing += turns * schedule.finish[kind]
+  return steps * (columns * schedule.tile(low, high) + finishing)
+
+
+def schedules(compiler: Compiler, chip: str, names) -> list[dict]:
+  """Whole products: 4-bit against 8-bit, and 8-bit against XLA's."""
+  found = []
+  for name in names:
+    m, k, n = SHAPES[name]
+    block = MODELS[name.split()[0]][chip]
+    product = Product(
+      name=name,
+      m=m,
+      k=k,
+      n=n,
+      block=block,
+      boundaries=(0, k),
+      gathers=False,
+      channels=k,
+      taps=1,
+      activation="none",
+      next_boundaries=None,
+    )
+    kernel, schedule = compiler.mixed(chip, m, product)
+    high, low = (bundles(kernel, schedule, boundary) for boundary in (0, k))
+    peers = {peer: compiler.peer(chip, *how) for peer, how in kernel_times.peers(m, k, n).items()}
+    to_peers = {peer: high / count if count else None for peer, count in peers.items()}
+    found.append(
+      {
+        "chip": chip,
+        "shape": name,
+        "m": m,
+        "k": k,
+        "n": n,
+        "parts": dataclasses.asdict(schedule),
+        "bundles_8bit": high,
+        "bundles_4bit": low,
+        "ratio": low / high,
+        "k_loop_ratio": schedule.low / schedule.high,
+        "peers": peers,
+        "to_peers": to_peers,
+      }
+    )
+    one = found[-1]
+    line = f"{chip} {name}: 4-bit/8-bit {one['ratio']:.3f}, in the loop over K "
+    line += f"{one['k_loop_ratio']:.3f}; 8-bit against "
+    told = lambda ratio: f"{ratio:.3f}" if ratio else "unknown (loops hide their counts)"
+    print(line + ", ".join(f"{n} {told(r)}" for n, r in to_peers.items()), flush=True)
+  return found

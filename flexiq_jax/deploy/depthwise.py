@@ -104,7 +104,7 @@ def run(
 
 def quantized(d: Depthwise, x: Array) -> Array:
   """Real activations `[..., C]` -> int32 codes `[..., P]`; channels are last."""
-  codes = quantizer.quantize(x, d.q.x_scale, 8, d.q.signed)
+  codes = quantizer.quantize(x, quantizer.divisor(x, d.q.x_scale), 8, d.q.signed)
   if d.order is None:
     return codes
   return jnp.where(d.order < 0, 0, codes[..., jnp.maximum(d.order, 0)])

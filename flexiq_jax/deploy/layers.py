@@ -116,7 +116,7 @@ def quantized(
       interpret=kernel.get("interpret", False),
     )
     return lowered(d, layer, params, (codes.x8, codes.x4), x.shape[:-1], level)
-  codes = quantizer.quantize(flat, d.x_scale, 8, d.signed)
+  codes = quantizer.quantize(flat, quantizer.divisor(flat, d.x_scale), 8, d.signed)
   if d.order is not None:
     codes = jnp.where(d.order[None] < 0, 0, codes[:, jnp.maximum(d.order, 0)])
   if not layer.x_rows:

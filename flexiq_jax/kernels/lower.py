@@ -55,7 +55,7 @@ def quantize_lower(
     order: int32 `[K]`, the channel of x at each place of the layout, -1 for padding (its weights
       are zero, so any code does); None where x already has the layout.
   """
-  codes = quantizer.quantize(x, scale, 8, signed)
+  codes = quantizer.quantize(x, quantizer.divisor(x, scale), 8, signed)
   if order is not None:
     codes = jnp.where(order < 0, 0, codes[:, jnp.maximum(order, 0)])
   low = jnp.arange(codes.shape[1], dtype=jnp.int32) < boundary

@@ -58,6 +58,16 @@ def quantize(x: Array, scale: Array, bits: int, signed: bool = True) -> Array:
   return q.astype(jnp.int32)
 
 
+def divisor(x: Array, scale: Array) -> Array:
+  """A scale that x is divided by as it stands, of x's shape.
+
+  XLA turns a division by a scalar or a row that nothing else reads into a product with its inverse,
+  which may round a value to another code than another program does. It leaves a divisor alone that
+  might depend on x.
+  """
+  return jnp.where(jnp.isnan(x), jnp.float32(1), scale)
+
+
 def scale_for(clip: Array, bits: int, signed: bool = True) -> Array:
   """Scale that maps the magnitude `clip` to the largest code; 1 where clip is 0."""
   hi = code_range(bits, signed)[1]

@@ -1,6 +1,7 @@
 """Packing, operands and the reference of the mixed matmul, against NumPy int64."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -159,3 +160,19 @@ def test_implementations_are_checked():
     kernels.mixed_matmul(x, w, raw(6), implementation="cuda")
   with pytest.raises(NotImplementedError, match="'tpu' does not run on cpu"):
     kernels.mixed_matmul(x, w, raw(6), implementation="tpu")
+
+
+def test_codes_are_of_true_quotients():
+  """At the edge of two codes a product with the scale's inverse would take the other one."""
+  rng = np.random.default_rng(0)
+  scale = np.float32(0.30475107)
+  edges = (np.arange(-100, 100) + np.float32(0.5)) * scale
+  x = np.concatenate([np.nextafter(edges, np.float32(s), dtype=np.float32) for s in (-99, 99)])
+  x = np.tile(np.concatenate([x, edges.astype(np.float32)]), (4, 1))
+  k, unlike = x.shape[1], np.float32(1) / scale
+  expected = np.round(x / scale)
+  assert (expected != np.round(x * unlike)).sum() > 10
+  shift = jnp.asarray(rng.integers(0, 5, k), jnp.int32)
+  run = jax.jit(functools.partial(lower.quantize_lower, signed=True))
+  got = run(jnp.asarray(x), jnp.float32(scale), shift, jnp.int32(0))
+  np.testing.assert_array_equal(got.x8, expected)

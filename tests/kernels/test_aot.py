@@ -10,10 +10,12 @@ from jax.sharding import SingleDeviceSharding
 
 from flexiq_jax import kernels
 from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu_prepare
+from flexiq_jax.kernels.windows import Window
 
 pytestmark = pytest.mark.aot
 
-# (K, N, shift block): DeiT-S, ViT-B, and ResNet-50's products behind im2col, K padded to 128.
+# (K, N, shift block): DeiT-S, ViT-B, and ResNet-50's products; of 3x3 ones those of stride 2, which
+# take patches (K padded to 128).
 SHAPES = {
   "deit_s qkv": (384, 1152, 384),
   "deit_s proj": (384, 384, 384),
@@ -24,9 +26,18 @@ SHAPES = {
   "vit_b fc1": (768, 3072, 256),
   "vit_b fc2": (3072, 768, 256),
   "resnet50 1x1 64 -> 256": (128, 256, 128),
-  "resnet50 3x3 64": (640, 64, 128),
+  "resnet50 3x3 128": (1152, 128, 1152),
   "resnet50 3x3 512": (4608, 512, 256),
   "resnet50 1x1 2048 -> 512": (2048, 512, 256),
+}
+# ResNet-50's 3x3 convolutions of stride 1: (images, pixels a side, places, N, channels of a block).
+WINDOWS = {
+  "56 x 56": (2, 56, 128, 128, 128),
+  "28 x 28": (128, 28, 128, 128, 128),
+  "14 x 14": (128, 14, 256, 256, 256),
+  "14 x 14, batch 8": (8, 14, 256, 256, 256),
+  "7 x 7": (128, 7, 512, 512, 256),
+  "112 x 112, in parts": (1, 112, 128, 128, 128),
 }
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 CASES = [("v5e", name) for name in SHAPES]
@@ -48,13 +59,15 @@ def device():
   return get
 
 
-def compiled(device, k, n, block, *, out="bfloat16", requantize=False, dynamic=False, m=256):
+def compiled(
+  device, k, n, block, *, out="bfloat16", requantize=False, dynamic=False, m=256, window=None
+):
   sharding = SingleDeviceSharding(device)
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-  j = k // block
+  j, taps = k // block, 1 if window is None else len(window.offsets)
   x = Activations(
-    x8=array(jnp.int8, m, k),
-    x4=array(jnp.int4, m, k),
+    x8=array(jnp.int8, m, k // taps),
+    x4=array(jnp.int4, m, k // taps),
     boundary=array(jnp.int32),
     row_shift=array(jnp.int32, m, j) if dynamic else None,
   )
@@ -64,7 +77,8 @@ def compiled(device, k, n, block, *, out="bfloat16", requantize=False, dynamic=F
     x_shift=array(jnp.int32, j),
     w_shift=array(jnp.int32, j, n),
     block=block,
-    offset=8 if dynamic else 0,
+    offset=8 if dynamic or window else 0,
+    taps=taps,
   )
   epilogue = Epilogue(
     scale=array(jnp.float32, n),
@@ -78,13 +92,28 @@ def compiled(device, k, n, block, *, out="bfloat16", requantize=False, dynamic=F
     activation="gelu" if requantize else "none",
     out=out,
   )
-  run = lambda *args: kernels.mixed_matmul(*args, implementation="tpu", platform="tpu")
+  run = lambda *args: kernels.mixed_matmul(
+    *args, window=window, implementation="tpu", platform="tpu"
+  )
   return jax.jit(run).lower(x, w, epilogue).compile()
 
 
 @pytest.mark.parametrize(("chip", "name"), CASES)
 def test_layers_of_real_models_compile(device, chip, name):
   assert compiled(device(chip), *SHAPES[name]).as_text().count("tpu_custom_call") >= 1
+
+
+@pytest.mark.parametrize(
+  ("chip", "name"),
+  [("v5e", name) for name in WINDOWS] + [(c, "14 x 14") for c in CHIPS if c != "v5e"],
+)
+def test_windows_of_real_models_compile(device, chip, name):
+  images, side, places, n, channels = WINDOWS[name]
+  offsets = tuple((dh, dw) for dh in (-1, 0, 1) for dw in (-1, 0, 1))
+  window = Window(height=side, width=side, offsets=offsets)
+  shape = {"m": images * side * side, "window": window, "requantize": True}
+  text = compiled(device(chip), 9 * places, n, 9 * channels, **shape).as_text()
+  assert text.count("tpu_custom_call") >= 1
 
 
 @pytest.mark.parametrize("chip", [*CHIPS])

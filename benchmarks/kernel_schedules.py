@@ -62,11 +62,8 @@ class Compiler:
       some = min(rows, 2 * tiles.m * whole.period)
       self._compile(chip, some, product, tiles)
       program = llo.newest(self._folder, "mixed_matmul")
-      unfolding = None
-      if product.window is not None:
-        unfolding = (whole.columns // tpu_tiles.LANES, tiles.m // tpu_windows.turn_rows(tiles.m))
-      turns = tiles.m // whole.turn
-      self._schedules[key] = llo.schedule(program, turns, unfolding)
+      stages = 1 if product.window is None else tiles.m // tpu_windows.turn_rows(tiles.m)
+      self._schedules[key] = llo.schedule(program, tiles.m // whole.turn, stages)
     return whole, self._schedules[key]
 
   def _compile(self, chip, rows, product, tiles):
@@ -178,8 +175,7 @@ def bundles(plan, schedule: llo.Schedule, boundary: int, next_boundary: int = 0)
   steps, columns = plan.grid
   low = -(-boundary // plan.columns)
   high = plan.blocks - boundary // plan.columns
-  # Patches are made once for all tiles of outputs.
-  finishing = low * schedule.unfold[0] + high * schedule.unfold[1] if schedule.unfold else 0
+  finishing = 0
   if schedule.finish:
     turns = plan.tiles.m // tpu_epilogue.turn_rows(plan.tiles.m, plan.strip)
     for start in range(0, plan.shape[2], plan.strip):

@@ -102,13 +102,58 @@ def preparing(compiler: Compiler, chip: str, product: Product, batch: int, bound
   return max(memory, math.ceil(rows / 512) * tile / (clock * 1e9))
 
 
+def convolutions(compiler: Compiler, chip: str, found: list[Product], batch: int) -> list[dict]:
+  """Microseconds of convolutions whose windows slide, beside the same by im2col and by XLA.
+
+  Products as the larger of bundles and bytes; im2col's patches by their bytes; of XLA's int8
+  convolution the bundles alone, without what brings its operands into its own layout.
+  """
+  _, clock, bandwidth, _ = CHIPS[chip]
+  rows, seen = [], set()
+  for product in found:
+    key = (product.m, product.k, product.n, product.block)
+    if product.window is None or key in seen:
+      continue
+    seen.add(key)
+    block = tpu_tiles.up(min(product.block, product.channels * product.taps), tpu_tiles.LANES)
+    patches = dataclasses.replace(
+      product, window=None, k=product.k // product.block * block, block=block
+    )
+    ends = {product: (0, product.places), patches: (0, patches.k)}
+    row: dict = {"chip": chip, "batch": batch, "name": product.name}
+    row |= {"pixels": product.m, "channels": product.channels, "n": product.n}
+    for name, one in (("slides", product), ("im2col", patches)):
+      kernel, schedule = compiler.mixed(chip, one.rows(batch), one)
+      for width, boundary in zip((8, 4), ends[one], strict=True):
+        after = min(one.next_boundaries or (0,)) if width == 8 else max(one.next_boundaries or (0,))
+        compute = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
+        memory = tpu_tiles.traffic(kernel, boundary, after).total / (bandwidth * 1e9)
+        row[f"{name}_{width}bit"] = 1e6 * max(compute, memory)
+    made = preparing(compiler, chip, patches, batch, 0)
+    row["im2col_patches"] = 1e6 * made
+    side = math.isqrt(product.m)
+    peer = kernel_times.convolution(side, product.channels, product.channels, batch)
+    count = compiler.peer(chip, *peer)
+    row["xla_int8"] = count and 1e6 * count / (clock * 1e9)
+    rows.append(row)
+    told = "unknown" if count is None else f"{row['xla_int8']:.0f}"
+    print(
+      f"{chip} {product.name}, {product.channels} channels, {side} x {side}, batch {batch}, us in "
+      f"8 / 4 bits: slides {row['slides_8bit']:.0f} / {row['slides_4bit']:.0f}; im2col "
+      f"{row['im2col_8bit']:.0f} / {row['im2col_4bit']:.0f} and {row['im2col_patches']:.0f} for "
+      f"patches; XLA int8 {told}",
+      flush=True,
+    )
+  return rows
+
+
 def ahead_of_time(args) -> dict:
   """Schedules and estimates without an accelerator."""
   folder = pathlib.Path(tempfile.mkdtemp(prefix="llo"))
   os.environ.update(llo.environment(folder))
   compiler = Compiler(folder)
   compiler.device(args.chips[0])  # says so at once where there is no libtpu
-  result = {"schedules": [], "estimates": []}
+  result = {"schedules": [], "estimates": [], "convolutions": []}
   for chip in args.chips:
     result["schedules"] += schedules(compiler, chip, SHAPES)
     for name in args.models:
@@ -117,6 +162,7 @@ def ahead_of_time(args) -> dict:
         one = {"model": name} | estimate(compiler, chip, found, batch)
         result["estimates"].append(one)
         show(one)
+        result["convolutions"] += convolutions(compiler, chip, found, batch)
   return result
 
 

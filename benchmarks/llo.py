@@ -8,7 +8,6 @@ import dataclasses
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
 
 _LINE = re.compile(r"\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*(?:> ?)*\{(.*)")
 _JUMP = re.compile(r"sbr\.rel \(!?%\S+\) target bundleno = (\d+)")
@@ -54,7 +53,6 @@ class Schedule:
       alone.
     finish: an epilogue that requantizes, one turn of its loop: 8-bit, 4-bit, both.
     step: all else in a step of the grid.
-    unfold: patches of a block of K in 4 and in 8 bits; empty where none are made.
   """
 
   low: int
@@ -63,7 +61,6 @@ class Schedule:
   high_last: int
   finish: tuple[int, ...]
   step: int
-  unfold: tuple[int, ...] = ()
 
   def tile(self, low: int, high: int, finishing: int = 0) -> int:
     """Bundles of one step of the grid.
@@ -136,15 +133,13 @@ def parse(text: str) -> Program:
   )
 
 
-def schedule(
-  program: Program, turns: int = 1, unfolding: tuple[int, int] | None = None
-) -> Schedule:
+def schedule(program: Program, turns: int = 1, stages: int = 1) -> Schedule:
   """The parts of a mixed matmul.
 
   Args:
     program: its bundles.
-    turns: how often the loop over rows of a block runs; with one there is no such loop.
-    unfolding: the same of the loops that make patches, over columns and over rows.
+    turns: how often the loop over rows of a block's product runs; with one there is no such loop.
+    stages: the same of the loop that brings rows of a convolution into words.
 
   Raises:
     ValueError: a program of another shape.
@@ -178,35 +173,26 @@ def schedule(
   finishes = [loop_in(s) for s in tails]
   # Clearing a precision that is not used is left out: one tile in a row has it at most.
   rest = outermost[3:]
-  patches: list[tuple[int, int]] = []
-  if unfolding is not None:
-    before = [a for a in program.loops if a[1] < low[0] and holds(steps, a)]
-    patches = sorted(a for a in before if not any(holds(b, a) for b in before if b != a))[-2:]
-  outside = [*around, *lasts, *tails, *rest, *patches]
-  trips = [count for count in unfolding or () if count > 1]
-  cost = lambda span, trips: _cost(program.loops, span, trips)
+  outside = [*around, *lasts, *tails, *rest]
   last = [size(span) for span in lasts] or [0, 0]
   return Schedule(
-    low=cost(low, [turns] if turns > 1 else []),
-    high=cost(high, [turns] if turns > 1 else []),
+    low=_cost(program, low, turns, stages),
+    high=_cost(program, high, turns, stages),
     low_last=last[0],
     high_last=last[-1],
     finish=tuple(size(loop) + 1 for loop in finishes),
     step=size(steps) + 1 - sum(map(size, outside)),
-    unfold=tuple(cost(span, trips) for span in patches),
   )
 
 
-def _cost(loops: Sequence[tuple[int, int]], span: tuple[int, int], trips: Sequence[int]) -> int:
-  """Bundles of one turn of a loop whose inner loops run so often, the outermost first."""
-  size = span[1] - span[0] + 1
-  if not trips:
-    return size
-  within = [a for a in loops if span[0] <= a[0] and a[1] <= span[1] and a != span]
-  for one in within:
-    if not any(b[0] <= one[0] and one[1] <= b[1] for b in within if b != one):
-      size += trips[0] * _cost(loops, one, trips[1:]) - (one[1] - one[0] + 1)
-  return size
+def _cost(program: Program, span: tuple[int, int], turns: int, stages: int) -> int:
+  """Bundles of one turn of a loop, with the loops inside that multiply and that do not."""
+  total = span[1] - span[0] + 1
+  for first, last in program.loops:
+    if span[0] <= first and last <= span[1] and (first, last) != span:
+      trips = turns if program.multiplies((first, last)) else stages
+      total += (trips - 1) * (last - first + 1)
+  return total
 
 
 def preparation(program: Program) -> Preparation:

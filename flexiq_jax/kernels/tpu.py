@@ -14,7 +14,7 @@ What shapes the speed (v5e; `benchmarks/kernels.py` prints the schedules):
 * The matrix unit takes 128 rows of K a pass in int8 and 256 in int4. Runs of K that share a shift
   must therefore be 256 long, or 4 bits gain nothing: `block_k` is a multiple of that where K is.
 * Filling and draining the unit costs about 140 cycles a block, so tiles are large.
-* Windows of a convolution are unfolded on the chip (`tpu_windows`), once for all outputs.
+* Windows of a convolution are unfolded on the way into the matrix unit (`tpu_windows`).
 * Reading and writing the accumulator takes one store a register and pass, just hidden behind an
   int4 pass; the first block starts from the correction instead of zeroing it beforehand.
 """
@@ -133,13 +133,8 @@ def _build(plan: Plan):
     slots = (2, plan.blocks, tiles.m, tiles.k)
   else:
     slots = (2, plan.blocks, tiles.m + 2 * plan.margin, plan.columns)
-    patches = (plan.blocks, tiles.m, tiles.k)
     masks = tpu_windows.mask_specs(plan)
-    unfolding = [
-      pltpu.VMEM(patches, jnp.int4),
-      pltpu.VMEM(patches, jnp.int8),
-      pltpu.VMEM(tpu_windows.words_shape(plan), jnp.int32),
-    ]
+    unfolding = [pltpu.VMEM(tpu_windows.words_shape(plan), jnp.int32)]
   return pl.pallas_call(
     functools.partial(_kernel, plan),
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -173,10 +168,7 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   masks = () if window is None else (refs.pop(0), refs.pop(0))
   row_shift = refs.pop(0) if plan.dynamic else None
   vectors = {name: refs.pop(0) for name, _ in plan.vectors}
-  patches, words = (), None
-  if window is not None:
-    *refs, patches4, patches8, words = refs
-    patches = (patches4, patches8)
+  words = refs.pop() if window is not None else None
   *outs, x4, x8, w4, w8, acc, x_sems, w_sems = refs
   i, j = pl.program_id(0), pl.program_id(1)
   boundary = scalars[0]
@@ -236,29 +228,18 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def _():
     start_x(i + 1)
 
-  def unfold(side, b):
-    copy_x(side, i, b, lambda c: c.wait())
-    tile = sides[side][1].at[jax.lax.rem(i, 2), b]
-    refs = (tile, patches[side].at[b], words, masks[1 - side])
-    tpu_windows.build(plan, side == 0, b, boundary, refs)
-
-  if window is not None:
-
-    @pl.when(j == 0)
-    def _():
-      for side, (*_, start, end, _) in enumerate(sides):
-        jax.lax.fori_loop(start, end, lambda b, _, side=side: unfold(side, b), None)
-
   def operand(side, b, rows, at, size):
     """Rows of K of some rows of the tile."""
-    if patches:
-      return patches[side][b, rows, pl.ds(at, size)]
+    if window is not None:
+      dtype = (jnp.int4, jnp.int8)[side]
+      return tpu_windows.patches(plan, dtype, words, masks[1 - side], b, boundary, rows)
     return sides[side][1][jax.lax.rem(i, 2), b, rows, pl.ds(at, size)]
 
   def block(side, b, multiply, write):
     """Adds a block's product to the sums; the first one met starts from the correction."""
-    if window is None:
-      pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
+    pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
+    if window is not None:
+      tpu_windows.stage(plan, sides[side][1].at[jax.lax.rem(i, 2), b], words)
     pl.when((i == 0) & (j == 0))(lambda: copy_w(side, b).wait())
     first = jnp.asarray(b == 0) & ((side == 0) | (low_end == 0))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +195,7 @@ class Plan:
       held += 2 * t.m * k * 3 // 2
     else:
       rows = t.m + 2 * self.margin
-      held += (t.m * k + 2 * rows * k // self.taps) * 3 // 2 + rows * LANES
+      held += 2 * rows * k // self.taps * 3 // 2 + rows * self.columns
       held += self.mask_bytes * 2
     results = t.m * t.n * (jnp.dtype(self.out).itemsize if self.signed is None else 2)
     rows = sum(up(size, 8) for _, size in self.vectors)
@@ -288,7 +289,7 @@ def check_tiles(tiles: Tiles, k: int, block: int, taps: int = 1) -> None:
     )
 
 
-def div(a, b: int):
+def div(a, b: int) -> Any:
   """Quotient of numbers that are not negative; a traced `//` would ask for the sign, at a cost."""
   return a // b if isinstance(a, int) else jax.lax.div(a, jnp.int32(b))
 

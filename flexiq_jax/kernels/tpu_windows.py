@@ -1,4 +1,4 @@
-"""Patches of a convolution, made on the chip: im2col that never touches main memory.
+"""Patches of a convolution, made on the way into the matrix unit: im2col that is never written.
 
 A tile of rows of x comes once; each window position of it is the same rows, some further. Rows lie
 packed in words of 32 bits, four or eight of them, so a position is two words shifted into one:
@@ -6,8 +6,8 @@ packed in words of 32 bits, four or eight of them, so a position is two words sh
     out[q] = words[q + a] >> 8 b  |  words[q + a + 1] << (32 - 8 b),   4 a + b rows further
 
 Beyond the border of an image the code of zero takes its place, by masks of the pixels whose
-neighbour (up, down, left, right) is missing. A register of patches takes about 1.4 bundles on a
-v5e, where multiplying it with 128 outputs takes 4 (8 in 4 bits: half as many for each code).
+neighbour (up, down, left, right) is missing. A register of patches takes some six operations, fewer
+than there are slots beside its products with 128 outputs.
 
 Tiles are whole images, or whole parts of one image with a margin of the rows around them.
 """
@@ -58,78 +58,91 @@ def mask_specs(plan: Plan) -> list[pl.BlockSpec]:
   return [pl.BlockSpec((count, plan.tiles.m // per, LANES), index) for per in (4, 8)]
 
 
-def words_shape(plan: Plan) -> tuple[int, int]:
-  """Of the scratch memory that holds LANES columns of a tile and its margins as words."""
-  return (plan.tiles.m + 2 * plan.margin) // 4, LANES
+def words_shape(plan: Plan) -> tuple[int, int, int]:
+  """Of the scratch memory that holds a tile of a block, with its margins, as words."""
+  return plan.columns // LANES, (plan.tiles.m + 2 * plan.margin) // 4, LANES
 
 
 def turn_rows(m: int) -> int:
-  """Rows that one turn of the loops makes, of a tile of m."""
+  """Rows that one turn of `stage` takes, of a tile of m."""
   return max(t for t in range(ROWS, min(512, m) + 1, ROWS) if m % t == 0)
 
 
-def build(plan: Plan, low: bool, block: Any, boundary: Array, refs: tuple[Any, ...]) -> None:
-  """Makes the patches of one shift block.
+def stage(plan: Plan, tile: Any, words: Any) -> None:
+  """Copies a tile as words, which may be read from any of them on.
 
   Args:
     plan: the kernel.
-    low: whether codes are 4-bit.
+    tile: `[margin + m + margin, S]` codes.
+    words: scratch memory of `words_shape`.
+  """
+  per = 32 // jnp.iinfo(tile.dtype).bits
+  m, turn = plan.tiles.m, turn_rows(plan.tiles.m)
+
+  def copy(row, rows):
+    to = pl.ds(pl.multiple_of(div(row, per), ROWS // per), rows // per)
+    for c in range(plan.columns // LANES):
+      codes = tile[pl.ds(pl.multiple_of(row, ROWS), rows), pl.ds(c * LANES, LANES)]
+      words[c, to] = pltpu.bitcast(codes, jnp.int32)
+
+  if plan.halo:
+    copy(0, plan.margin)
+    copy(plan.margin + m, plan.margin)
+  jax.lax.fori_loop(0, m // turn, lambda i, _: copy(plan.margin + i * turn, turn), None)
+
+
+def patches(
+  plan: Plan, dtype: Any, words: Any, mask: Any, block: Any, boundary: Array, rows: Any
+) -> Array:
+  """The patches of some rows of a staged tile, `[rows, taps * S]` codes.
+
+  They are made as the matrix unit takes them, beside its work: nothing is written.
+
+  Args:
+    plan: the kernel.
+    dtype: int4 or int8.
+    words: where the tile is staged.
+    mask: of `masks`, for this type.
     block: the shift block's number.
     boundary: how many columns of x are in 4 bits.
-    refs: the tile with its margins, `[margin + m + margin, S]` codes; the patches,
-      `[m, taps * S]`; scratch memory of `words_shape`; and masks of `masks`, for this width.
+    rows: the slice of rows, whole register tiles.
   """
-  tile, out, words, mask = refs
-  window, m = plan.window, plan.tiles.m
+  window, bits = plan.window, jnp.iinfo(dtype).bits
   assert window is not None
-  bits = 4 if low else 8
   per = 32 // bits
   steps, _ = neighbours(window, 1)
-  turn = turn_rows(m)
-  size, margin, depth = turn // per, plan.margin // per, plan.columns
-  start = block * depth
+  size, start = rows.size // per, div(rows.start, per)
+  first = plan.margin // per + start
+  at = pl.ds(pl.multiple_of(start, ROWS // per), size)
 
-  def stage(row, rows, lanes):
-    aligned = lambda row, granule: pl.multiple_of(row, granule)
-    codes = tile[pl.ds(aligned(row, ROWS), rows), lanes]
-    words[pl.ds(aligned(div(row, per), ROWS // per), rows // per)] = pltpu.bitcast(codes, jnp.int32)
-
-  def moved(first, rows):
+  def moved(c, distance):
     """Words of the same rows, some further."""
-    ahead, rest = divmod(rows, per)
-    here = words[pl.ds(first + ahead, size)]
+    ahead, rest = divmod(distance, per)
+    here = words[c, pl.ds(first + ahead, size)]
     if not rest:
       return here
-    behind = words[pl.ds(first + ahead + 1, size)]
+    behind = words[c, pl.ds(first + ahead + 1, size)]
     here = jax.lax.shift_right_logical(here, jnp.int32(bits * rest))
     return here | (behind << (32 - bits * rest))
 
-  def columns(c, _):
-    lanes = pl.ds(pl.multiple_of(c * LANES, LANES), LANES)
-    if plan.halo:
-      stage(0, plan.margin, lanes)
-      stage(plan.margin + m, plan.margin, lanes)
-    jax.lax.fori_loop(0, m // turn, lambda i, _: stage(plan.margin + i * turn, turn, lanes), None)
-    place = start + c * LANES + jax.lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
-    here = place < boundary if low else place >= boundary
-    border = jnp.where(here, jnp.int32(_ZEROS[bits]), 0)
+  def border(c):
+    """The code of zero in this precision, nothing in the other one's columns."""
+    place = block * plan.columns + c * LANES
+    place += jax.lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
+    here = place < boundary if bits == 4 else place >= boundary
+    return jnp.where(here, jnp.int32(_ZEROS[bits]), 0)
 
-    def rows(i, _):
-      first = margin + i * size
-      for position, (offset, distance) in enumerate(zip(window.offsets, window.rows, strict=True)):
-        codes = moved(first, distance)
-        known = [
-          mask[steps.index((a, d)), pl.ds(pl.multiple_of(i * size, ROWS // per), size)]
-          for a, d in enumerate(offset)
-          if d
-        ]
-        if known:
-          inside = functools.reduce(jnp.bitwise_and, known)
-          codes = ((codes ^ border) & inside) ^ border if plan.unsigned else codes & inside
-        to = pl.ds(pl.multiple_of(position * depth + c * LANES, LANES), LANES)
-        at = pl.ds(pl.multiple_of(i * turn, ROWS), turn)
-        out[at, to] = pltpu.bitcast(codes, out.dtype)
-
-    jax.lax.fori_loop(0, m // turn, rows, None)
-
-  jax.lax.fori_loop(0, depth // LANES, columns, None)
+  pieces = []
+  count = plan.columns // LANES
+  borders = [border(c) for c in range(count)] if plan.unsigned else []
+  for offset, distance in zip(window.offsets, window.rows, strict=True):
+    known = [mask[steps.index((axis, d)), at] for axis, d in enumerate(offset) if d]
+    inside = functools.reduce(jnp.bitwise_and, known) if known else None
+    for c in range(count):
+      codes = moved(c, distance)
+      if inside is not None and plan.unsigned:
+        codes = ((codes ^ borders[c]) & inside) ^ borders[c]
+      elif inside is not None:
+        codes &= inside
+      pieces.append(pltpu.bitcast(codes, dtype))
+  return jnp.concatenate(pieces, axis=1)

@@ -58,7 +58,7 @@ def deploy(
   counts = [model.schedule.boundaries(r) for r in levels]
   laid = {
     name: layouts.lay_out(
-      layer, low[name], orders[name], granule, granule % LANES == 0 and slides(traced, layer)
+      layer, low[name], orders[name], granule, granule % LANES == 0 and _slides(traced, layer)
     )
     for name, layer in mixed_layers(traced, {*low}).items()
   }
@@ -109,7 +109,7 @@ def deploy(
   return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
 
 
-def slides(traced: tracing.Traced, layer: Layer) -> bool:
+def _slides(traced: tracing.Traced, layer: Layer) -> bool:
   """Whether the TPU kernel can slide a layer's window over its pixels."""
   (i,) = (i for i, other in traced.layers.items() if other.name == layer.name)
   eqn = traced.jaxpr.jaxpr.eqns[i]

@@ -1,4 +1,4 @@
-"""The whole deployed DeiT-S compiles for TPUs; no TPU is needed for that."""
+"""Whole deployed models compile for TPUs; no TPU is needed for that."""
 
 import os
 
@@ -13,6 +13,7 @@ from jax.sharding import SingleDeviceSharding
 from flexiq_jax import deploy, flexiq, models
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.grouping import LowSettings
+from tests.deploy.deployed_for_test import WIDE, made
 
 pytestmark = pytest.mark.aot
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
@@ -43,23 +44,38 @@ def deit():
   return deploy.Deployed(layers, repeated(one.floats), one.levels, plan)
 
 
-@pytest.mark.parametrize("chip", CASES)
-def test_whole_model_compiles(deit, chip):
+def device(chip):
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   try:
-    device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
   except RuntimeError as error:
     pytest.skip(f"no TPU compiler here: {error}")
-  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(device))
-  x = place(jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32))
+
+
+def text_of(deployed, shape, chip):
+  """What the compiler made of a deployed model for a batch."""
+  sharding = SingleDeviceSharding(device(chip))
+  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+  x, ratio = (place(jax.ShapeDtypeStruct(s, jnp.float32)) for s in (shape, ()))
 
   @jax.jit
   def run(deployed, x, ratio):
     level = deployed.level(ratio)
     return deploy.apply(deployed, x, level, implementation=None, platform="tpu")
 
-  ratio = place(jax.ShapeDtypeStruct((), jnp.float32))
-  text = run.lower(jax.tree.map(place, deit), x, ratio).compile().as_text()
+  return run.lower(jax.tree.map(place, deployed), x, ratio).compile().as_text()
+
+
+@pytest.mark.parametrize("chip", CASES)
+def test_whole_model_compiles(deit, chip):
+  text = text_of(deit, (BATCH, 224, 224, 3), chip)
   # Four products in each block; operands of the three that no product feeds are prepared.
   assert text.count('custom_call_target="tpu_custom_call"') == 12 * (4 + 3)
+
+
+def test_a_model_whose_windows_slide_compiles():
+  small = made(WIDE, settings=LowSettings(group_size=32, shift_block=64))
+  deployed = deploy.deploy(small.model, small.x[:1], granule=128)
+  text = text_of(deployed, (BATCH, *small.x.shape[1:]), "v5e")
+  assert text.count('custom_call_target="tpu_custom_call"') == 2

@@ -152,6 +152,16 @@ def test_unused_precision_is_never_read():
   np.testing.assert_array_equal(run(spoiled), run(x))
 
 
+def test_vmap_over_activations():
+  place = window(4, 8)
+  x, w = convolution(8, 4, place, 128, 1, 128, 60, signed=False)
+  run = lambda x8, x4: tpu.mixed_matmul(
+    dataclasses.replace(x, x8=x8, x4=x4), w, raw(128), place, interpret=True
+  )
+  got = jax.vmap(run)(x.x8.reshape(2, 64, 128), x.x4.reshape(2, 64, 128)).reshape(128, 128)
+  np.testing.assert_array_equal(got, oracle(x, w, place) + np.asarray(raw(128).correction))
+
+
 @pytest.mark.parametrize(
   ("height", "width", "rows", "tile"),
   [

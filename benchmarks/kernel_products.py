@@ -41,6 +41,7 @@ class Product:
     next_boundaries: outputs in 4 bits in the layer that it emits codes for; None for real outputs.
     granule: channels that that layer reads at once.
     window: of a convolution that slides over pixels; None where x has all rows of K.
+    copies: see `kernels.Weights`.
   """
 
   name: str
@@ -56,11 +57,17 @@ class Product:
   next_boundaries: tuple[int, ...] | None
   granule: int = 0
   window: Window | None = None
+  copies: int = 1
+
+  @property
+  def steps(self) -> int:
+    """How many rows of w each column of x has."""
+    return 1 if self.window is None else -(-self.taps // self.copies)
 
   @property
   def places(self) -> int:
     """Columns of x."""
-    return self.k if self.window is None else self.k // self.taps
+    return self.k // self.steps
 
   def rows(self, batch: int) -> int:
     return self.m * batch
@@ -112,6 +119,7 @@ def products(name: str, group: int, granule: int = 128) -> list[Product]:
         channels=layer.in_channels,
         taps=taps,
         window=window,
+        copies=d.weights.copies,
         activation=d.activation,
         next_boundaries=places(consumer) if isinstance(consumer, Mixed) else None,
         granule=granule_of(consumer),

@@ -85,6 +85,7 @@ class Compiler:
       block=product.block,
       offset=0 if product.window is None else 8,
       taps=1 if product.window is None else product.taps,
+      copies=product.copies,
     )
     epilogue = Epilogue(
       of(jnp.float32, n),
@@ -166,6 +167,7 @@ def plan(rows: int, product: Product, tiles):
     vectors=tuple(sorted(vectors.items())),
     interpret=False,
     window=product.window,
+    copies=product.copies,
     unsigned=product.window is not None,
   )
 

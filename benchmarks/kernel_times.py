@@ -84,7 +84,8 @@ def mixed(product, m: int, implementation: str | None) -> dict[str, Callable[[],
     x_shift=jnp.full(k // block, 2, jnp.int32),
     w_shift=jnp.full((k // block, n), 2, jnp.int32),
     block=block,
-    taps=k // columns,
+    taps=1 if product.window is None else product.taps,
+    copies=product.copies,
   )
   x8, x4 = codes(-127, 128, m, columns), codes(-8, 8, m, columns)
   epilogue = Epilogue(

@@ -115,9 +115,10 @@ def convolutions(compiler: Compiler, chip: str, found: list[Product], batch: int
     if product.window is None or key in seen:
       continue
     seen.add(key)
-    block = tpu_tiles.up(min(product.block, product.channels * product.taps), tpu_tiles.LANES)
+    channels = min(product.places // (product.k // product.block), product.channels)
+    block = tpu_tiles.up(channels * product.taps, tpu_tiles.LANES)
     patches = dataclasses.replace(
-      product, window=None, k=product.k // product.block * block, block=block
+      product, window=None, copies=1, k=product.k // product.block * block, block=block
     )
     ends = {product: (0, product.places), patches: (0, patches.k)}
     row: dict = {"chip": chip, "batch": batch, "name": product.name}

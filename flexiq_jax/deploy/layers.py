@@ -40,7 +40,7 @@ class Mixed:
     scale: float32 `[N']`, activation scale times weight scale.
     correction: int32 `[L, N']`.
     bias: float32 `[N']` or None.
-    channels: S.
+    channels: S, the places of a shift block.
     signed: whether activation codes are signed.
     activation: activation function behind the bias.
     feeds: name of the layer whose codes this one emits; empty for none.

@@ -7,13 +7,14 @@ level is a prefix. Each channel stands for its window's rows of K:
     c7 c7 c7 c2 c2 c2 ... 0 0    c5 c5 c5 ...
 
 Where a kernel slides windows over pixels itself (`kernels.windows`), a block goes position by
-position instead, each with all its channels:
+position instead, each with all its channels. Blocks of few channels hold each of them several
+times, for as many positions side by side:
 
     block 0: c7 c2 ... | c7 c2 ... | ...
 
 | symbol | meaning |
 |---|---|
-| S | channels of a shift block; blocks with fewer are padded with zero channels |
+| S | places of a shift block: its channels, or copies of them; padded with zero channels |
 | P | places for channels, S times the number of shift blocks |
 | block | rows of K of a shift block: S times the window, padded to the kernel's granule |
 | L | levels: the ratios at which a deployed model runs |
@@ -48,6 +49,7 @@ class Layout:
     window: rows of K per channel.
     block: rows of K per shift block.
     slides: whether blocks go position by position.
+    copies: places of a channel, where blocks slide.
   """
 
   groups: np.ndarray
@@ -57,6 +59,7 @@ class Layout:
   window: int
   block: int
   slides: bool = False
+  copies: int = 1
 
   @property
   def rows(self) -> int:
@@ -88,8 +91,8 @@ def lay_out(
     low: its 4-bit side; channels of one shift block share their shifts.
     groups: int `[J]`, its channel groups in schedule order.
     granule: of what number of rows a shift block is made, even.
-    slides: whether a kernel can slide this layer's window over pixels; then each position of a
-      block is made of the granule, and layers whose blocks have less than half of it do not slide.
+    slides: whether a kernel can slide this layer's window over pixels; then places of a block are
+      made of the granule, too.
 
   Raises:
     ValueError: an odd granule, a layer of several contraction groups, or groups of a shift block
@@ -114,13 +117,18 @@ def lay_out(
   window = math.prod(layer.window)
   number = np.cumsum(np.isin(np.arange(len(blocks)), firsts)) - 1
   sizes = np.bincount(number, weights=[len(m) for m in members]).astype(int)
-  slides = slides and window > 1 and 2 * sizes.max() >= granule
+  slides = slides and window > 1
   step = granule if window == 1 or slides else 1
-  channels = -(-int(sizes.max()) // step) * step
+  copies = 1
+  if slides:
+    while copies < window and granule % (2 * copies) == 0 and 2 * copies * sizes.max() <= granule:
+      copies *= 2
+  channels = -(-int(sizes.max()) * copies // step) * step
   order = np.full((len(firsts), channels), -1, np.int32)
   places = []
   filled = np.zeros(len(firsts), int)
   for j, own in zip(number, members, strict=True):
+    own = np.repeat(own, copies)
     places.append(j * channels + filled[j])
     order[j, filled[j] : filled[j] + len(own)] = own
     filled[j] += len(own)
@@ -130,8 +138,9 @@ def lay_out(
     places=np.array([*places, order.size], np.int32),
     channels=channels,
     window=window,
-    block=-(-channels * window // granule) * granule,
+    block=-(-channels * -(-window // copies) // granule) * granule,
     slides=slides,
+    copies=copies,
   )
 
 
@@ -162,6 +171,7 @@ def pack(layer: Layer, q: QLayer, layout: Layout, outputs: np.ndarray | None = N
     block=layout.block,
     offset=0 if q.signed else 8,
     taps=layout.window if layout.slides else 1,
+    copies=layout.copies,
   )
 
 
@@ -238,10 +248,20 @@ def _rows(layer: Layer, w: Array, layout: Layout, outputs: np.ndarray | None) ->
   n = canonical.shape[-1]
   placed = np.where((layout.order < 0)[:, None, None], 0, canonical[layout.order])
   blocks = placed.reshape(-1, layout.channels, layout.window, n).astype(np.int32)
-  blocks = blocks.swapaxes(1, 2) if layout.slides else blocks
+  blocks = _stepped(blocks, layout.copies) if layout.slides else blocks
   blocks = blocks.reshape(len(blocks), -1, n)
   blocks = np.pad(blocks, ((0, 0), (0, layout.block - blocks.shape[1]), (0, 0)))
   return _columns(blocks.reshape(-1, n), outputs)
+
+
+def _stepped(blocks: np.ndarray, copies: int) -> np.ndarray:
+  """`[J, S, window, N]` -> `[J, steps, S, N]`; copy i of a channel takes position i of a step."""
+  j, places, window, n = blocks.shape
+  steps = -(-window // copies)
+  blocks = np.pad(blocks, ((0, 0), (0, 0), (0, steps * copies - window), (0, 0)))
+  blocks = blocks.reshape(j, places // copies, copies, steps, copies, n)
+  own = np.stack([blocks[:, :, i, :, i] for i in range(copies)], axis=2)
+  return np.moveaxis(own, 3, 1).reshape(j, steps, places, n)
 
 
 def _columns(values: np.ndarray, outputs: np.ndarray | None) -> np.ndarray:

@@ -2,29 +2,36 @@
 
 import dataclasses
 
+import jax
+
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.deploy.model import Deployed
-from flexiq_jax.kernels import api, windows
+from flexiq_jax.kernels import api
 
 
 def place(deployed: Deployed, platform: str | None = None) -> Deployed:
   """Lays the weights of a deployed model out for where it is to run.
 
   GPU kernels read them in another order than the one in which they are kept; without this step
-  every call would bring them into it, and convolutions whose windows slide would run on the
-  reference. Nothing changes for a CPU or a TPU.
+  every call would bring them into it. Nothing changes for a CPU or a TPU.
 
   Args:
     deployed: the model, as it is kept.
     platform: cpu, gpu or tpu; None is the default backend.
+
+  Raises:
+    ValueError: for a GPU, a model that was laid out for TPUs.
   """
   layers = {}
   for name, d in deployed.layers.items():
-    if isinstance(d, Mixed):
-      weights = windows.by_channel(d.weights)
-      if api.choose(weights, platform) == "gpu":
-        from flexiq_jax.kernels import gpu  # only where it is used: it needs that part of Pallas
+    if isinstance(d, Mixed) and (platform or jax.default_backend()) == "gpu" and d.slides:
+      raise ValueError(
+        f"deployed: layer {name} is laid out for TPUs, whose kernel slides its window; deploy with "
+        "granule=64 for a GPU"
+      )
+    if isinstance(d, Mixed) and api.choose(d.weights, platform) == "gpu":
+      from flexiq_jax.kernels import gpu  # only where it is used: it needs that part of Pallas
 
-        d = dataclasses.replace(d, weights=gpu.prepare(weights))
+      d = dataclasses.replace(d, weights=gpu.prepare(d.weights))
     layers[name] = d
   return dataclasses.replace(deployed, layers=layers)

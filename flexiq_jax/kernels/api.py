@@ -132,7 +132,7 @@ def choose(w: Any, platform: str | None = None) -> str:
   """
   platform = platform or jax.default_backend()
   present = jax.devices()[0] if platform == jax.default_backend() else None
-  if platform == "tpu" and w.block // w.taps % 128 == 0:
+  if platform == "tpu" and w.block // w.steps % 128 == 0:
     kind = present.device_kind.lower() if present else ""
     return "reference" if any(old in kind for old in _OLD_TPUS) else "tpu"
   if platform == "gpu" and w.block % 64 == 0 and w.taps == 1:

@@ -53,7 +53,12 @@ class GpuWeights:
 
   @property
   def taps(self) -> int:
-    """As in `Weights`; windows are unfolded before this kernel."""
+    """As in `Weights`; this kernel takes patches."""
+    return 1
+
+  @property
+  def steps(self) -> int:
+    """As in `Weights`."""
     return 1
 
 
@@ -65,7 +70,7 @@ def prepare(w: Weights) -> GpuWeights:
       a window that slides.
   """
   if w.taps > 1:
-    raise NotImplementedError(f"taps: {w.taps}; the GPU kernel takes 1 (see windows.by_channel)")
+    raise NotImplementedError(f"taps: {w.taps}; the GPU kernel takes patches, which have 1")
   if w.block % HALF:
     raise NotImplementedError(
       f"block: {w.block} rows in a shift block; the GPU kernel takes multiples of {HALF} (see "

@@ -63,6 +63,8 @@ class Weights:
     block: S.
     offset: what was taken off the activations' 4-bit codes: 8 for unsigned ones, else 0.
     taps: window positions of a shift block, position by position; 1 where x has all rows of K.
+    copies: how often x holds each channel, one column behind the other, where a block has fewer
+      channels than a register: as many positions then go side by side.
   """
 
   w8: Array
@@ -72,6 +74,12 @@ class Weights:
   block: int = struct.field(pytree_node=False)
   offset: int = struct.field(pytree_node=False, default=0)
   taps: int = struct.field(pytree_node=False, default=1)
+  copies: int = struct.field(pytree_node=False, default=1)
+
+  @property
+  def steps(self) -> int:
+    """How many rows of w each column of x has."""
+    return -(-self.taps // self.copies)
 
 
 @struct.dataclass
@@ -124,8 +132,8 @@ def total_shift(w: Weights) -> Array:
 def low_rows(w: Weights, boundary: Array) -> Array:
   """Which rows of w are in 4 bits, bool `[K]`."""
   row = jnp.arange(w.w8.shape[0], dtype=jnp.int32)
-  channels = w.block // w.taps
-  column = row if w.taps == 1 else row // w.block * channels + row % channels
+  columns = w.block // w.steps
+  column = row if w.steps == 1 else row // w.block * columns + row % w.block % columns
   return column < boundary
 
 
@@ -147,16 +155,19 @@ def check(x: Activations, w: Weights, epilogue: Epilogue) -> None:
       f"x8, w8: of {x.x8.ndim} and {w.w8.ndim} dimensions; [M, K] and [K, N] are accepted"
     )
   m, (k, n) = x.x8.shape[0], w.w8.shape
-  if w.taps < 1 or w.block % w.taps:
-    raise ValueError(f"taps: {w.taps}; a divisor of the shift block of {w.block} is accepted")
+  if w.taps < 1 or w.copies < 1 or w.block % (w.steps * w.copies):
+    raise ValueError(
+      f"taps, copies: {w.taps} and {w.copies}; rows of a shift block, {w.block}, are a multiple of "
+      "copies in each of taps / copies steps"
+    )
   if w.block < 2 or w.block % 2 or k % w.block:
     raise ValueError(
       f"block: {w.block} rows in a shift block, K is {k}; an even divisor of K is accepted (pad K)"
     )
   j = k // w.block
   expected: list[tuple[str, Any, str, tuple[int, ...]]] = [
-    ("x8", x.x8, "int8", (m, k // w.taps)),
-    ("x4", x.x4, "int4", (m, k // w.taps)),
+    ("x8", x.x8, "int8", (m, k // w.steps)),
+    ("x4", x.x4, "int4", (m, k // w.steps)),
     ("boundary", x.boundary, "int32", ()),
     ("w8", w.w8, "int8", (k, n)),
     ("w4", w.w4, "int8", (k // 2, n)),

@@ -65,7 +65,7 @@ def mixed_matmul(
   """
   m, (k, n) = x.x8.shape[0], w.w8.shape
   tiles = tiles or choose_tiles(m, k, n, w.block, device_kind(), window)
-  check_tiles(tiles, k, w.block, w.taps)
+  check_tiles(tiles, k, w.block, w.steps)
   shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
   offsets = None
   if x.row_shift is not None and w.offset:
@@ -88,10 +88,11 @@ def mixed_matmul(
     vectors=tuple((name, len(vectors[name])) for name in sorted(vectors)),
     interpret=interpret,
     window=window,
+    copies=w.copies,
     unsigned=bool(w.offset),
   )
   # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
-  boundary = jnp.clip(x.boundary, 0, k // w.taps)
+  boundary = jnp.clip(x.boundary, 0, k // w.steps)
   scalars = jnp.stack([boundary, jnp.int32(0) if requantize is None else requantize.boundary])
   y = _build(plan)(
     scalars,

@@ -54,10 +54,9 @@ def choose_tiles(
     NotImplementedError: shift blocks or a K that are no multiples of 128, or images of a size that
       no tile fits.
   """
-  channels = block if window is None else block // len(window.offsets)
-  if channels % LANES or k % LANES:
+  if block % LANES or k % LANES:
     raise NotImplementedError(
-      f"block, K: {channels} and {k}; the TPU kernel takes multiples of {LANES} (see shift_block), "
+      f"block, K: {block} and {k}; the TPU kernel takes multiples of {LANES} (see shift_block), "
       "the reference takes any"
     )
   if window is not None:
@@ -120,7 +119,8 @@ class Plan:
     vectors: operands with a column for each output, and their rows.
     interpret: whether it runs in interpret mode.
     window: of a convolution; None where x has all rows of K.
-    unsigned: whether zero activations have the codes -128 and -8; read with a window.
+    copies: see `operands.Weights`; read with a window, as the next.
+    unsigned: whether zero activations have the codes -128 and -8.
   """
 
   shape: tuple[int, int, int]
@@ -134,17 +134,18 @@ class Plan:
   vectors: tuple[tuple[str, int], ...]
   interpret: bool
   window: Window | None = None
+  copies: int = 1
   unsigned: bool = False
 
   @property
-  def taps(self) -> int:
-    """Window positions."""
-    return 1 if self.window is None else len(self.window.offsets)
+  def steps(self) -> int:
+    """How many rows of w each column of x has."""
+    return 1 if self.window is None else -(-len(self.window.offsets) // self.copies)
 
   @property
   def columns(self) -> int:
     """Columns of x of a block of K."""
-    return self.tiles.k // self.taps
+    return self.tiles.k // self.steps
 
   @property
   def margin(self) -> int:
@@ -195,7 +196,7 @@ class Plan:
       held += 2 * t.m * k * 3 // 2
     else:
       rows = t.m + 2 * self.margin
-      held += 2 * rows * k // self.taps * 3 // 2 + rows * self.columns
+      held += 2 * rows * k // self.steps * 3 // 2 + rows * self.columns
       held += self.mask_bytes * 2
     results = t.m * t.n * (jnp.dtype(self.out).itemsize if self.signed is None else 2)
     rows = sum(up(size, 8) for _, size in self.vectors)
@@ -268,7 +269,7 @@ def traffic(plan: Plan, boundary: int, next_boundary: int = 0) -> Traffic:
     y += tile // 2 * count(lambda j: plan.low_column(j, next_boundary))
   vectors = sum(size for _, size in plan.vectors) * n * 4
   return Traffic(
-    x=seen * (low // 2 + high) // plan.taps + plan.dynamic * 4 * m * (k // plan.block),
+    x=seen * (low // 2 + high) // plan.steps + plan.dynamic * 4 * m * (k // plan.block),
     w=n * low // 2 + n * high,
     y=y,
     # One tile of columns stays from one row of tiles to the next; several come again.
@@ -277,8 +278,12 @@ def traffic(plan: Plan, boundary: int, next_boundary: int = 0) -> Traffic:
   )
 
 
-def check_tiles(tiles: Tiles, k: int, block: int, taps: int = 1) -> None:
-  if taps > 1 and tiles.k != block:
+def check_tiles(tiles: Tiles, k: int, block: int, steps: int = 1) -> None:
+  if steps > 1 and block // steps % LANES:
+    raise NotImplementedError(
+      f"block: {block // steps} columns of x; the TPU kernel takes multiples of {LANES}"
+    )
+  if steps > 1 and tiles.k != block:
     raise NotImplementedError(
       f"tiles.k: {tiles.k} with windows and shift blocks of {block}; whole blocks are accepted"
     )

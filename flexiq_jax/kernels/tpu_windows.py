@@ -94,7 +94,7 @@ def stage(plan: Plan, tile: Any, words: Any) -> None:
 def patches(
   plan: Plan, dtype: Any, words: Any, mask: Any, block: Any, boundary: Array, rows: Any
 ) -> Array:
-  """The patches of some rows of a staged tile, `[rows, taps * S]` codes.
+  """The patches of some rows of a staged tile, `[rows, block]` codes.
 
   They are made as the matrix unit takes them, beside its work: nothing is written.
 
@@ -132,17 +132,25 @@ def patches(
     here = place < boundary if bits == 4 else place >= boundary
     return jnp.where(here, jnp.int32(_ZEROS[bits]), 0)
 
-  pieces = []
-  count = plan.columns // LANES
+  count, copies = plan.columns // LANES, plan.copies
   borders = [border(c) for c in range(count)] if plan.unsigned else []
-  for offset, distance in zip(window.offsets, window.rows, strict=True):
+  turn = jax.lax.broadcasted_iota(jnp.int32, (size, LANES), 1) & (copies - 1)
+  positions = [*zip(window.offsets, window.rows, strict=True)]
+
+  def seen(c, offset, distance):
+    """Words as one window position sees them."""
+    codes = moved(c, distance)
     known = [mask[steps.index((axis, d)), at] for axis, d in enumerate(offset) if d]
-    inside = functools.reduce(jnp.bitwise_and, known) if known else None
+    if not known:
+      return codes
+    inside = functools.reduce(jnp.bitwise_and, known)
+    return ((codes ^ borders[c]) & inside) ^ borders[c] if plan.unsigned else codes & inside
+
+  pieces = []
+  for step in range(0, len(positions), copies):
     for c in range(count):
-      codes = moved(c, distance)
-      if inside is not None and plan.unsigned:
-        codes = ((codes ^ borders[c]) & inside) ^ borders[c]
-      elif inside is not None:
-        codes &= inside
+      codes = seen(c, *positions[step])
+      for i, position in enumerate(positions[step + 1 : step + copies], 1):
+        codes = jnp.where(turn == i, seen(c, *position), codes)
       pieces.append(pltpu.bitcast(codes, dtype))
   return jnp.concatenate(pieces, axis=1)

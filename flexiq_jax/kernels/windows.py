@@ -10,6 +10,12 @@ Rows of K are (shift block, window position, channel), so that a position of a b
 channels as they lie in x:
 
     block 0:  [position 0: c7 c2 ...] [position 1: c7 c2 ...] ...   block 1: ...
+
+A block of fewer channels than a register has lanes holds each of them several times in a row, and
+as many positions side by side; here two:
+
+    x:        c7 c7 c2 c2 ...
+    block 0:  [positions 0, 1: c7 at 0, c7 at 1, c2 at 0, c2 at 1 ...] [positions 2, 3: ...] ...
 """
 
 import dataclasses
@@ -18,7 +24,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax.kernels import packing
 from flexiq_jax.kernels.operands import Activations, Weights
 
 Array = Any
@@ -92,21 +97,6 @@ def unfold(x: Activations, w: Weights, window: Window) -> Activations:
   return dataclasses.replace(x, x8=x8, x4=x4.astype(jnp.int4))
 
 
-def by_channel(w: Weights) -> Weights:
-  """The same weights for patches made beforehand: each channel with all its positions."""
-  if w.taps == 1:
-    return w
-  channels = w.block // w.taps
-
-  def turned(rows: Array) -> Array:
-    blocks = rows.reshape(-1, w.taps, channels, rows.shape[1])
-    return blocks.swapaxes(1, 2).reshape(rows.shape)
-
-  return dataclasses.replace(
-    w, w8=turned(w.w8), w4=packing.pack(turned(packing.unpack(w.w4))), taps=1
-  )
-
-
 def _unfold(codes: Array, fill: Array, w: Weights, window: Window) -> Array:
   height, width = window.height, window.width
   images = codes.reshape(-1, height, width, codes.shape[1])
@@ -120,9 +110,16 @@ def _unfold(codes: Array, fill: Array, w: Weights, window: Window) -> Array:
     padded[:, reach[0] + dh : reach[0] + dh + height, reach[1] + dw : reach[1] + dw + width]
     for dh, dw in window.offsets
   ]
-  # [M, positions, blocks, channels of a block] -> [M, (block, position, channel)]
-  stacked = jnp.stack([p.reshape(len(codes), -1, w.block // w.taps) for p in positions], axis=1)
-  return stacked.swapaxes(1, 2).reshape(len(codes), -1)
+  turn = jnp.arange(codes.shape[1]) % w.copies
+  steps = []
+  for first in range(0, len(positions), w.copies):
+    side_by_side = positions[first : first + w.copies]
+    step = side_by_side[0].reshape(codes.shape)
+    for i, one in enumerate(side_by_side[1:], 1):
+      step = jnp.where(turn == i, one.reshape(codes.shape), step)
+    steps.append(step.reshape(len(codes), -1, w.block // w.steps))
+  # [M, blocks, steps, columns of a block] -> [M, K]
+  return jnp.stack(steps, axis=2).reshape(len(codes), -1)
 
 
 def neighbours(window: Window, rows: int) -> tuple[list[tuple[int, int]], np.ndarray]:

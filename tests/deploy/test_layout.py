@@ -53,7 +53,8 @@ def rows_of(layout, place):
   """Rows of K of a place, position by position of its window."""
   if layout.slides:
     j, at = divmod(place, layout.channels)
-    return [j * layout.block + t * layout.channels + at for t in range(layout.window)]
+    own = range(place % layout.copies, layout.window, layout.copies)  # its positions
+    return [j * layout.block + t // layout.copies * layout.channels + at for t in own]
   start = layouts.rows_before(place, layout.channels, layout.window, layout.block)
   return [*range(start, start + layout.window)]
 
@@ -112,7 +113,7 @@ def test_packed_operands_are_the_layer(
   assert layouts.pack(layer, q, layout).taps == (layout.window if layout.slides else 1)
   assert layout.block % granule == 0
   assert layout.rows % layout.block == 0
-  assert sorted(layout.order[layout.order >= 0]) == list(range(c))
+  assert sorted(layout.order[layout.order >= 0]) == [*np.repeat(range(c), layout.copies)]
   rng = np.random.default_rng(seed)
   x = rng.integers(-127, 128, c) if signed else rng.integers(0, 256, c)
   (w8,), (w4,) = (layer.canonical(np.asarray(w, np.int64)) for w in (q.w, q.low.w))

@@ -30,14 +30,15 @@ SHAPES = {
   "resnet50 3x3 512": (4608, 512, 256),
   "resnet50 1x1 2048 -> 512": (2048, 512, 256),
 }
-# ResNet-50's 3x3 convolutions of stride 1: (images, pixels a side, places, N, channels of a block).
+# ResNet-50's 3x3 convolutions of stride 1: (images, pixels a side, columns of x, N, columns of a
+# block, copies of a channel).
 WINDOWS = {
-  "56 x 56": (2, 56, 128, 128, 128),
-  "28 x 28": (128, 28, 128, 128, 128),
-  "14 x 14": (128, 14, 256, 256, 256),
-  "14 x 14, batch 8": (8, 14, 256, 256, 256),
-  "7 x 7": (128, 7, 512, 512, 256),
-  "112 x 112, in parts": (1, 112, 128, 128, 128),
+  "56 x 56": (2, 56, 128, 128, 128, 2),
+  "28 x 28": (128, 28, 128, 128, 128, 1),
+  "14 x 14": (128, 14, 256, 256, 256, 1),
+  "14 x 14, batch 8": (8, 14, 256, 256, 256, 1),
+  "7 x 7": (128, 7, 512, 512, 256, 1),
+  "112 x 112, in parts": (1, 112, 128, 128, 128, 8),
 }
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 CASES = [("v5e", name) for name in SHAPES]
@@ -60,14 +61,25 @@ def device():
 
 
 def compiled(
-  device, k, n, block, *, out="bfloat16", requantize=False, dynamic=False, m=256, window=None
+  device,
+  k,
+  n,
+  block,
+  *,
+  out="bfloat16",
+  requantize=False,
+  dynamic=False,
+  m=256,
+  window=None,
+  copies=1,
 ):
   sharding = SingleDeviceSharding(device)
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
   j, taps = k // block, 1 if window is None else len(window.offsets)
+  columns = k // -(-taps // copies)
   x = Activations(
-    x8=array(jnp.int8, m, k // taps),
-    x4=array(jnp.int4, m, k // taps),
+    x8=array(jnp.int8, m, columns),
+    x4=array(jnp.int4, m, columns),
     boundary=array(jnp.int32),
     row_shift=array(jnp.int32, m, j) if dynamic else None,
   )
@@ -79,6 +91,7 @@ def compiled(
     block=block,
     offset=8 if dynamic or window else 0,
     taps=taps,
+    copies=copies,
   )
   epilogue = Epilogue(
     scale=array(jnp.float32, n),
@@ -108,11 +121,12 @@ def test_layers_of_real_models_compile(device, chip, name):
   [("v5e", name) for name in WINDOWS] + [(c, "14 x 14") for c in CHIPS if c != "v5e"],
 )
 def test_windows_of_real_models_compile(device, chip, name):
-  images, side, places, n, channels = WINDOWS[name]
+  images, side, columns, n, own, copies = WINDOWS[name]
   offsets = tuple((dh, dw) for dh in (-1, 0, 1) for dw in (-1, 0, 1))
   window = Window(height=side, width=side, offsets=offsets)
-  shape = {"m": images * side * side, "window": window, "requantize": True}
-  text = compiled(device(chip), 9 * places, n, 9 * channels, **shape).as_text()
+  shape = {"m": images * side * side, "window": window, "copies": copies, "requantize": True}
+  steps = -(-9 // copies)
+  text = compiled(device(chip), steps * columns, n, steps * own, **shape).as_text()
   assert text.count("tpu_custom_call") >= 1
 
 

@@ -19,18 +19,17 @@ def window(height, width, offsets=SQUARE):
   return Window(height=height, width=width, offsets=offsets)
 
 
-def convolution(seed, images, place, n, blocks, channels, boundary, **traits):
+def convolution(seed, images, place, n, blocks, channels, boundary, copies=1, **traits):
   """Random operands: pixels in rows, and weights for each position."""
-  columns, taps = blocks * channels, len(place.offsets)
+  taps = len(place.offsets)
   x, _ = operands(seed, images * place.pixels, 1, blocks, channels, boundary, **traits)
-  _, w = operands(seed + 1, 1, n, blocks, channels * taps, 0, **traits)
-  assert x.x8.shape[1] == columns
-  return x, dataclasses.replace(w, taps=taps)
+  _, w = operands(seed + 1, 1, n, blocks, channels * -(-taps // copies), 0, **traits)
+  return x, dataclasses.replace(w, taps=taps, copies=copies)
 
 
 def oracle(x, w, place):
   """int64 `[M, N]`: pixel by pixel, position by position, block by block."""
-  channels = w.block // w.taps
+  columns = w.block // w.steps
   w4 = np.asarray(packing.unpack(w.w4)).astype(np.int64)
   w8 = np.asarray(w.w8).astype(np.int64)
   x4, x8 = (np.asarray(a.astype(jnp.int8)).astype(np.int64) for a in (x.x4, x.x8))
@@ -41,13 +40,15 @@ def oracle(x, w, place):
   for m in range(len(x8)):
     image, h, v = m // place.pixels, m // place.width % place.height, m % place.width
     for j in range(len(w8) // w.block):
-      at = slice(j * channels, (j + 1) * channels)
+      inside = slice(j * columns, (j + 1) * columns)
       product = np.zeros(w8.shape[1], np.int64)
       for t, (dh, dw) in enumerate(place.offsets):
         a, b = h + dh, v + dw
         known = 0 <= a < place.height and 0 <= b < place.width
         row = (image * place.height + a) * place.width + b
-        of = slice(j * w.block + t * channels, j * w.block + (t + 1) * channels)
+        # Columns that hold this position, and their rows of w in its step.
+        at = np.arange(inside.start, inside.stop)[t % w.copies :: w.copies]
+        of = j * w.block + t // w.copies * columns + at - inside.start
         product += (x4[row, at] if known else nothing4[at]) @ w4[of]
         total[m] += (x8[row, at] if known else nothing8[at]) @ w8[of]
         if x.row_shift is not None:
@@ -85,6 +86,20 @@ def test_every_boundary(boundary, signed):
 def test_images_of_any_size(height, width, images):
   place = window(height, width)
   check(*convolution(height, images, place, 5, 1, 128, 70, signed=False), place)
+
+
+@pytest.mark.parametrize(("copies", "boundary"), [(2, 60), (8, 128), (16, 64)])
+def test_several_positions_side_by_side(copies, boundary):
+  place = window(5, 7)
+  x, w = convolution(copies, 2, place, 128, 1, 128, boundary, copies, signed=False)
+  # What has no position has no weight.
+  left = np.arange(len(w.w8)) % copies + np.arange(len(w.w8)) // 128 * copies >= w.taps
+  w = dataclasses.replace(
+    w,
+    w8=jnp.where(left[:, None], 0, w.w8),
+    w4=packing.pack(jnp.where(left[:, None], 0, packing.unpack(w.w4)).astype(jnp.int32)),
+  )
+  check(x, w, place)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +226,7 @@ def test_bad_inputs():
     run(window=None)
   with pytest.raises(ValueError, match=r"x8: 64 rows; a multiple of the window's 5 x 5 pixels"):
     run(window=window(5, 5))
-  with pytest.raises(ValueError, match=r"taps: 7; a divisor of the shift block of 1152"):
+  with pytest.raises(ValueError, match=r"taps, copies: 7 and 1; rows of a shift block, 1152, "):
     run(w=dataclasses.replace(w, taps=7))
   with pytest.raises(NotImplementedError, match=r"window: 'gpu' takes patches"):
     run(implementation="gpu", platform="gpu")
@@ -219,9 +234,10 @@ def test_bad_inputs():
     window(0, 4)
   with pytest.raises(ValueError, match=r"window.offsets: empty"):
     window(4, 4, ())
-  small = convolution(0, 1, window(8, 8), 128, 2, 64, 0)
-  with pytest.raises(NotImplementedError, match=r"block, K: 64 and 1152; the TPU kernel takes"):
-    tpu.mixed_matmul(*small, raw(128), window(8, 8), interpret=True)
+  eight = window(8, 8, SQUARE[:8])
+  small = convolution(0, 1, eight, 128, 2, 64, 0)
+  with pytest.raises(NotImplementedError, match=r"block: 64 columns of x; the TPU kernel takes"):
+    tpu.mixed_matmul(*small, raw(128), eight, interpret=True)
   with pytest.raises(NotImplementedError, match=r"tiles.k: 128 with windows and shift blocks of"):
     tpu.mixed_matmul(x, w, raw(128), place, tiles=tpu.Tiles(m=64, n=128, k=128), interpret=True)
 

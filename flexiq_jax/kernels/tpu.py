@@ -66,6 +66,8 @@ def mixed_matmul(
   m, (k, n) = x.x8.shape[0], w.w8.shape
   tiles = tiles or choose_tiles(m, k, n, w.block, device_kind(), window)
   check_tiles(tiles, k, w.block, w.steps)
+  if LANES % w.copies:
+    raise NotImplementedError(f"copies: {w.copies}; the TPU kernel takes divisors of {LANES}")
   shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
   offsets = None
   if x.row_shift is not None and w.offset:

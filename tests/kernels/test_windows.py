@@ -234,6 +234,9 @@ def test_bad_inputs():
     window(0, 4)
   with pytest.raises(ValueError, match=r"window.offsets: empty"):
     window(4, 4, ())
+  thrice = dataclasses.replace(w, w8=w.w8[:384], w4=w.w4[:192], block=384, copies=3)
+  with pytest.raises(NotImplementedError, match=r"copies: 3; the TPU kernel takes divisors of 128"):
+    tpu.mixed_matmul(x, thrice, raw(128), place, interpret=True)
   eight = window(8, 8, SQUARE[:8])
   small = convolution(0, 1, eight, 128, 2, 64, 0)
   with pytest.raises(NotImplementedError, match=r"block: 64 columns of x; the TPU kernel takes"):

@@ -31,7 +31,8 @@ def get_config(arg=None):
   config.variants = ()
   # granule: rows of K that shift blocks are padded to; 128 for a TPU.
   # tuning: folder of tiles that were measured on the device; "" takes tiles by rule.
-  config.deploy = config_dict.create(granule=2, switches=10_000, tuning="")
+  # tune: measure those of this model's products first, on a TPU or a Hopper GPU.
+  config.deploy = config_dict.create(granule=2, switches=10_000, tuning="", tune=False)
   if options.runlocal:
     config.deploy.switches = 100
   return config

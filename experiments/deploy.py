@@ -43,7 +43,7 @@ from flexiq_jax import (
   tables,
 )
 from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.kernels import api, tile_files
+from flexiq_jax.kernels import api, tile_files, tuning
 from flexiq_jax.metrics import Writer
 
 
@@ -56,7 +56,7 @@ def describe(config) -> str:
 def prepare(config) -> setup.Inputs:
   """Checks a config and opens weights and data; nothing is written."""
   _check(config)
-  if config.deploy.tuning:
+  if config.deploy.tuning and not config.deploy.tune:
     try:
       tile_files.read(config.deploy.tuning)
     except ValueError as error:
@@ -81,6 +81,10 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
   apply, shapes = models.functional(inputs.module)
   deployed = artifact.load(folder, apply, shapes, x)
   size = min(config.batch_size, setup.evaluation_count(config, inputs))
+  if config.deploy.tune:
+    batch = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+    shapes = sorted(set(deploy.products(deployed, batch).values()))
+    tuning.autotune(shapes, config.deploy.tuning, progress=lambda line: print(line, flush=True))
   runner = deploy.Runner(deployed, sizes=(size,), tuning=config.deploy.tuning or None)
   rows = Rows(config, inputs, writer)
   rows.add("float", None, config.seed, network.float, avg_bits=32.0)
@@ -190,6 +194,14 @@ def _check(config) -> None:
     raise ValueError("config.experiment: 'deploy' in several processes; one is accepted")
   if not isinstance(part.granule, int) or part.granule < 2 or part.granule % 2:
     raise ValueError(f"config.deploy.granule: {part.granule}; a positive even number is accepted")
+  if part.tune and not part.tuning:
+    raise ValueError("config.deploy.tune: True without config.deploy.tuning; name a folder there")
+  kind = tile_files.present()
+  if part.tune and tile_files.implementation(kind) == "reference":
+    raise ValueError(
+      f"config.deploy.tune: device {kind!r} runs the reference, which has no tiles; True is "
+      "accepted on a TPU from v5e on and on a Hopper GPU"
+    )
   if not isinstance(part.switches, int) or part.switches < 1:
     raise ValueError(f"config.deploy.switches: {part.switches}; 1 or more is accepted")
 

@@ -8,8 +8,11 @@ import re
 import numpy as np
 import pytest
 
+from configs import deploy as deploy_config
 from experiments import deploy as experiment
 from flexiq_jax import artifact
+from flexiq_jax.kernels import tile_files, tuning
+from flexiq_jax.metrics import Writer
 from tests.runs_for_test import compiled, start
 
 __all__ = ["compiled"]
@@ -96,6 +99,7 @@ def test_switch_cost_counts_what_it_measured():
   [
     ("granule", 3, "config.deploy.granule: 3; a positive even number"),
     ("switches", 0, "config.deploy.switches: 0; 1 or more"),
+    ("tune", True, "config.deploy.tune: True without config.deploy.tuning; name a folder"),
     ("tuning", "tiles", "config.deploy.tuning: 'tiles', but device 'cpu' runs the reference"),
   ],
 )
@@ -103,3 +107,28 @@ def test_refusals(tmp_path, field, value, message):
   ended = start(*SMALL, f"--config.deploy.{field}={value}", f"--workdir={tmp_path / 'x'}")
   assert ended.status == 1
   assert message in ended.error
+
+
+def test_tiles_are_not_measured_where_there_are_none(tmp_path):
+  fields = ("--config.deploy.tune=True", f"--config.deploy.tuning={tmp_path / 'tiles'}")
+  ended = start(*SMALL, *fields, f"--workdir={tmp_path / 'x'}")
+  assert ended.status == 1
+  assert "config.deploy.tune: device 'cpu' runs the reference" in ended.error
+  assert not (tmp_path / "tiles").exists()
+
+
+def test_tiles_of_the_models_products_are_measured_first(tmp_path, monkeypatch):
+  """On a device that has tiles; measuring itself is replaced."""
+  seen = []
+  monkeypatch.setattr(tile_files, "implementation", lambda kind: "tpu")
+  monkeypatch.setattr(tile_files, "read", lambda folder, kind=None: {})
+  monkeypatch.setattr(tuning, "autotune", lambda shapes, folder, progress: seen.extend(shapes))
+  config = deploy_config.get_config("of=digits,block=8,runlocal")
+  config.deploy.update(tune=True, tuning=str(tmp_path / "tiles"))
+  config.update(model_args="width=8,depths=(1,)", weights="random", batch_size=20, ratios=(1.0,))
+  config.calibration.update(images=16, batch_size=16)
+  config.data.limit, config.search.method = 20, "greedy"
+  inputs = experiment.prepare(config)
+  experiment.run(config, inputs, tmp_path, Writer(tmp_path), "command")
+  assert seen and seen == sorted(set(seen))
+  assert {shape.m % config.batch_size for shape in seen} == {0}

@@ -62,7 +62,7 @@ class Product:
   @property
   def steps(self) -> int:
     """How many rows of w each column of x has."""
-    return 1 if self.window is None else -(-self.taps // self.copies)
+    return 1 if self.window is None else self.window.steps(self.copies)
 
   @property
   def places(self) -> int:
@@ -89,12 +89,7 @@ def products(name: str, group: int, granule: int = 128) -> list[Product]:
   settings = LowSettings(group_size=group, shift_block=group)
   deployed = deploy.deploy(flexiq.quantize(network, [x], settings=settings), x[:1], granule=granule)
   traced = tracing.trace(network.apply, network.params, x[:1])
-  windows = {
-    layer.name: patches.window(layer, eqn.params, eqn.invars[1 - traced.sides[i]].aval.shape)
-    for i, layer in traced.layers.items()
-    if layer.window
-    for eqn in [traced.jaxpr.jaxpr.eqns[i]]
-  }
+  windows = patches.windows(traced)
   found = []
   for layer in network.layers:
     d = deployed.layers[layer.name]
@@ -102,7 +97,7 @@ def products(name: str, group: int, granule: int = 128) -> list[Product]:
       continue
     k, n = d.weights.w8.shape
     taps = math.prod(layer.window)
-    window = windows.get(layer.name) if d.slides else None
+    window = windows[layer.name] if d.slides else None
     consumer = deployed.layers[d.feeds] if d.feeds else None
     places = lambda d: tuple(int(p) for p in np.asarray(jax.device_get(d.places)))
     found.append(

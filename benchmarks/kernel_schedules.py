@@ -113,7 +113,7 @@ class Compiler:
           boundary,
           signed=True,
           order=order,
-          granule=product.block // (product.k // product.places),
+          granule=product.block // product.steps,
         )
 
       x, places = of(jnp.bfloat16, 1024, product.channels), of(jnp.int32, product.places)

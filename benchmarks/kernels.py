@@ -87,7 +87,7 @@ def preparing(compiler: Compiler, chip: str, product: Product, batch: int, bound
   if (product.taps > 1 and product.window is None) or product.channels % 128 or k % 128:
     # im2col by XLA: reads the codes of both precisions, writes them for each window. Bytes alone.
     return rows * (k + product.channels) * 1.5 / (bandwidth * 1e9)
-  block = product.block // (product.k // k)
+  block = product.block // product.steps
   low = -(-boundary // block) * block
   high = k - boundary // block * block
   memory = rows * (2 * product.channels + high + low / 2) / (bandwidth * 1e9)
@@ -115,7 +115,7 @@ def convolutions(compiler: Compiler, chip: str, found: list[Product], batch: int
     if product.window is None or key in seen:
       continue
     seen.add(key)
-    channels = min(product.places // (product.k // product.block), product.channels)
+    channels = min(product.block // product.steps, product.channels)
     block = tpu_tiles.up(channels * product.taps, tpu_tiles.LANES)
     patches = dataclasses.replace(
       product, window=None, copies=1, k=product.k // product.block * block, block=block

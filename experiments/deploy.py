@@ -196,8 +196,7 @@ def _check(config) -> None:
     raise ValueError(f"config.deploy.granule: {part.granule}; a positive even number is accepted")
   if part.tune and not part.tuning:
     raise ValueError("config.deploy.tune: True without config.deploy.tuning; name a folder there")
-  kind = tile_files.present()
-  if part.tune and tile_files.implementation(kind) == "reference":
+  if part.tune and tile_files.implementation(kind := tile_files.present()) == "reference":
     raise ValueError(
       f"config.deploy.tune: device {kind!r} runs the reference, which has no tiles; True is "
       "accepted on a TPU from v5e on and on a Hopper GPU"

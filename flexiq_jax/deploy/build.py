@@ -15,9 +15,9 @@ from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.model import Deployed
 from flexiq_jax.deploy.plan import make_plan, mixed_layers
-from flexiq_jax.graph import Layer
 from flexiq_jax.graph import trace as tracing
 from flexiq_jax.kernels.tpu_tiles import LANES, window_rows
+from flexiq_jax.kernels.windows import Window
 from flexiq_jax.rules import QLayer
 from flexiq_jax.selection.recipe import LEVELS
 
@@ -56,10 +56,9 @@ def deploy(
   tails, values = links.tails(traced), tracing.static_values(traced, leaves)
   orders = model.schedule.layer_order()
   counts = [model.schedule.boundaries(r) for r in levels]
+  windows = patches.windows(traced) if granule % LANES == 0 else {}
   laid = {
-    name: layouts.lay_out(
-      layer, low[name], orders[name], granule, granule % LANES == 0 and _slides(traced, layer)
-    )
+    name: layouts.lay_out(layer, low[name], orders[name], granule, _slides(windows.get(name)))
     for name, layer in mixed_layers(traced, {*low}).items()
   }
   consumers = {f.producer: name for name, f in plan.feeds.items() if f.producer}
@@ -109,13 +108,8 @@ def deploy(
   return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
 
 
-def _slides(traced: tracing.Traced, layer: Layer) -> bool:
-  """Whether the TPU kernel can slide a layer's window over its pixels."""
-  (i,) = (i for i, other in traced.layers.items() if other.name == layer.name)
-  eqn = traced.jaxpr.jaxpr.eqns[i]
-  if not layer.window:
-    return False
-  window = patches.window(layer, eqn.params, eqn.invars[1 - traced.sides[i]].aval.shape)
+def _slides(window: Window | None) -> bool:
+  """Whether the TPU kernel can slide a layer's window: whether its images fit tiles."""
   if window is None:
     return False
   try:

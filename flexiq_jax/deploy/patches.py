@@ -18,6 +18,7 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as prim
 
 from flexiq_jax.graph import Layer
+from flexiq_jax.graph.trace import Traced
 from flexiq_jax.kernels.windows import Window
 
 Array = Any
@@ -71,6 +72,15 @@ def window(layer: Layer, params: Mapping[str, Any], shape: Sequence[int]) -> Win
     sizes, axes = [1, *sizes], [[0], *axes]
   offsets = tuple((dh, dw) for dh in axes[0] for dw in axes[1])
   return Window(height=sizes[0], width=sizes[1], offsets=offsets)
+
+
+def windows(traced: Traced) -> dict[str, Window | None]:
+  """Layer name -> `window`, for all layers of a graph."""
+  found = {}
+  for i, layer in traced.layers.items():
+    eqn = traced.jaxpr.jaxpr.eqns[i]
+    found[layer.name] = window(layer, eqn.params, eqn.invars[1 - traced.sides[i]].aval.shape)
+  return found
 
 
 def channels_last(layer: Layer, params: Mapping[str, Any], x: Array) -> Array:

@@ -35,6 +35,7 @@ from flexiq_jax.kernels.tpu_tiles import (
   Plan,
   Tiles,
   check_tiles,
+  check_window,
   choose_tiles,
   div,
   up,
@@ -65,9 +66,9 @@ def mixed_matmul(
   """
   m, (k, n) = x.x8.shape[0], w.w8.shape
   tiles = tiles or choose_tiles(m, k, n, w.block, device_kind(), window)
-  check_tiles(tiles, k, w.block, w.steps)
-  if LANES % w.copies:
-    raise NotImplementedError(f"copies: {w.copies}; the TPU kernel takes divisors of {LANES}")
+  if window is not None:
+    check_window(tiles, m, w.block, window, w.copies)
+  check_tiles(tiles, k, w.block)
   shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
   offsets = None
   if x.row_shift is not None and w.offset:

@@ -140,7 +140,7 @@ class Plan:
   @property
   def steps(self) -> int:
     """How many rows of w each column of x has."""
-    return 1 if self.window is None else -(-len(self.window.offsets) // self.copies)
+    return 1 if self.window is None else self.window.steps(self.copies)
 
   @property
   def columns(self) -> int:
@@ -278,15 +278,37 @@ def traffic(plan: Plan, boundary: int, next_boundary: int = 0) -> Traffic:
   )
 
 
-def check_tiles(tiles: Tiles, k: int, block: int, steps: int = 1) -> None:
-  if steps > 1 and block // steps % LANES:
+def check_window(tiles: Tiles, m: int, block: int, window: Window, copies: int) -> None:
+  """Checks what the kernel takes of a convolution.
+
+  Args:
+    tiles: block sizes.
+    m: rows of x.
+    block: rows of K in a shift block.
+    window: the window.
+    copies: see `operands.Weights`.
+  """
+  columns = block // window.steps(copies)
+  if columns % LANES:
     raise NotImplementedError(
-      f"block: {block // steps} columns of x; the TPU kernel takes multiples of {LANES}"
+      f"block: {columns} columns of x; the TPU kernel takes multiples of {LANES}"
     )
-  if steps > 1 and tiles.k != block:
+  if LANES % copies:
+    raise NotImplementedError(f"copies: {copies}; the TPU kernel takes divisors of {LANES}")
+  if tiles.k != block:
     raise NotImplementedError(
       f"tiles.k: {tiles.k} with windows and shift blocks of {block}; whole blocks are accepted"
     )
+  pixels = window.pixels
+  part = pixels % tiles.m == 0 and tiles.m >= margin(window)
+  if tiles.m < m and tiles.m % pixels and not part:
+    raise NotImplementedError(
+      f"tiles.m: {tiles.m} with images of {pixels} pixels; all rows, whole images, or parts of at "
+      f"least {margin(window)} rows that divide one are accepted"
+    )
+
+
+def check_tiles(tiles: Tiles, k: int, block: int) -> None:
   if k % tiles.k or (block % tiles.k and tiles.k % block) or block % LANES:
     raise NotImplementedError(
       f"tiles.k: {tiles.k} with K = {k} and shift blocks of {block}; a divisor of K is accepted "

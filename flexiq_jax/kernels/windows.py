@@ -50,6 +50,10 @@ class Window:
     if not self.offsets:
       raise ValueError("window.offsets: empty; at least one position is accepted")
 
+  def steps(self, copies: int) -> int:
+    """How many rows of w each column of x has, with so many positions side by side."""
+    return -(-len(self.offsets) // copies)
+
   @property
   def pixels(self) -> int:
     """Rows of x of an image."""

@@ -237,6 +237,12 @@ def test_bad_inputs():
   thrice = dataclasses.replace(w, w8=w.w8[:384], w4=w.w4[:192], block=384, copies=3)
   with pytest.raises(NotImplementedError, match=r"copies: 3; the TPU kernel takes divisors of 128"):
     tpu.mixed_matmul(x, thrice, raw(128), place, interpret=True)
+  tiles = tpu.Tiles(m=64, n=128, k=w.block)
+  for side in (9, 64):  # no part of 81 pixels; a part that is shorter than windows reach
+    images = window(side, side)
+    rows, _ = convolution(0, 2, images, 1, 1, 128, 0)
+    with pytest.raises(NotImplementedError, match=rf"tiles.m: 64 with images of {side**2} pixels"):
+      tpu.mixed_matmul(rows, w, raw(128), images, tiles=tiles, interpret=True)
   eight = window(8, 8, SQUARE[:8])
   small = convolution(0, 1, eight, 128, 2, 64, 0)
   with pytest.raises(NotImplementedError, match=r"block: 64 columns of x; the TPU kernel takes"):

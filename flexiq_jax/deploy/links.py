@@ -7,8 +7,9 @@ order offline, and its epilogue emits the consumer's codes. Everywhere else the 
 step gathers the channels.
 
 Of the models here, linked are the inner convolutions of ResNet blocks, fc1 -> fc2 of MLPs and, by
-way of the depthwise convolution, those of MobileNet blocks. Attention's v -> proj is not: heads
-keep their channels apart, and an order over the channels of all heads crosses them.
+way of the depthwise convolution, those of MobileNet blocks. Attention's v -> proj is not: the
+result stays real. But where channel groups are whole heads, the order folds into queries, keys and
+values (`graph.reorder`), and nothing is gathered there either.
 """
 
 import collections
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
 from flexiq_jax.deploy import activations
-from flexiq_jax.graph import Layer
+from flexiq_jax.graph import Layer, reorder
 from flexiq_jax.graph.origins import aval
 from flexiq_jax.graph.trace import Traced
 from flexiq_jax.kernels.operands import Activation
@@ -66,7 +67,7 @@ def tails(traced: Traced) -> dict[str, Tail]:
     out, bias, steps = eqns[i].outvars[0], None, []
     if len(uses[out]) == 1 and uses[out][0] < len(eqns):
       number = uses[out][0]
-      bias = _bias(eqns[number], out, layer, traced)
+      bias = reorder.bias(eqns[number], out, layer, traced)
       if bias is not None:
         steps, out = [number], eqns[number].outvars[0]
     matched = activations.match(eqns, uses, out)
@@ -116,18 +117,6 @@ def readers(traced: Traced) -> dict[Any, list[int]]:
   return uses
 
 
-def _bias(eqn: JaxprEqn, y: Any, layer: Layer, traced: Traced) -> Any:
-  """The static operand of an addition of one value per output channel; None for all else."""
-  if eqn.primitive.name != "add" or aval(eqn.outvars[0]) != aval(y):
-    return None
-  other = eqn.invars[1] if eqn.invars[0] is y else eqn.invars[0]
-  if isinstance(other, Literal) or other not in traced.static:
-    return None
-  shape, full = aval(other).shape, aval(y).shape
-  wanted = tuple(n if d in layer.y_dims else 1 for d, n in enumerate(full))
-  return other if shape == wanted else None
-
-
 def _keeps_channels(eqn: JaxprEqn) -> bool:
   """Whether an equation hands on the last dimension as it is: reshapes of the others."""
   if eqn.primitive.name != "reshape" or eqn.params["dimensions"] is not None:
@@ -171,7 +160,7 @@ def _computed_by(v: Any, makers: Mapping[Any, JaxprEqn]) -> str:
   name = makers[v].primitive.name
   meaning = {
     "add": ", a residual sum or a normalisation",
-    "dot_general": ": attention, whose heads an order over all channels would cross",
+    "dot_general": ": attention, across whose heads no order folds (groups.whole_heads keeps them)",
     "custom_jvp_call": ", an activation function of something else than a layer's result",
     "div": ", a mean over positions",
   }

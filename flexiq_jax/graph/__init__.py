@@ -4,6 +4,7 @@ from flexiq_jax.graph.cut import Live, Segments, balanced, cut
 from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.fold import fold_batch_norm
 from flexiq_jax.graph.layer import Layer
+from flexiq_jax.graph.reorder import run_lengths
 from flexiq_jax.graph.trace import (
   Apply,
   Rule,
@@ -28,6 +29,7 @@ __all__ = [
   "cut",
   "fold_batch_norm",
   "layers",
+  "run_lengths",
   "skipped",
   "weights",
   "with_rule",

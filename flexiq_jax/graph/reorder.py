@@ -1,0 +1,394 @@
+"""Reorders a layer's input channels by reordering what the layers before it write.
+
+    reorder(traced, "blocks/0/attn/proj", order)  # {"blocks/0/attn/qkv": its outputs' order}
+
+A channel order is free where all that lies between the layers keeps channels apart: elementwise
+operations, a gate times what it lets through, the heads of an attention. It is followed from the
+layer's input backwards, equation by equation; each says how its operands have to be ordered for its
+result to be. Whatever cannot be told, or would be read in the wrong order by somebody else, is
+refused.
+
+A variable's order is a `Moves`: for some of its dimensions, where each entry comes from. Behind
+`dot_general`, whose heads are a batch dimension, and `reshape [B, T, H, D] -> [B, T, H D]`, the
+order of a projection's input is one of heads (and of the channels inside them, for the values
+alone).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from flexiq_jax.graph.layer import Layer
+from flexiq_jax.graph.origins import aval, open_jaxpr
+from flexiq_jax.graph.trace import Apply, Traced, trace
+
+_ELEMENTWISE = frozenset(
+  (
+    *("abs", "add", "and", "ceil", "clamp", "convert_element_type", "copy", "cos", "div", "eq"),
+    *("erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow"),
+    *("is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not"),
+    *("or", "pow", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt"),
+    *("square", "stop_gradient", "sub", "tanh", "xor"),
+  )
+)
+_REDUCTIONS = frozenset(
+  ("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum")
+)
+_INNER = {
+  "jit": "jaxpr",
+  "closed_call": "call_jaxpr",
+  "core_call": "call_jaxpr",
+  "custom_jvp_call": "call_jaxpr",
+  "custom_vjp_call": "call_jaxpr",
+  "checkpoint": "jaxpr",
+}
+
+
+class Fixed(ValueError):
+  """An order that cannot be brought about; says where it stops."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Moves:
+  """Where the entries of a variable have to come from.
+
+  Attributes:
+    dims: dimensions of the variable along which entries move, ascending.
+    source: int `[len(dims), *sizes]`, the position along each of `dims` that the entry at this
+      place has in the unordered variable; -1 in all where nobody minds.
+  """
+
+  dims: tuple[int, ...]
+  source: np.ndarray
+
+  @property
+  def trivial(self) -> bool:
+    """Whether every entry stays, or may stay, where it is."""
+    return bool(((self.source == np.indices(self.source.shape[1:])) | (self.source < 0)).all())
+
+
+Order = Moves | None  # None: everything stays where it is
+
+
+def reorder(traced: Traced, name: str, order: np.ndarray) -> dict[str, np.ndarray]:
+  """What the layers before have to write for a layer to read its channels in another order.
+
+  Args:
+    traced: the model.
+    name: the layer.
+    order: int `[C]`, the channel that is to stand at each place; each channel once.
+
+  Returns:
+    Layer name -> int `[N]`, the output channel that is to stand at each place of its result. Biases
+    that are added to such a result have one value per output channel and move along.
+
+  Raises:
+    Fixed: it cannot be done.
+  """
+  jaxpr = traced.jaxpr.jaxpr
+  (start,) = (i for i, layer in traced.layers.items() if layer.name == name)
+  layer = traced.layers[start]
+  x = jaxpr.eqns[start].invars[1 - traced.sides[start]]
+  sizes = [aval(x).shape[d] for d in layer.x_dims]
+  source = np.stack(np.unravel_index(np.asarray(order).reshape(sizes), sizes))
+  dims = np.argsort(layer.x_dims)
+  source = source[dims].transpose(0, *(1 + dims))
+  wanted = Moves(tuple(sorted(layer.x_dims)), source)
+  if wanted.trivial:
+    return {}
+  found: dict[str, np.ndarray] = {}
+  results = {jaxpr.eqns[i].outvars[0]: producer for i, producer in traced.layers.items()}
+
+  def known(i: int, eqn: JaxprEqn, moves: Order) -> Mapping[int, Order] | None:
+    """Operands of layers and of the additions of their biases."""
+    if i == start:
+      return {1 - traced.sides[i]: wanted}
+    if moves is None:
+      return None
+    if i in traced.layers:
+      producer = traced.layers[i]
+      found[producer.name] = _outputs(producer, moves, aval(eqn.outvars[0]).shape)
+      return {}
+    for k, v in enumerate(eqn.invars):
+      if not isinstance(v, Literal) and v in results and bias(eqn, v, results[v], traced):
+        return {k: moves}
+    return None
+
+  left = _pull(jaxpr, {}, known)
+  for v, moves in left.items():
+    if moves is not None:
+      what = "a parameter that is no bias of a layer" if v in traced.static else "the model's input"
+      raise Fixed(f"{what} would have to move along")
+  return found
+
+
+def run_lengths(apply: Apply, params: Any, x: Any) -> dict[str, int]:
+  """Layer name -> `run_length`; arguments as for `graph.layers`."""
+  traced = trace(apply, params, x)
+  return {layer.name: run_length(traced, layer.name) for layer in traced.layers.values()}
+
+
+def run_length(traced: Traced, name: str) -> int:
+  """The shortest runs of a layer's input channels that can stand in any order.
+
+  1 where all channels are free, the channels of a head behind an attention, 0 where the order is
+  fixed.
+
+  Args:
+    traced: the model.
+    name: the layer.
+  """
+  (layer,) = (layer for layer in traced.layers.values() if layer.name == name)
+  c = layer.in_channels
+  for size in (size for size in range(1, c // 2 + 1) if c % size == 0):
+    exchanged, turned = np.arange(c).reshape(-1, size), np.roll(np.arange(c), size)
+    exchanged[[0, 1]] = exchanged[[1, 0]]
+    try:
+      # All orders of the runs are made of these two.
+      for order in (exchanged, turned):
+        reorder(traced, name, order)
+    except Fixed:
+      continue
+    return size
+  return 0
+
+
+def bias(eqn: JaxprEqn, y: Any, layer: Layer, traced: Traced) -> Any:
+  """What an equation adds to a layer's result `y`, one static value per output channel, or None."""
+  if eqn.primitive.name != "add" or aval(eqn.outvars[0]) != aval(y):
+    return None
+  other = eqn.invars[1] if eqn.invars[0] is y else eqn.invars[0]
+  if isinstance(other, Literal) or other not in traced.static:
+    return None
+  shape, full = aval(other).shape, aval(y).shape
+  wanted = tuple(n if d in layer.y_dims else 1 for d, n in enumerate(full))
+  return other if shape == wanted else None
+
+
+def _outputs(layer: Layer, moves: Moves, shape: Sequence[int]) -> np.ndarray:
+  """The order of a layer's outputs `[N]`, those that nobody minds filled in."""
+  sizes = [shape[d] for d in layer.y_dims]
+  if not set(moves.dims) <= set(layer.y_dims):
+    raise Fixed(f"other dimensions of the result of {layer.name} would have to move")
+  flat = _flat(_spread(moves, layer.y_dims, shape).source, sizes).reshape(-1)
+  free = flat < 0
+  flat[free] = np.flatnonzero(free)
+  if not np.array_equal(np.sort(flat), np.arange(len(flat))):
+    raise Fixed(f"the result of {layer.name} is wanted in several orders")
+  return flat
+
+
+def _pull(
+  jaxpr: Jaxpr,
+  outs: Mapping[Any, Order],
+  known: Callable[[int, JaxprEqn, Order], Mapping[int, Order] | None] = lambda *_: None,
+) -> dict[Any, Order]:
+  """Follows orders backwards through a jaxpr.
+
+  Args:
+    jaxpr: flat, or the inside of a call.
+    outs: result -> its order; None for those that it does not name.
+    known: called with the number of each equation, the equation, and the order of its first result;
+      operand number -> order where it knows better, None where it does not.
+
+  Returns:
+    Order of every variable that no equation here makes.
+  """
+  asked: dict[Any, list[Order]] = {}
+  for v in jaxpr.outvars:
+    if not isinstance(v, Literal):
+      asked.setdefault(v, []).append(outs.get(v))
+  for i in reversed(range(len(jaxpr.eqns))):
+    eqn = jaxpr.eqns[i]
+    orders = [_agreed(asked.pop(v, [])) for v in eqn.outvars]
+    operands = known(i, eqn, orders[0])
+    if operands is None:
+      moved = any(order is not None for order in orders)
+      operands = _operands(eqn, orders) if moved or eqn.primitive.name in _PARTS else {}
+    for k, v in enumerate(eqn.invars):
+      if not isinstance(v, Literal):
+        asked.setdefault(v, []).append(operands.get(k))
+  return {v: _agreed(orders) for v, orders in asked.items()}
+
+
+def _agreed(orders: Sequence[Order]) -> Order:
+  """The one order that satisfies all readers of a variable."""
+  moved = [o for o in orders if o is not None and not o.trivial]
+  if not moved:
+    return None
+  kept = [o for o in orders if o is not None]
+  if len(kept) < len(orders):
+    raise Fixed("what would have to be in another order is read elsewhere, too")
+  dims = tuple(sorted({d for o in kept for d in o.dims}))
+  sizes = {d: n for o in kept for d, n in zip(o.dims, o.source.shape[1:], strict=True)}
+  shape = [sizes.get(d, 1) for d in range(dims[-1] + 1)]
+  spread = [_spread(o, dims, shape).source for o in kept]
+  joint = spread[0]
+  for source in spread[1:]:
+    if ((source != joint) & (source >= 0) & (joint >= 0)).any():
+      raise Fixed("what would have to be in another order is read in a second one")
+    joint = np.maximum(joint, source)
+  return Moves(dims, joint)
+
+
+def _operands(eqn: JaxprEqn, orders: Sequence[Order]) -> dict[int, Order]:
+  """Operand number -> its order, for an equation's results to have theirs."""
+  name, first, shape = eqn.primitive.name, orders[0], aval(eqn.outvars[0]).shape
+  if name in _PARTS:
+    return {0: _PARTS[name](eqn, orders)}
+  if name in _INNER:
+    inner = open_jaxpr(eqn.params[_INNER[name]])[0]
+    left = _pull(inner, dict(zip(inner.outvars, orders, strict=True)))
+    if any(moves is not None and v not in inner.invars for v, moves in left.items()):
+      raise Fixed(f"a constant inside `{name}` would have to move along")
+    return {k: left.get(v) for k, v in enumerate(inner.invars)}
+  if first is None or len(orders) > 1:
+    raise Fixed(f"`{name}` has several results")
+  if name in _ELEMENTWISE:
+    return {
+      k: _restrict(first, {d: d for d in first.dims if aval(v).shape[d] == shape[d]})
+      for k, v in enumerate(eqn.invars)
+      if aval(v).ndim
+    }
+  if name in ("reshape", "squeeze"):
+    return {0: _reshaped(first, aval(eqn.invars[0]).shape, shape)}
+  if name == "transpose":
+    return {0: _restrict(first, {d: eqn.params["permutation"][d] for d in first.dims})}
+  if name == "broadcast_in_dim":
+    before = aval(eqn.invars[0]).shape
+    to = {o: d for d, o in enumerate(eqn.params["broadcast_dimensions"])}
+    keep = {o: d for o, d in to.items() if o in first.dims and before[d] == shape[o]}
+    return {0: _restrict(first, keep)}
+  if name in _REDUCTIONS:
+    left = [d for d in range(aval(eqn.invars[0]).ndim) if d not in eqn.params["axes"]]
+    return {0: _restrict(first, {d: left[d] for d in first.dims})}
+  if name == "dot_general":
+    return {k: _restrict(first, _factor(eqn, k, first.dims)) for k in (0, 1)}
+  raise Fixed(f"`{name}` mixes what would have to be told apart")
+
+
+def _factor(eqn: JaxprEqn, side: int, dims: Sequence[int]) -> dict[int, int]:
+  """Dimension of a product -> dimension of one factor, of those in `dims` that it has."""
+  contract, batch = eqn.params["dimension_numbers"]
+  free = [
+    [d for d in range(aval(eqn.invars[k]).ndim) if d not in (*contract[k], *batch[k])]
+    for k in (0, 1)
+  ]
+  start = len(batch[0]) + (len(free[0]) if side else 0)
+  places = [*enumerate(batch[side]), *enumerate(free[side], start)]
+  return {o: d for o, d in places if o in dims}
+
+
+def _restrict(moves: Moves, to: Mapping[int, int]) -> Order:
+  """The order of an operand that has some of the dimensions, `{own: the operand's}`.
+
+  Raises:
+    Fixed: entries would have to come from other places depending on a dimension it lacks.
+  """
+  if not to:
+    return None
+  own = [moves.dims.index(d) for d in sorted(to)]
+  lost = tuple(k for k in range(len(moves.dims)) if k not in own)
+  source = moves.source[own]
+  if lost:
+    axes = tuple(1 + k for k in lost)
+    top = source.max(axis=axes, keepdims=True)
+    if ((source != top) & (source >= 0)).any():
+      raise Fixed("an order of all channels would cross the heads of an attention")
+    source = top.squeeze(axes)
+  dims = [to[d] for d in sorted(to)]
+  by = np.argsort(dims)
+  return Moves(tuple(sorted(dims)), source[by].transpose(0, *(1 + by)))
+
+
+def _spread(moves: Moves, dims: Sequence[int], shape: Sequence[int]) -> Moves:
+  """The same order, told along more dimensions."""
+  sizes = [shape[d] for d in dims]
+  source = np.indices(sizes)
+  at = [dims.index(d) for d in moves.dims]
+  own = moves.source.reshape(len(at), *(shape[d] if d in moves.dims else 1 for d in dims))
+  source[at] = own
+  return Moves(tuple(dims), np.where((own < 0).any(axis=0), -1, source))
+
+
+def _flat(source: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+  """Positions `[len(sizes), ...]` -> row-major numbers, -1 where there is none."""
+  if not len(sizes):
+    return np.zeros(source.shape[1:], int)
+  flat = np.ravel_multi_index(tuple(np.maximum(source, 0)), tuple(sizes))
+  return np.where((source < 0).any(axis=0), -1, flat)
+
+
+def _reshaped(moves: Moves, before: Sequence[int], after: Sequence[int]) -> Moves:
+  """The order of a reshape's operand."""
+  runs = [run for run in _runs(before, after) if not set(run[1]).isdisjoint(moves.dims)]
+  new = tuple(d for run in runs for d in run[1])
+  old = tuple(d for run in runs for d in run[0])
+  moves = _spread(moves, new, after)
+  sources = []
+  for ins, outs in runs:
+    at = [new.index(d) for d in outs]
+    flat = _flat(moves.source[at], [after[d] for d in outs])
+    own = np.stack(np.unravel_index(np.maximum(flat, 0), [before[d] for d in ins]))
+    sources.append(np.where(flat < 0, -1, own))
+  return Moves(old, np.concatenate(sources).reshape(len(old), *(before[d] for d in old)))
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+  """Smallest runs of dimensions of two shapes that hold the same entries: `(before, after)`."""
+  runs: list[tuple[list[int], list[int]]] = []
+  i = j = 0
+  while i < len(before) or j < len(after):
+    ins, outs = [], []
+    a = b = 1
+    while not (ins or outs) or a != b:
+      if (a <= b and i < len(before)) or j == len(after):
+        a, i = a * before[i], i + 1
+        ins.append(i - 1)
+      else:
+        b, j = b * after[j], j + 1
+        outs.append(j - 1)
+    runs.append((ins, outs))
+  return runs
+
+
+def _slice(eqn: JaxprEqn, orders: Sequence[Order]) -> Moves:
+  """The order of a slice's operand: nobody minds what is outside."""
+  p, before = eqn.params, aval(eqn.invars[0]).shape
+  steps = p["strides"] or (1,) * len(before)
+  window = tuple(
+    range(a, b, s) for a, b, s in zip(p["start_indices"], p["limit_indices"], steps, strict=True)
+  )
+  return _placed(before, [window], orders)
+
+
+def _split(eqn: JaxprEqn, orders: Sequence[Order]) -> Moves:
+  before, axis, start, windows = aval(eqn.invars[0]).shape, eqn.params["axis"], 0, []
+  for size in eqn.params["sizes"]:
+    window = [range(n) for n in before]
+    window[axis] = range(start, start + size)
+    windows.append(tuple(window))
+    start += size
+  return _placed(before, windows, orders)
+
+
+def _placed(before: Sequence[int], windows: Sequence[tuple], orders: Sequence[Order]) -> Moves:
+  """Joins the orders of parts of a variable."""
+  cut = {d for window in windows for d, r in enumerate(window) if len(r) < before[d]}
+  dims = tuple(sorted(cut.union(*(o.dims for o in orders if o is not None)))) or (0,)
+  source = np.full((len(dims), *(before[d] for d in dims)), -1)
+  for window, order in zip(windows, orders, strict=True):
+    shape = {d: len(window[d]) for d in dims}
+    own = order or Moves(dims, np.indices([shape[d] for d in dims]))
+    own = _spread(own, dims, [len(r) for r in window]).source
+    steps = [np.asarray(window[d]) for d in dims]
+    placed = [np.where(o < 0, -1, s[np.maximum(o, 0)]) for s, o in zip(steps, own, strict=True)]
+    source[(slice(None), *np.ix_(*steps))] = np.stack(placed)
+  return Moves(dims, source)
+
+
+# Equations whose operand is ordered in part, whatever the order of the result.
+_PARTS = {"slice": _slice, "split": _split}

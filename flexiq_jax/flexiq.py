@@ -55,11 +55,17 @@ class Network:
     self.skipped = graph.skipped(self.apply, self.params, x)
     self.traces: collections.Counter[str] = collections.Counter()
     self._weights = functools.partial(graph.weights, self.apply, self.params, x)
+    self._runs = functools.partial(graph.run_lengths, self.apply, self.params, x)
 
   @functools.cached_property
   def weights(self) -> dict[str, Array]:
     """The weights of every layer, behind folded batch norm."""
     return self._weights()
+
+  @functools.cached_property
+  def runs(self) -> dict[str, int]:
+    """How many neighbouring input channels of each layer stay together (see `graph.reorder`)."""
+    return self._runs()
 
   def layer(self, name: str) -> Layer:
     """A layer by its name.
@@ -213,9 +219,17 @@ def group(
   settings: LowSettings,
 ) -> dict[str, Groups]:
   """Channel groups and shifts of the layers `names` (see `grouping.group_channels`)."""
+  runs = network.runs if settings.whole_heads else {}
   return {
     name: _rounded(
-      grouping.group_channels(network.layer(name), model[name], observations.codes[name], settings)
+      grouping.group_channels(
+        network.layer(name),
+        model[name],
+        observations.codes[name],
+        settings,
+        # Where the order is fixed (0), channels are gathered, and any order does.
+        max(1, runs.get(name, 1)),
+      )
     )
     for name in names
   }
@@ -256,7 +270,7 @@ def lay_out(
       model[name],
       observations.codes[name],
       groups[name].channels,
-      selection.shift_blocks(layout, settings.groups_per_block),
+      selection.shift_blocks(layout, settings.groups_per_block(groups[name].channels)),
       settings,
     )
     for name, layout in schedule.layer_order().items()
@@ -420,7 +434,7 @@ def from_recipe(network: Network, recipe: recipes.Recipe, dynamic: bool = False)
     if entry.groups:
       cuts[entry.name] = Cut(
         channels=tuple(np.array(g) for g in entry.groups),
-        block=selection.shift_blocks(layouts[entry.name], settings.groups_per_block),
+        block=selection.shift_blocks(layouts[entry.name], settings.groups_per_block(entry.groups)),
         x_shift=np.array(entry.x_shift, np.int32),
         x_mean=np.array(entry.x_mean),
         low_mean=np.array(entry.low_mean),

@@ -8,7 +8,7 @@ code histograms and weight codes. See docs/flexiq.md, steps B, C and F.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class LowSettings:
       output channel); of a shift block instead of a group where there are shift blocks.
     sort: sort channels by shift and error before cutting them into groups.
     bias_correction: take the mean output error of the groups in 4 bits out again (see `lower`).
+    whole_heads: behind an attention, groups are made of whole heads, as many as reach G channels,
+      so that deployment can fold their order into queries, keys and values.
   """
 
   group_size: int = 4
@@ -46,6 +48,7 @@ class LowSettings:
   weight_shift_per: Literal["group", "output"] = "group"
   sort: bool = True
   bias_correction: bool = True
+  whole_heads: bool = False
 
   def __post_init__(self):
     if self.group_size < 1:
@@ -60,10 +63,9 @@ class LowSettings:
       check_one_of(field, getattr(self, field), lowering.SHIFT_METHODS)
     check_one_of("weight_shift_per", self.weight_shift_per, ("group", "output"))
 
-  @property
-  def groups_per_block(self) -> int:
-    """How many groups, next to each other in the layout, share their shifts."""
-    return max(1, self.shift_block // self.group_size)
+  def groups_per_block(self, groups: Sequence[Sized]) -> int:
+    """How many of a layer's groups, next to each other in the layout, share their shifts."""
+    return max(1, self.shift_block // max(map(len, groups)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Groups(Cut):
 
 
 def group_channels(
-  layer: Layer, q: rules.QLayer, counts: np.ndarray, settings: LowSettings
+  layer: Layer, q: rules.QLayer, counts: np.ndarray, settings: LowSettings, run: int = 1
 ) -> Groups:
   """Cuts a layer's feature channels into groups and picks their extraction shifts.
 
@@ -122,21 +124,26 @@ def group_channels(
     q: its 8-bit quantization.
     counts: int `[C, 256]`, from `observe_codes`.
     settings: group size and how shifts are chosen.
+    run: channels that stay together, a divisor of C: groups are made of runs of so many.
 
   Raises:
-    ValueError: histograms of another number of channels.
+    ValueError: histograms of another number of channels, or a run that does not divide it.
   """
   if counts.shape != (layer.in_channels, 256):
     raise ValueError(
       f"counts: shape {counts.shape} for layer {layer.name}, expected ({layer.in_channels}, 256)"
     )
-  order = np.arange(layer.in_channels)
+  if run < 1 or layer.in_channels % run:
+    raise ValueError(
+      f"run: {run}; a divisor of the {layer.in_channels} channels of layer {layer.name} is accepted"
+    )
+  runs = np.arange(layer.in_channels).reshape(-1, run)
   if settings.sort:
     shared = dataclasses.replace(settings, weight_shift_per="group")
-    alone = reshift(layer, q, counts, list(order[:, None]), order, shared)
-    order = np.lexsort((alone.x_error * alone.w_power, alone.w_shift, alone.x_shift))
-  size = settings.group_size
-  channels = tuple(order[i : i + size] for i in range(0, len(order), size))
+    alone = reshift(layer, q, counts, list(runs), np.arange(len(runs)), shared)
+    runs = runs[np.lexsort((alone.x_error * alone.w_power, alone.w_shift, alone.x_shift))]
+  size = -(-settings.group_size // run)
+  channels = tuple(runs[i : i + size].reshape(-1) for i in range(0, len(runs), size))
   return reshift(layer, q, counts, channels, np.arange(len(channels)), settings)
 
 

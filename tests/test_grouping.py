@@ -187,7 +187,7 @@ def test_groups_of_a_shift_block_share_the_shifts_of_all_its_codes(
   )
   groups = grouping.group_channels(m.layer, m.q, m.counts, low_settings)
   layout = np.array(random.sample(range(len(groups.channels)), len(groups.channels)))
-  blocks = selection.shift_blocks(layout, low_settings.groups_per_block)
+  blocks = selection.shift_blocks(layout, low_settings.groups_per_block(groups.channels))
   cut = grouping.reshift(m.layer, m.q, m.counts, groups.channels, blocks, low_settings)
   low = grouping.lower(m.layer, m.q, cut, low_settings).low
   w, _ = weights_of(m)
@@ -222,7 +222,7 @@ def test_blocks_no_larger_than_groups_change_no_shift(name, block):
   low_settings = LowSettings(group_size=4, shift_block=block, weight_shift_per="output")
   own = grouping.group_channels(m.layer, m.q, m.counts, low_settings)
   layout = np.random.default_rng(0).permutation(len(own.channels))
-  blocks = selection.shift_blocks(layout, low_settings.groups_per_block)
+  blocks = selection.shift_blocks(layout, low_settings.groups_per_block(own.channels))
   cut = grouping.reshift(m.layer, m.q, m.counts, own.channels, blocks, low_settings)
   for field in dataclasses.fields(cut):
     if field.name not in ("channels", "block"):
@@ -308,6 +308,27 @@ def test_channels_never_seen_are_lossless():
   cut = grouping.group_channels(m.layer, m.q, np.zeros_like(m.counts), LowSettings())
   assert not np.any(cut.x_shift)
   assert not np.any(cut.x_mean) and not np.any(cut.low_mean) and not np.any(cut.x_top)
+
+
+@pytest.mark.parametrize("sort", [False, True])
+@pytest.mark.parametrize(
+  ("size", "sizes"), [(2, [4, 4, 4]), (4, [4, 4, 4]), (5, [8, 4]), (8, [8, 4]), (12, [12])]
+)
+def test_groups_of_whole_runs(sort, size, sizes):
+  """12 channels in runs of four: as many runs a group as reach its size."""
+  m = made("dense", True)
+  counts = np.random.default_rng(0).permuted(np.resize(m.counts, (12, 256)), axis=1)
+  layer = dataclasses.replace(m.layer, in_channels=12, w_shape=(12, m.layer.out_channels))
+  q = dataclasses.replace(m.q, w=np.resize(np.asarray(m.q.w), layer.w_shape))
+  low_settings = LowSettings(group_size=size, shift_block=2 * size, sort=sort)
+  cut = grouping.group_channels(layer, q, counts, low_settings, run=4)
+  assert [len(c) for c in cut.channels] == sizes
+  runs = np.concatenate(cut.channels).reshape(-1, 4)
+  assert sorted(runs[:, 0]) == [0, 4, 8]
+  np.testing.assert_array_equal(runs, runs[:, :1] + np.arange(4))
+  assert low_settings.groups_per_block(cut.channels) == max(1, 2 * size // sizes[0])
+  with pytest.raises(ValueError, match="run: 5; a divisor of the 12 channels of layer"):
+    grouping.group_channels(layer, q, counts, low_settings, run=5)
 
 
 def test_histograms_and_groups_of_another_layer_are_refused():

@@ -18,6 +18,7 @@ Further tables: bytes on disk and on the device, which layers gather, what a swi
 costs. All figures are of the machine that ran them; on a CPU the matmul is the reference.
 """
 
+import collections
 import shutil
 import time
 from pathlib import Path
@@ -284,13 +285,19 @@ def _gathers(layers, deployed: deploy.Deployed) -> str:
     d, feed = deployed.layers[layer.name], feeds[layer.name]
     if isinstance(d, Plain):
       cells.append([layer.name, "reference path", feed.reason])
-    elif d.order is None:
+    elif feed.producer:
       cells.append([layer.name, "codes in order", f"from {feed.producer}"])
+    elif d.order is None:
+      makers = ", ".join(deployed.plan.folds.get(layer.name, ()))
+      why = f"its order is folded into {makers}" if makers else "its order is the model's own"
+      cells.append([layer.name, "in order", why])
     else:
       cells.append([layer.name, "gathers", feed.reason])
-  linked = sum(how == "codes in order" for _, how, _ in cells)
-  gather = sum(how == "gathers" for _, how, _ in cells)
-  head = f"{linked} layers take codes in their order from the layer before, {gather} gather.\n\n"
+  count = collections.Counter(how for _, how, _ in cells)
+  head = (
+    f"{count['codes in order']} layers take codes in their order from the layer before, "
+    f"{count['in order']} take activations that are in their order, {count['gathers']} gather.\n\n"
+  )
   return head + tables.markdown_table(["layer", "its input", "why"], cells, left=3)
 
 

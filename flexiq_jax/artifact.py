@@ -23,6 +23,8 @@ from flexiq_jax import deploy, graph, rules
 from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
+from flexiq_jax.graph import reorder
+from flexiq_jax.graph.trace import trace
 from flexiq_jax.kernels.operands import Weights
 
 FORMAT = "flexiq_jax deployed model"
@@ -56,6 +58,7 @@ def save(directory: str | os.PathLike, deployed: deploy.Deployed, *, name: str) 
     "version": VERSION,
     "model": name,
     "dynamic": deployed.plan.dynamic,
+    "folds": {name: list(makers) for name, makers in deployed.plan.folds.items()},
     "levels": np.asarray(deployed.levels).tolist(),
     "arrays": _encode(arrays),
   }
@@ -111,6 +114,7 @@ def load(
   low = {name for name, d in have.items() if isinstance(d, Mixed) or _lowered(d)}
   linked = any(not isinstance(d, Plain) and d.feeds for d in have.values())
   plan = deploy.make_plan(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
+  plan = dataclasses.replace(plan, folds=_folds(directory, document, folded, shapes, x))
   feeds = {name: feed.producer or "" for name, feed in plan.feeds.items()}
   for name, d in have.items():
     if not isinstance(d, Plain) and d.feeds and feeds.get(d.feeds) != name:
@@ -195,6 +199,24 @@ def _check(directory: Path, document: dict, tree: dict, layers: dict[str, graph.
         f"artifact: {directory} is damaged: layer {name} has boundaries {at.tolist()}; "
         f"{len(tree['levels'])} in 0..{places} are accepted"
       )
+
+
+def _folds(
+  directory: Path, document: dict, apply: graph.Apply, params: Any, x: Any
+) -> dict[str, tuple[str, ...]]:
+  """Which layers write in the order of others; checked against the model it is loaded for."""
+  traced, folds = trace(apply, params, x), document.get("folds", {})
+  channels = {layer.name: layer.in_channels for layer in traced.layers.values()}
+  for name, makers in folds.items():
+    have: list[str] = []
+    if name in channels and (run := reorder.run_length(traced, name)):
+      have = [*reorder.reorder(traced, name, np.roll(np.arange(channels[name]), run))]
+    if sorted(have) != sorted(makers):
+      raise ValueError(
+        f"artifact: {directory}: {', '.join(makers)} write in the order of {name}; in this model "
+        f"{', '.join(have) or 'nothing'} would; was its code changed? Make it again from its recipe"
+      )
+  return {name: tuple(makers) for name, makers in folds.items()}
 
 
 def _lowered(d: Any) -> bool:

@@ -1,5 +1,6 @@
 """From a FlexiQ model to a deployed one: orders, packed weights, corrections of every level."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.model import Deployed
 from flexiq_jax.deploy.plan import make_plan, mixed_layers
+from flexiq_jax.graph import Layer, reorder
 from flexiq_jax.graph import trace as tracing
 from flexiq_jax.kernels.tpu_tiles import LANES, window_rows
 from flexiq_jax.kernels.windows import Window
@@ -62,12 +64,15 @@ def deploy(
     for name, layer in mixed_layers(traced, {*low}).items()
   }
   consumers = {f.producer: name for name, f in plan.feeds.items() if f.producer}
+  linked = {name for name, feed in plan.feeds.items() if feed.producer}
+  folds, folded = _fold(traced, laid, linked, {*consumers}) if link else ({}, {})
+  plan = dataclasses.replace(plan, folds=folds)
 
   def outputs(name: str) -> np.ndarray | None:
     """The order of a layer's output channels: that of the layer it feeds, at once or by another."""
     consumer = consumers.get(name)
     if consumer is None:
-      return None
+      return folded.get(name)
     return laid[consumer].order if consumer in laid else outputs(consumer)
 
   made: dict[str, Mixed | Plain | Depthwise] = {}
@@ -85,17 +90,16 @@ def deploy(
       "activation": tail.activation,
       "feeds": consumers.get(name, ""),
     }
-    linked = plan.feeds[name].producer
     if name in plan.between:
       assert order is not None
-      gathered = None if linked else jnp.asarray(order)
+      gathered = None if name in linked else jnp.asarray(order)
       made[name] = Depthwise(q=depthwise.pack(layer, q, order), order=gathered, **shared)
       continue
     lay = laid[name]
     made[name] = Mixed(
       weights=layouts.pack(layer, q, lay, order),
       x_scale=jnp.asarray(q.x_scale, jnp.float32),
-      order=None if linked else jnp.asarray(lay.order),
+      order=None if name in {*linked, *folds} or _natural(lay, layer) else jnp.asarray(lay.order),
       places=jnp.asarray(lay.places[own], jnp.int32),
       correction=jnp.asarray(layouts.corrections(layer, q, lay, own, order, model.dynamic)),
       channels=lay.channels,
@@ -106,6 +110,42 @@ def deploy(
   ends = {name: tails[name] for name in made if not isinstance(made[name], Plain)}
   floats = {path: by_path[path] for path in _still_read(traced, ends)}
   return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
+
+
+def _fold(
+  traced: tracing.Traced,
+  laid: Mapping[str, layouts.Layout],
+  linked: set[str],
+  producers: set[str],
+) -> tuple[dict[str, tuple[str, ...]], dict[str, np.ndarray]]:
+  """Folds orders into layers that feed others by way of more than their own tails.
+
+  Args:
+    traced: the model.
+    laid: layer name -> layout.
+    linked: layers that take another one's codes.
+    producers: layers that emit codes.
+
+  Returns:
+    Layer name -> the layers that write in its order; and layer name -> order of its outputs.
+  """
+  folds, orders = {}, {}
+  for name, layout in laid.items():
+    if name in linked or not np.array_equal(np.sort(layout.order), np.arange(len(layout.order))):
+      continue  # what lies between the layers knows no padding and no copies
+    try:
+      wanted = reorder.reorder(traced, name, layout.order)
+    except reorder.Fixed:
+      continue
+    if wanted and {*wanted} <= {*laid} - producers - {*orders}:
+      folds[name] = tuple(wanted)
+      orders.update(wanted)
+  return folds, orders
+
+
+def _natural(layout: layouts.Layout, layer: Layer) -> bool:
+  """Whether the model itself has a layer's channels in order."""
+  return np.array_equal(layout.order, np.arange(layer.in_channels))
 
 
 def _slides(window: Window | None) -> bool:

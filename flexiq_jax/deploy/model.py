@@ -123,9 +123,10 @@ def deployed_rule(
   Raises:
     ValueError: a layer takes another one's codes.
   """
-  if linked := [name for name, feed in deployed.plan.feeds.items() if feed.producer]:
+  linked = [name for name, feed in deployed.plan.feeds.items() if feed.producer]
+  if linked := [*linked, *deployed.plan.folds]:
     raise ValueError(
-      f"deployed: {linked[0]} takes codes from the layer before; deploy with link=False"
+      f"deployed: {linked[0]} takes codes or an order from the layer before; deploy with link=False"
     )
   traced = tracing.trace(deployed.plan.apply, deployed.plan.params, x)
   eqns = {layer.name: traced.jaxpr.jaxpr.eqns[i] for i, layer in traced.layers.items()}

@@ -23,6 +23,8 @@ class Plan:
     feeds: layer name -> the layer that emits its codes, or why there is none.
     between: depthwise layers that emit the codes of a layer on the mixed matmul.
     dynamic: whether activation shifts are chosen at run time.
+    folds: layer name -> the layers that write in its order, through what lies between; their
+      results stay real numbers (see `graph.reorder`).
   """
 
   apply: graph.Apply
@@ -30,6 +32,7 @@ class Plan:
   feeds: Mapping[str, links.Feed]
   between: frozenset[str]
   dynamic: bool = False
+  folds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def make_plan(

@@ -1,0 +1,130 @@
+"""Orders that fold through an attention: the deployed model with them, its report, its artifact."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flexiq_jax import artifact, deploy, models
+from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax.grouping import LowSettings
+from flexiq_jax.selection import Schedule
+from tests.deploy.deployed_for_test import LEVELS, made
+
+HEADS = 4
+ARGUMENTS = {"width": 32, "depth": 2, "heads": HEADS, "patch_size": 8, "input_size": 16}
+CASE = ("vit_cifar10", ARGUMENTS)
+WHOLE = LowSettings(group_size=4, shift_block=8, weight_shift_per="output", whole_heads=True)
+PROJ, QKV = ("blocks/0/attn/proj", "blocks/1/attn/proj"), ("blocks/0/attn/qkv", "blocks/1/attn/qkv")
+SPEC = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+
+
+@functools.cache
+def small():
+  """A model whose heads do not come in their own order, and its images."""
+  found = made(CASE, settings=WHOLE)
+  schedule = found.model.schedule
+  firsts = np.array([channels[0] for channels in cut_of(found.model, PROJ[0])])
+  if np.all(np.diff(firsts[schedule.layer_order()[PROJ[0]]]) > 0):
+    schedule = Schedule(schedule.space, schedule.order[::-1].copy())
+  return dataclasses.replace(found, model=dataclasses.replace(found.model, schedule=schedule))
+
+
+def cut_of(model, name):
+  """The channels of a layer's groups."""
+  group = np.asarray(model.model[name].low.group)
+  return [np.flatnonzero(group == g) for g in range(group.max() + 1)]
+
+
+@functools.cache
+def deployed(**options):
+  return deploy.deploy(small().model, small().x[:1], levels=LEVELS, **options)
+
+
+def test_groups_are_whole_heads():
+  for name in PROJ:
+    cut = cut_of(small().model, name)
+    assert len(cut) == HEADS
+    assert all(c.tolist() == [*range(c[0], c[0] + 8)] and c[0] % 8 == 0 for c in cut)
+  assert len(cut_of(small().model, QKV[0])) == 8
+  assert len(cut_of(made(CASE).model, PROJ[0])) == 16
+
+
+def test_heads_fold_into_queries_keys_and_values():
+  found = deployed()
+  assert found.plan.folds == {proj: (qkv,) for proj, qkv in zip(PROJ, QKV, strict=True)}
+  assert all(found.layers[name].order is None for name in PROJ)
+  assert all(found.layers[name].order is not None for name in QKV)
+  gathered = deployed(link=False)
+  assert not gathered.plan.folds
+  order = np.asarray(gathered.layers[PROJ[0]].order)
+  assert not np.array_equal(order, np.arange(32))
+  heads = order.reshape(HEADS, 8)[:, 0] // 8
+  for part in range(3):
+    wanted = (32 * part + 8 * heads[:, None] + np.arange(8)).reshape(-1)
+    own = np.asarray(found.layers[QKV[0]].scale)[32 * part :][:32]
+    np.testing.assert_array_equal(own, np.asarray(gathered.layers[QKV[0]].scale)[wanted])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_logits_are_those_of_the_simulation(dynamic):
+  model = dataclasses.replace(small().model, dynamic=dynamic)
+  x, run = small().x, jax.jit(deploy.apply)
+  found = deploy.deploy(model, x[:1], levels=LEVELS)
+  for level, ratio in enumerate(LEVELS):
+    truth = np.asarray(model(x, ratio))
+    own = run(found, x, jnp.int32(level))
+    np.testing.assert_allclose(own, truth, atol=1e-4 * truth.std(), err_msg=f"at {ratio}")
+
+
+def test_nothing_folds_where_it_would_be_wrong():
+  x = small().x[:1]
+  across = deploy.deploy(made(CASE).model, x, levels=LEVELS)  # groups of two channels
+  assert not across.plan.folds
+  assert all(across.layers[name].order is not None for name in PROJ)
+  padded = deploy.deploy(small().model, x, levels=LEVELS, granule=16)
+  assert not padded.plan.folds
+  low = dict(small().model.model)
+  low[QKV[0]] = dataclasses.replace(low[QKV[0]], low=None)
+  kept = dataclasses.replace(small().model, model=low)
+  assert {*deploy.deploy(kept, x, levels=LEVELS).plan.folds} == {PROJ[1]}
+
+
+def test_one_group_needs_no_gather():
+  """All channels of a layer in one group stay in the model's own order."""
+  one = LowSettings(group_size=32, shift_block=32, weight_shift_per="output")
+  found = deploy.deploy(made(CASE, settings=one).model, small().x[:1], levels=LEVELS)
+  gathers = [n for n, d in found.layers.items() if isinstance(d, Mixed) and d.order is not None]
+  assert gathers == []
+  assert not found.plan.folds
+
+
+def test_layers_that_write_in_anothers_order_are_no_rule():
+  with pytest.raises(ValueError, match=r"takes codes or an order from .* deploy with link=F"):
+    deploy.deployed_rule(deployed(), small().x, jnp.int32(0))
+
+
+def load(path, **arguments):
+  module = nnx.eval_shape(lambda: models.create(CASE[0], **ARGUMENTS, **arguments))
+  return artifact.load(path, *models.functional(module), SPEC)
+
+
+def test_artifacts_know_their_folds(tmp_path):
+  path = artifact.save(tmp_path / "vit", deployed(), name="vit")
+  loaded = load(path)
+  assert loaded.plan.folds == deployed().plan.folds
+  x, run = small().x, jax.jit(deploy.apply)
+  for level in range(len(LEVELS)):
+    np.testing.assert_array_equal(
+      run(loaded, x, jnp.int32(level)), run(deployed(), x, jnp.int32(level))
+    )
+  document = json.loads((path / "artifact.json").read_text())
+  for name, makers in ((PROJ[0], [QKV[1]]), (QKV[0], [PROJ[0]]), ("blocks/9", [QKV[0]])):
+    (path / "artifact.json").write_text(json.dumps({**document, "folds": {name: makers}}))
+    with pytest.raises(ValueError, match=f"{makers[0]} write in the order of {name}; in this"):
+      load(path)

@@ -34,7 +34,8 @@ class Product:
     m: rows for one example.
     k, n, block: rows of w, outputs, rows in a shift block.
     boundaries: columns of x in 4 bits at each level.
-    gathers: whether its operands are prepared in a step of their own.
+    prepares: whether its operands are prepared in a step of their own.
+    gathers: whether that step puts channels into another order.
     channels: C of the layer.
     taps: rows of K a channel has.
     activation: of the epilogue.
@@ -50,11 +51,12 @@ class Product:
   n: int
   block: int
   boundaries: tuple[int, ...]
-  gathers: bool
+  prepares: bool
   channels: int
   taps: int
   activation: str
   next_boundaries: tuple[int, ...] | None
+  gathers: bool = False
   granule: int = 0
   window: Window | None = None
   copies: int = 1
@@ -86,7 +88,7 @@ def products(name: str, group: int, granule: int = 128) -> list[Product]:
   x = np.random.default_rng(0).normal(size=(2, *models.get(name).input_shape))
   x = x.astype(np.float32)
   network = flexiq.Network(apply, params, x[:1])
-  settings = LowSettings(group_size=group, shift_block=group)
+  settings = LowSettings(group_size=group, shift_block=group, whole_heads=True)
   deployed = deploy.deploy(flexiq.quantize(network, [x], settings=settings), x[:1], granule=granule)
   traced = tracing.trace(network.apply, network.params, x[:1])
   windows = patches.windows(traced)
@@ -110,7 +112,8 @@ def products(name: str, group: int, granule: int = 128) -> list[Product]:
         boundaries=tuple(
           p if window else int(rows_before(p, d.channels, taps, d.weights.block)) for p in places(d)
         ),
-        gathers=d.order is not None or (taps > 1 and window is None),
+        prepares=not deployed.plan.feeds[layer.name].producer or (taps > 1 and window is None),
+        gathers=d.order is not None,
         channels=layer.in_channels,
         taps=taps,
         window=window,

@@ -100,7 +100,7 @@ class Compiler:
 
   def prepare(self, chip: str, product: Product) -> llo.Preparation:
     """Schedule of the kernel that makes a product's operands."""
-    key = (chip, "prepare", product.channels, product.places)
+    key = (chip, "prepare", product.channels, product.places, product.gathers)
     if key not in self._schedules:
       sharding = SingleDeviceSharding(self.device(chip))
       of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -112,7 +112,7 @@ class Compiler:
           shift,
           boundary,
           signed=True,
-          order=order,
+          order=order if product.gathers else None,
           granule=product.block // product.steps,
         )
 
@@ -199,7 +199,7 @@ def schedules(compiler: Compiler, chip: str, names) -> list[dict]:
       n=n,
       block=block,
       boundaries=(0, k),
-      gathers=False,
+      prepares=False,
       channels=k,
       taps=1,
       activation="none",

@@ -64,7 +64,7 @@ def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) ->
       binds["compute" if compute >= memory else "memory"] += max(compute, memory)
       weights += bytes_.w
       moved += bytes_.total
-      if product.gathers:
+      if product.prepares:
         seconds["prepare"] += preparing(compiler, chip, product, batch, boundary)
     rows.append(
       {

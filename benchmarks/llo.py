@@ -81,7 +81,7 @@ class Preparation:
   """Bundles of the kernel that quantizes, permutes and splits.
 
   Attributes:
-    quantize: one turn of the loop over rows.
+    quantize: one turn of the loop over rows; 0 where there is one turn, which counts as a step.
     finish: permuting and writing one turn of a strip: 8-bit, 4-bit, both.
     step: all else in a step of the grid.
   """
@@ -204,15 +204,23 @@ def preparation(program: Program) -> Preparation:
   size = lambda span: span[1] - span[0]
   holds = lambda outer, span: outer[0] <= span[0] and span[1] <= outer[1]
   steps = max(program.loops, key=size)
-  parts = [s for s in program.skips if holds(steps, s) and size(s) < 0.95 * size(steps)]
-  outermost = [s for s in parts if not any(holds(o, s) for o in parts if o != s)]
-  finishes = sorted(s for s in outermost if program.multiplies(s))
-  if len(finishes) != 3:
-    raise ValueError(f"program: {len(finishes)} ways to write, expected 3")
+  within = [s for s in program.skips if holds(steps, s)]
+  # What holds all others is the step itself, which the grid's borders may skip.
+  parts = [s for s in within if sum(holds(s, other) for other in within) <= 5]
+  outermost = sorted(s for s in parts if not any(holds(o, s) for o in parts if o != s))
+  # The last two wait for the outputs of the turn before.
+  before, finishes = outermost[:-5], outermost[-5:-2]
+  multiply = [program.multiplies(s) for s in finishes]
+  if len(finishes) != 3 or len({*multiply}) > 1 or any(map(program.multiplies, before)):
+    raise ValueError(f"program: {len(outermost)} parts of another shape")
+  # Where all rows are one turn, quantizing is no loop and counts as part of the step.
+  turns = [a for a in program.loops if holds(steps, a) and a[1] < finishes[0][0]]
+  quantize = max(turns, key=size, default=None)
+  inside = any(quantize and holds(s, quantize) for s in before)
   loop_in = lambda s: max((a for a in program.loops if holds(s, a)), key=size, default=s)
-  first = min(s for s in outermost if s[1] <= finishes[0][0])
+  own = size(quantize) + 1 if quantize else 0
   return Preparation(
-    quantize=size(loop_in(first)) + 1,
+    quantize=own,
     finish=tuple(size(loop_in(s)) + 1 for s in finishes),
-    step=size(steps) + 1 - sum(map(size, outermost)),
+    step=size(steps) + 1 - sum(map(size, outermost)) - (0 if inside else own),
   )

@@ -33,7 +33,7 @@ def product(**changes) -> Product:
     "n": 128,
     "block": 128,
     "boundaries": (0, 0, 128, 256, 256),
-    "gathers": False,
+    "prepares": False,
     "channels": 256,
     "taps": 1,
     "activation": "none",
@@ -52,6 +52,28 @@ def test_dumps_are_read():
   assert program.skips == ((2, 6),)
   assert program.products == (3,)
   assert program.multiplies((3, 5)) and not program.multiplies((6, 7))
+
+
+def test_parts_of_a_preparation():
+  """Quantizing as a loop of its own, inside a part, or inline; a fill; the two waits at the end."""
+  finish = [(30, 40), (41, 50), (51, 70)]
+  skips, waits = finish, [(72, 75), (76, 80)]
+  program = lambda loops, before, products=(): llo.Program(
+    bundles=100,
+    loops=((5, 90), *loops),
+    skips=((6, 89), *before, *skips, *waits),
+    products=products,
+  )
+  rest = 86 - sum(b - a for a, b in (*finish, *waits))
+  found = llo.preparation(program([(10, 20)], []))
+  assert found == llo.Preparation(quantize=11, finish=(11, 10, 20), step=rest - 11)
+  assert llo.preparation(program([], [])) == llo.Preparation(
+    quantize=0, finish=(11, 10, 20), step=rest
+  )
+  found = llo.preparation(program([(10, 20), (31, 39)], [(8, 22)], products=(32, 45, 60)))
+  assert found == llo.Preparation(quantize=11, finish=(9, 10, 20), step=rest - 14)
+  with pytest.raises(ValueError, match="program: 5 parts of another shape"):
+    llo.preparation(program([], [], products=(32,)))
 
 
 def test_programs_of_another_shape_are_refused():

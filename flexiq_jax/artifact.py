@@ -210,7 +210,7 @@ def _folds(
   for name, makers in folds.items():
     have: list[str] = []
     if name in channels and (run := reorder.run_length(traced, name)):
-      have = [*reorder.reorder(traced, name, np.roll(np.arange(channels[name]), run))]
+      have = [*reorder.reorder(traced, name, np.roll(np.arange(channels[name]), run)).outputs]
     if sorted(have) != sorted(makers):
       raise ValueError(
         f"artifact: {directory}: {', '.join(makers)} write in the order of {name}; in this model "

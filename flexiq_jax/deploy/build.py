@@ -65,7 +65,10 @@ def deploy(
   }
   consumers = {f.producer: name for name, f in plan.feeds.items() if f.producer}
   linked = {name for name, feed in plan.feeds.items() if feed.producer}
-  folds, folded = _fold(traced, laid, linked, {*consumers}) if link else ({}, {})
+  changes = _fold(traced, laid, linked, {*consumers}) if link else {}
+  folds = {name: tuple(change.outputs) for name, change in changes.items()}
+  folded = {name: order for change in changes.values() for name, order in change.outputs.items()}
+  moved = {path: moves for change in changes.values() for path, moves in change.params.items()}
   plan = dataclasses.replace(plan, folds=folds)
 
   def outputs(name: str) -> np.ndarray | None:
@@ -108,6 +111,7 @@ def deploy(
     )
   by_path = dict(zip(traced.paths, leaves, strict=True))
   ends = {name: tails[name] for name in made if not isinstance(made[name], Plain)}
+  by_path.update((path, jnp.asarray(moves.apply(by_path[path]))) for path, moves in moved.items())
   floats = {path: by_path[path] for path in _still_read(traced, ends)}
   return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
 
@@ -117,7 +121,7 @@ def _fold(
   laid: Mapping[str, layouts.Layout],
   linked: set[str],
   producers: set[str],
-) -> tuple[dict[str, tuple[str, ...]], dict[str, np.ndarray]]:
+) -> dict[str, reorder.Change]:
   """Folds orders into layers that feed others by way of more than their own tails.
 
   Args:
@@ -127,20 +131,22 @@ def _fold(
     producers: layers that emit codes.
 
   Returns:
-    Layer name -> the layers that write in its order; and layer name -> order of its outputs.
+    Layer name -> what its order takes elsewhere.
   """
-  folds, orders = {}, {}
+  changes: dict[str, reorder.Change] = {}
+  taken = set(producers)
   for name, layout in laid.items():
     if name in linked or not np.array_equal(np.sort(layout.order), np.arange(len(layout.order))):
       continue  # what lies between the layers knows no padding and no copies
     try:
-      wanted = reorder.reorder(traced, name, layout.order)
+      change = reorder.reorder(traced, name, layout.order)
     except reorder.Fixed:
       continue
-    if wanted and {*wanted} <= {*laid} - producers - {*orders}:
-      folds[name] = tuple(wanted)
-      orders.update(wanted)
-  return folds, orders
+    wanted = {*change.outputs, *change.params}
+    if change.outputs and {*change.outputs} <= {*laid} and taken.isdisjoint(wanted):
+      changes[name] = change
+      taken |= wanted
+  return changes
 
 
 def _natural(layout: layouts.Layout, layer: Layer) -> bool:

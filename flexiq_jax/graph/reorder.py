@@ -1,6 +1,6 @@
 """Reorders a layer's input channels by reordering what the layers before it write.
 
-    reorder(traced, "blocks/0/attn/proj", order)  # {"blocks/0/attn/qkv": its outputs' order}
+    reorder(traced, "blocks/0/attn/proj", order).outputs  # {"blocks/0/attn/qkv": their order}
 
 A channel order is free where all that lies between the layers keeps channels apart: elementwise
 operations, a gate times what it lets through, the heads of an attention. It is followed from the
@@ -69,11 +69,32 @@ class Moves:
     """Whether every entry stays, or may stay, where it is."""
     return bool(((self.source == np.indices(self.source.shape[1:])) | (self.source < 0)).all())
 
+  def apply(self, values: np.ndarray) -> np.ndarray:
+    """The entries of an array in this order."""
+    source = np.where(self.source < 0, np.indices(self.source.shape[1:]), self.source)
+    front = range(len(self.dims))
+    moved = np.moveaxis(np.asarray(values), self.dims, front)[tuple(source)]
+    return np.moveaxis(moved, front, self.dims)
+
 
 Order = Moves | None  # None: everything stays where it is
 
 
-def reorder(traced: Traced, name: str, order: np.ndarray) -> dict[str, np.ndarray]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+  """What a layer's other order takes.
+
+  Attributes:
+    outputs: layer name -> int `[N]`, the output channel that is to stand at each place of its
+      result. Biases that are added to it have one value per output channel and move along.
+    params: path -> order of the entries of a parameter that is neither weight nor bias of a layer.
+  """
+
+  outputs: Mapping[str, np.ndarray]
+  params: Mapping[str, Moves]
+
+
+def reorder(traced: Traced, name: str, order: np.ndarray) -> Change:
   """What the layers before have to write for a layer to read its channels in another order.
 
   Args:
@@ -82,8 +103,7 @@ def reorder(traced: Traced, name: str, order: np.ndarray) -> dict[str, np.ndarra
     order: int `[C]`, the channel that is to stand at each place; each channel once.
 
   Returns:
-    Layer name -> int `[N]`, the output channel that is to stand at each place of its result. Biases
-    that are added to such a result have one value per output channel and move along.
+    What to write elsewhere; nothing where the order is the layer's own.
 
   Raises:
     Fixed: it cannot be done.
@@ -98,7 +118,7 @@ def reorder(traced: Traced, name: str, order: np.ndarray) -> dict[str, np.ndarra
   source = source[dims].transpose(0, *(1 + dims))
   wanted = Moves(tuple(sorted(layer.x_dims)), source)
   if wanted.trivial:
-    return {}
+    return Change(outputs={}, params={})
   found: dict[str, np.ndarray] = {}
   results = {jaxpr.eqns[i].outvars[0]: producer for i, producer in traced.layers.items()}
 
@@ -117,12 +137,12 @@ def reorder(traced: Traced, name: str, order: np.ndarray) -> dict[str, np.ndarra
         return {k: moves}
     return None
 
-  left = _pull(jaxpr, {}, known)
-  for v, moves in left.items():
-    if moves is not None:
-      what = "a parameter that is no bias of a layer" if v in traced.static else "the model's input"
-      raise Fixed(f"{what} would have to move along")
-  return found
+  left = {v: moves for v, moves in _pull(jaxpr, {}, known).items() if moves is not None}
+  leaves = dict(zip(jaxpr.invars, traced.paths, strict=False))
+  if others := left.keys() - leaves.keys():
+    what = "a constant" if others <= traced.static else "the model's input"
+    raise Fixed(f"{what} would have to move along")
+  return Change(outputs=found, params={leaves[v]: moves for v, moves in left.items()})
 
 
 def run_lengths(apply: Apply, params: Any, x: Any) -> dict[str, int]:
@@ -265,9 +285,24 @@ def _operands(eqn: JaxprEqn, orders: Sequence[Order]) -> dict[int, Order]:
   if name in _REDUCTIONS:
     left = [d for d in range(aval(eqn.invars[0]).ndim) if d not in eqn.params["axes"]]
     return {0: _restrict(first, {d: left[d] for d in first.dims})}
+  if name == "gather":
+    return {0: _restrict(first, _windows(eqn, first.dims))}
   if name == "dot_general":
     return {k: _restrict(first, _factor(eqn, k, first.dims)) for k in (0, 1)}
   raise Fixed(f"`{name}` mixes what would have to be told apart")
+
+
+def _windows(eqn: JaxprEqn, dims: Sequence[int]) -> dict[int, int]:
+  """Dimension of a gather's result -> the operand's, for those that it takes whole."""
+  numbers, before = eqn.params["dimension_numbers"], aval(eqn.invars[0]).shape
+  gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+  windows = dict(
+    zip(numbers.offset_dims, (d for d in range(len(before)) if d not in gone), strict=True)
+  )
+  for d in dims:
+    if d not in windows or eqn.params["slice_sizes"][windows[d]] != before[windows[d]]:
+      raise Fixed("`gather` takes channels by their numbers")
+  return {d: windows[d] for d in dims}
 
 
 def _factor(eqn: JaxprEqn, side: int, dims: Sequence[int]) -> dict[int, int]:

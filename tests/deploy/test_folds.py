@@ -14,23 +14,25 @@ from flexiq_jax import artifact, deploy, models
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.grouping import LowSettings
 from flexiq_jax.selection import Schedule
-from tests.deploy.deployed_for_test import LEVELS, made
+from tests.deploy.deployed_for_test import LEVELS, SWIN, made
 
 HEADS = 4
 ARGUMENTS = {"width": 32, "depth": 2, "heads": HEADS, "patch_size": 8, "input_size": 16}
 CASE = ("vit_cifar10", ARGUMENTS)
 WHOLE = LowSettings(group_size=4, shift_block=8, weight_shift_per="output", whole_heads=True)
+SHIFTED = "layers/1/blocks/1/attn/proj"  # several heads, shifted windows
 PROJ, QKV = ("blocks/0/attn/proj", "blocks/1/attn/proj"), ("blocks/0/attn/qkv", "blocks/1/attn/qkv")
 SPEC = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
 
 
 @functools.cache
-def small():
+def small(case="vit"):
   """A model whose heads do not come in their own order, and its images."""
-  found = made(CASE, settings=WHOLE)
+  (name, arguments), proj = {"vit": (CASE, PROJ[0]), "swin": (SWIN, SHIFTED)}[case]
+  found = made((name, arguments), settings=WHOLE)
   schedule = found.model.schedule
-  firsts = np.array([channels[0] for channels in cut_of(found.model, PROJ[0])])
-  if np.all(np.diff(firsts[schedule.layer_order()[PROJ[0]]]) > 0):
+  firsts = np.array([channels[0] for channels in cut_of(found.model, proj)])
+  if np.all(np.diff(firsts[schedule.layer_order()[proj]]) > 0):
     schedule = Schedule(schedule.space, schedule.order[::-1].copy())
   return dataclasses.replace(found, model=dataclasses.replace(found.model, schedule=schedule))
 
@@ -71,15 +73,29 @@ def test_heads_fold_into_queries_keys_and_values():
     np.testing.assert_array_equal(own, np.asarray(gathered.layers[QKV[0]].scale)[wanted])
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_logits_are_those_of_the_simulation(dynamic):
-  model = dataclasses.replace(small().model, dynamic=dynamic)
-  x, run = small().x, jax.jit(deploy.apply)
+@pytest.mark.parametrize(("case", "dynamic"), [("vit", False), ("vit", True), ("swin", False)])
+def test_logits_are_those_of_the_simulation(case, dynamic):
+  model = dataclasses.replace(small(case).model, dynamic=dynamic)
+  x, run = small(case).x, jax.jit(deploy.apply)
   found = deploy.deploy(model, x[:1], levels=LEVELS)
   for level, ratio in enumerate(LEVELS):
     truth = np.asarray(model(x, ratio))
     own = run(found, x, jnp.int32(level))
     np.testing.assert_allclose(own, truth, atol=1e-4 * truth.std(), err_msg=f"at {ratio}")
+
+
+def test_biases_of_heads_move_along():
+  """Swin's table has a column for each head."""
+  model, x = small("swin").model, small("swin").x
+  found = deploy.deploy(model, x[:1], levels=LEVELS)
+  assert SHIFTED in found.plan.folds
+  path = SHIFTED.replace("proj", "relative_position_bias_table")
+  gathered = deploy.deploy(model, x[:1], levels=LEVELS, link=False)
+  own, given = (np.asarray(d.floats[path]) for d in (found, gathered))
+  heads = np.concatenate([cut_of(model, SHIFTED)[g] for g in model.schedule.layer_order()[SHIFTED]])
+  size = len(heads) // given.shape[1]
+  assert not np.array_equal(own, given)
+  np.testing.assert_array_equal(own, given[:, heads[::size] // size])
 
 
 def test_nothing_folds_where_it_would_be_wrong():

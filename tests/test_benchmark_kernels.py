@@ -156,7 +156,8 @@ slides = product(
 )
 slides = dataclasses.replace(slides, next_boundaries=(0,) * 5, granule=128)
 found.append([dataclasses.asdict(compiler.mixed("v5e", m, slides)[1]) for m in (64, 16 * 640)])
-found.append(dataclasses.asdict(compiler.prepare("v5e", product(channels=512, k=512))))
+both = [product(channels=768, k=768, gathers=gathers) for gathers in (False, True)]
+found.append([dataclasses.asdict(compiler.prepare("v5e", one)) for one in both])
 peers = kernel_times.peers(256, 512, 128)
 print(json.dumps(found + [{name: compiler.peer("v5e", *how) for name, how in peers.items()}]))
 """
@@ -180,5 +181,7 @@ print(json.dumps(found + [{name: compiler.peer("v5e", *how) for name, how in pee
     assert one["low"] < one["high"] and len(one["finish"]) == 3
   # A tile of 2,048 rows; making patches hides beside the matrix unit.
   assert 9 * 2048 // 8 < windows[1]["high"] < 1.25 * 9 * 2048 // 8
-  assert min(preparing["finish"]) > preparing["quantize"] > 0
+  plain, gathering = preparing
+  assert 0 < plain["quantize"] == gathering["quantize"] < min(gathering["finish"])
+  assert all(a < b for a, b in zip(plain["finish"], gathering["finish"], strict=True))
   assert 0 < peers["xla_int8"] < peers["xla_bfloat16"]

@@ -265,7 +265,7 @@ class PassProgress:
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Settings of a recipe that may be older than one of the fields."""
-  return {**settings, "groups": {"shift_block": 0, **settings["groups"]}}
+  return {**settings, "groups": {"shift_block": 0, "whole_heads": False, **settings["groups"]}}
 
 
 def _calibrated_on(config) -> dict[str, Any]:

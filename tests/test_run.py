@@ -146,7 +146,9 @@ def test_workdir_of_another_config_is_refused_and_overruled(tmp_path, compiled):
     f"error: config.model: 'resnet20', but workdir '{tmp_path}' holds rows of 'resnet8'; name"
   )
   older = json.loads((tmp_path / "recipe.json").read_text())
-  assert older["settings"]["groups"].pop("shift_block") == 0  # a field that once was not there
+  # Fields that once were not there.
+  assert older["settings"]["groups"].pop("shift_block") == 0
+  assert older["settings"]["groups"].pop("whole_heads") is False
   (tmp_path / "recipe.json").write_text(json.dumps(older))
   assert start(*at, "--config.ratios=(0.5, 1.0)", "--overrule").status == 0
   assert (tmp_path / "results.csv").read_text().startswith(before)

@@ -91,7 +91,7 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
     weight_shift_per="group",
     sort=True,
     bias_correction=True,
-    whole_heads=False,
+    whole_heads=False,  # True: an order of heads behind attention, free when deployed
   )
   config.dynamic = False
   # Layers that stay 8-bit: first and last, depthwise, and these regular expressions.

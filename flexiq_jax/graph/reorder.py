@@ -273,7 +273,7 @@ def _operands(eqn: JaxprEqn, orders: Sequence[Order]) -> dict[int, Order]:
       for k, v in enumerate(eqn.invars)
       if aval(v).ndim
     }
-  if name in ("reshape", "squeeze"):
+  if name == "squeeze" or (name == "reshape" and eqn.params["dimensions"] is None):
     return {0: _reshaped(first, aval(eqn.invars[0]).shape, shape)}
   if name == "transpose":
     return {0: _restrict(first, {d: eqn.params["permutation"][d] for d in first.dims})}
@@ -332,7 +332,7 @@ def _restrict(moves: Moves, to: Mapping[int, int]) -> Order:
     axes = tuple(1 + k for k in lost)
     top = source.max(axis=axes, keepdims=True)
     if ((source != top) & (source >= 0)).any():
-      raise Fixed("an order of all channels would cross the heads of an attention")
+      raise Fixed("channels that are computed together, as those of a head, would have to part")
     source = top.squeeze(axes)
   dims = [to[d] for d in sorted(to)]
   by = np.argsort(dims)
@@ -351,14 +351,16 @@ def _spread(moves: Moves, dims: Sequence[int], shape: Sequence[int]) -> Moves:
 
 def _flat(source: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
   """Positions `[len(sizes), ...]` -> row-major numbers, -1 where there is none."""
-  if not len(sizes):
-    return np.zeros(source.shape[1:], int)
   flat = np.ravel_multi_index(tuple(np.maximum(source, 0)), tuple(sizes))
   return np.where((source < 0).any(axis=0), -1, flat)
 
 
-def _reshaped(moves: Moves, before: Sequence[int], after: Sequence[int]) -> Moves:
+def _reshaped(first: Moves, before: Sequence[int], after: Sequence[int]) -> Order:
   """The order of a reshape's operand."""
+  # Dimensions of one entry may have nothing on the other side.
+  moves = _restrict(first, {d: d for d in first.dims if after[d] > 1})
+  if moves is None:
+    return None
   runs = [run for run in _runs(before, after) if not set(run[1]).isdisjoint(moves.dims)]
   new = tuple(d for run in runs for d in run[1])
   old = tuple(d for run in runs for d in run[0])

@@ -102,6 +102,13 @@ def gated(p, x):
   return dense(p["proj"], jax.nn.silu(dense(p["gate"], x)) * dense(p["up"], x))
 
 
+def single(p, x):
+  """One head of one dimension of its own, and dimensions of one entry behind the channels."""
+  q, k, v = (dense(p[name], x)[:, :, None] for name in "qkv")
+  y = attend(q, k, v)[..., None].transpose(0, 1, 3, 2, 4)
+  return dense(p["proj"], jnp.squeeze(y, 4).reshape(*x.shape[:2], -1))
+
+
 def pooled(p, x):
   return dense(p["proj"], jax.nn.relu(dense(p["up"], x)).mean(axis=1))
 
@@ -136,6 +143,7 @@ MODELS = {
   "gated": (gated, sizes(gate=C, up=C), 1),
   "relative": (relative, QKV, WIDTH),
   "scaled": (scaled, sizes(up=C), 1),
+  "single": (single, QKV, 1),
   "pooled": (pooled, sizes(up=C), 1),
 }
 
@@ -219,7 +227,7 @@ def test_an_order_across_heads_is_refused(name):
   *_, traced = network(name)
   order = np.arange(C)
   order[[0, WIDTH]] = order[[WIDTH, 0]]
-  with pytest.raises(Fixed, match="heads"):
+  with pytest.raises(Fixed, match="as those of a head"):
     reorder.reorder(traced, "proj", order)
 
 
@@ -227,7 +235,7 @@ def test_one_heads_values_that_all_queries_share_keep_their_order():
   *_, traced = network("one_key")
   order = np.arange(C)
   order[[0, 1]] = order[[1, 0]]  # inside the first head alone
-  with pytest.raises(Fixed, match="heads"):
+  with pytest.raises(Fixed, match="as those of a head"):
     reorder.reorder(traced, "proj", order)
   check("one_key", (np.arange(C).reshape(HEADS, WIDTH)[:, ::-1]).reshape(-1))
 

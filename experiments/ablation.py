@@ -21,7 +21,9 @@ error), `forwards` and `seconds` of the search.
 """
 
 import dataclasses
+import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,12 +199,9 @@ class _Seed:
       right = evaluation.correct(predict, batches)
     folder = self._folder / "correct"
     folder.mkdir(exist_ok=True)
-    name = lambda m: folder / f"{m}_{'' if ratio is None else f'{ratio:g}'}.npy"
-    np.save(name(method), right)
-    if method != "greedy" and name("greedy").is_file():
-      gain = right.astype(np.float64) - np.load(name("greedy"))
-      columns["gain"] = 100 * gain.mean()
-      columns["gain_error"] = 100 * gain.std(ddof=1) / np.sqrt(len(gain))
+    np.save(_correct(self._folder, method, ratio), right)
+    if method != "greedy" and (found := _gain([self._folder], method, ratio)):
+      columns["gain"], columns["gain_error"], _ = found
     sets = {"distance": self._images, "distance_held_out": self._held_out.images}
     for column, images in sets.items():
       z = self._logits(predict, images)
@@ -222,6 +221,50 @@ class _Seed:
     rows = np.arange(-(-len(images) // size) * size) % len(images)
     parts = [np.asarray(predict(images[rows[i : i + size]])) for i in range(0, len(rows), size)]
     return np.concatenate(parts)[: len(images)]
+
+
+def _correct(folder: Path, method: str, ratio: float | None) -> Path:
+  """Where a seed's folder keeps which test images a row got right, bool `[n]`."""
+  return folder / "correct" / f"{method}_{'' if ratio is None else f'{ratio:g}'}.npy"
+
+
+def _gain(
+  folders: Sequence[Path], method: str, ratio: float | None
+) -> tuple[float, float, int] | None:
+  """Top-1 above greedy's on the same images, in points, and its paired standard error.
+
+  Args:
+    folders: of the seeds; an image counts with its mean over them, so that the error is one of
+      images: all seeds see the same ones.
+    method: of the row.
+    ratio: of the row.
+
+  Returns:
+    Gain, its error, and how many seeds have both rows; None where none has.
+  """
+  pairs = [[_correct(folder, name, ratio) for name in (method, "greedy")] for folder in folders]
+  both = [[np.load(path) for path in pair] for pair in pairs if all(p.is_file() for p in pair)]
+  if not both:
+    return None
+  gain = np.mean([own.astype(np.float64) - greedy for own, greedy in both], axis=0)
+  error = gain.std(ddof=1) / np.sqrt(len(gain))
+  return 100 * gain.mean(), 100 * error, len(both)
+
+
+def _gains(config, workdir: Path) -> str:
+  """The table of gains over greedy, paired over images, the mean of all seeds."""
+  folders = [workdir / f"seed{seed}" for seed in config.ablation.seeds]
+  cells = []
+  ratios = sorted({*config.ablation.ratios, *config.ablation.random_ratios})
+  for method, ratio in itertools.product(config.ablation.methods, ratios):
+    if method != "greedy" and (found := _gain(folders, method, ratio)):
+      gain, error, seeds = found
+      times = f"{gain / error:+.1f}" if error else "—"
+      row = [method, tables.percent(ratio), str(seeds), f"{gain:+.2f} ± {error:.2f}", times]
+      cells.append(row)
+  header = ["method", "4-bit ratio", "seeds", "gain (points)", "in standard errors"]
+  text = "Of images: each counts with its mean over the seeds.\n\n"
+  return text + tables.markdown_table(header, cells, left=1)
 
 
 def _check(config) -> None:
@@ -283,5 +326,5 @@ def _report(config, inputs, workdir, writer, command, network, seconds) -> Path:
       "Mean ± standard deviation over seeds. Gain: top-1 above `greedy` on the same images.",
     ],
     command=command,
-    sections=[("Parts", table)],
+    sections=[("Parts", table), ("Gain over greedy", _gains(config, workdir))],
   )

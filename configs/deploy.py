@@ -28,6 +28,7 @@ def get_config(arg=None):
   config.experiment = "deploy"
   config.name = f"deploy_{options.of}" + ("_runlocal" if options.runlocal else "")
   config.groups.shift_block = options.block
+  config.groups.whole_heads = True
   config.variants = ()
   # granule: rows of K that shift blocks are padded to; 128 for a TPU.
   # tuning: folder of tiles that were measured on the device; "" takes tiles by rule.

@@ -58,7 +58,8 @@ def test_rows_agree(finished):
 def test_report_and_artifact(finished):
   text = (finished / "report.md").read_text()
   assert "# Deployed FlexiQ: resnet8 on digits" in text
-  assert "1 layers take codes in their order from the layer before, 1 gather." in text
+  assert "1 layers take codes in their order from the layer before, 0 take activations" in text
+  assert "that are in their order, 1 gather." in text
   assert "implementation reference; tiles by rule" in text
   assert re.search(r"100 changes of the ratio.*in 1 compiled program", text)
   assert "| layer1/0/conv2 | codes in order | from layer1/0/conv1 |" in text

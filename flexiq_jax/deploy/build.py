@@ -40,8 +40,8 @@ def deploy(
     model: the model; lowered with shift blocks where a kernel wants them.
     x: example input(s) with a leading batch dimension (arrays or `jax.ShapeDtypeStruct`s).
     levels: ratios at which it is to run.
-    link: fold channel orders into producers and let them emit codes; False gathers everywhere,
-      which `deployed_rule` needs.
+    link: fold channel orders into producers and let them emit codes; False gathers what the model
+      itself does not have in order, which `deployed_rule` needs.
     granule: rows of K that a shift block is a multiple of: even for the reference, 128 for TPUs,
       where windows then slide over pixels.
 

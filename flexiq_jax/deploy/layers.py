@@ -35,7 +35,7 @@ class Mixed:
       single layer.
     x_scale: float32 `[]`.
     order: int32 `[P]`, the channel of the model's activation at each place, -1 for padding; None
-      where the producer brings them in this order.
+      where the activation comes in this order.
     places: int32 `[L]`, how many places are in 4 bits at each level.
     scale: float32 `[N']`, activation scale times weight scale.
     correction: int32 `[L, N']`.

@@ -24,7 +24,7 @@ BATCH = 8
 @pytest.fixture(scope="module")
 def deit():
   """DeiT-S: the arrays of one real block stand for those of all twelve."""
-  settings = LowSettings(group_size=128, shift_block=128)
+  settings = LowSettings(group_size=128, shift_block=128, whole_heads=True)
   apply, params = models.functional(models.create("deit_s", seed=0, depth=1))
   x = np.zeros((1, 224, 224, 3), np.float32)
   network = flexiq.Network(apply, params, x)
@@ -70,6 +70,7 @@ def text_of(deployed, shape, chip):
 @pytest.mark.parametrize("chip", CASES)
 def test_whole_model_compiles(deit, chip):
   text = text_of(deit, (BATCH, 224, 224, 3), chip)
+  assert all(deit.layers[f"blocks/{i}/attn/proj"].order is None for i in range(12))
   # Four products in each block; operands of the three that no product feeds are prepared.
   assert text.count('custom_call_target="tpu_custom_call"') == 12 * (4 + 3)
 

@@ -205,7 +205,10 @@ def _folds(
   directory: Path, document: dict, apply: graph.Apply, params: Any, x: Any
 ) -> dict[str, tuple[str, ...]]:
   """Which layers write in the order of others; checked against the model it is loaded for."""
-  traced, folds = trace(apply, params, x), document.get("folds", {})
+  folds = document.get("folds", {})
+  if not folds:
+    return {}
+  traced = trace(apply, params, x)
   channels = {layer.name: layer.in_channels for layer in traced.layers.values()}
   for name, makers in folds.items():
     have: list[str] = []

@@ -8,10 +8,10 @@ layer's input backwards, equation by equation; each says how its operands have t
 result to be. Whatever cannot be told, or would be read in the wrong order by somebody else, is
 refused.
 
-A variable's order is a `Moves`: for some of its dimensions, where each entry comes from. Behind
-`dot_general`, whose heads are a batch dimension, and `reshape [B, T, H, D] -> [B, T, H D]`, the
-order of a projection's input is one of heads (and of the channels inside them, for the values
-alone).
+A variable's order is a `Moves` (`graph.moves`): for some of its dimensions, where each entry comes
+from. Behind `dot_general`, whose heads are a batch dimension, and `reshape [B, T, H, D] -> [B, T, H
+D]`, the order of a projection's input is one of heads (and of the channels inside them, for the
+values alone).
 """
 
 import dataclasses
@@ -22,6 +22,17 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from flexiq_jax.graph.layer import Layer
+from flexiq_jax.graph.moves import (
+  Fixed,
+  Moves,
+  Order,
+  agreed,
+  placed,
+  reshaped,
+  restrict,
+  row_major,
+  widen,
+)
 from flexiq_jax.graph.origins import aval, open_jaxpr
 from flexiq_jax.graph.trace import Apply, Traced, trace
 
@@ -45,39 +56,6 @@ _INNER = {
   "custom_vjp_call": "call_jaxpr",
   "checkpoint": "jaxpr",
 }
-
-
-class Fixed(ValueError):
-  """An order that cannot be brought about; says where it stops."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Moves:
-  """Where the entries of a variable have to come from.
-
-  Attributes:
-    dims: dimensions of the variable along which entries move, ascending.
-    source: int `[len(dims), *sizes]`, the position along each of `dims` that the entry at this
-      place has in the unordered variable; -1 in all where nobody minds.
-  """
-
-  dims: tuple[int, ...]
-  source: np.ndarray
-
-  @property
-  def trivial(self) -> bool:
-    """Whether every entry stays, or may stay, where it is."""
-    return bool(((self.source == np.indices(self.source.shape[1:])) | (self.source < 0)).all())
-
-  def apply(self, values: np.ndarray) -> np.ndarray:
-    """The entries of an array in this order."""
-    source = np.where(self.source < 0, np.indices(self.source.shape[1:]), self.source)
-    front = range(len(self.dims))
-    moved = np.moveaxis(np.asarray(values), self.dims, front)[tuple(source)]
-    return np.moveaxis(moved, front, self.dims)
-
-
-Order = Moves | None  # None: everything stays where it is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +171,7 @@ def _outputs(layer: Layer, moves: Moves, shape: Sequence[int]) -> np.ndarray:
   sizes = [shape[d] for d in layer.y_dims]
   if not set(moves.dims) <= set(layer.y_dims):
     raise Fixed(f"other dimensions of the result of {layer.name} would have to move")
-  flat = _flat(_spread(moves, layer.y_dims, shape).source, sizes).reshape(-1)
+  flat = row_major(widen(moves, layer.y_dims, shape).source, sizes).reshape(-1)
   free = flat < 0
   flat[free] = np.flatnonzero(free)
   if not np.array_equal(np.sort(flat), np.arange(len(flat))):
@@ -223,7 +201,7 @@ def _pull(
       asked.setdefault(v, []).append(outs.get(v))
   for i in reversed(range(len(jaxpr.eqns))):
     eqn = jaxpr.eqns[i]
-    orders = [_agreed(asked.pop(v, [])) for v in eqn.outvars]
+    orders = [agreed(asked.pop(v, [])) for v in eqn.outvars]
     operands = known(i, eqn, orders[0])
     if operands is None:
       moved = any(order is not None for order in orders)
@@ -231,27 +209,7 @@ def _pull(
     for k, v in enumerate(eqn.invars):
       if not isinstance(v, Literal):
         asked.setdefault(v, []).append(operands.get(k))
-  return {v: _agreed(orders) for v, orders in asked.items()}
-
-
-def _agreed(orders: Sequence[Order]) -> Order:
-  """The one order that satisfies all readers of a variable."""
-  moved = [o for o in orders if o is not None and not o.trivial]
-  if not moved:
-    return None
-  kept = [o for o in orders if o is not None]
-  if len(kept) < len(orders):
-    raise Fixed("what would have to be in another order is read elsewhere, too")
-  dims = tuple(sorted({d for o in kept for d in o.dims}))
-  sizes = {d: n for o in kept for d, n in zip(o.dims, o.source.shape[1:], strict=True)}
-  shape = [sizes.get(d, 1) for d in range(dims[-1] + 1)]
-  spread = [_spread(o, dims, shape).source for o in kept]
-  joint = spread[0]
-  for source in spread[1:]:
-    if ((source != joint) & (source >= 0) & (joint >= 0)).any():
-      raise Fixed("what would have to be in another order is read in a second one")
-    joint = np.maximum(joint, source)
-  return Moves(dims, joint)
+  return {v: agreed(orders) for v, orders in asked.items()}
 
 
 def _operands(eqn: JaxprEqn, orders: Sequence[Order]) -> dict[int, Order]:
@@ -269,26 +227,26 @@ def _operands(eqn: JaxprEqn, orders: Sequence[Order]) -> dict[int, Order]:
     raise Fixed(f"`{name}` has several results")
   if name in _ELEMENTWISE:
     return {
-      k: _restrict(first, {d: d for d in first.dims if aval(v).shape[d] == shape[d]})
+      k: restrict(first, {d: d for d in first.dims if aval(v).shape[d] == shape[d]})
       for k, v in enumerate(eqn.invars)
       if aval(v).ndim
     }
   if name == "squeeze" or (name == "reshape" and eqn.params["dimensions"] is None):
-    return {0: _reshaped(first, aval(eqn.invars[0]).shape, shape)}
+    return {0: reshaped(first, aval(eqn.invars[0]).shape, shape)}
   if name == "transpose":
-    return {0: _restrict(first, {d: eqn.params["permutation"][d] for d in first.dims})}
+    return {0: restrict(first, {d: eqn.params["permutation"][d] for d in first.dims})}
   if name == "broadcast_in_dim":
     before = aval(eqn.invars[0]).shape
     to = {o: d for d, o in enumerate(eqn.params["broadcast_dimensions"])}
     keep = {o: d for o, d in to.items() if o in first.dims and before[d] == shape[o]}
-    return {0: _restrict(first, keep)}
+    return {0: restrict(first, keep)}
   if name in _REDUCTIONS:
     left = [d for d in range(aval(eqn.invars[0]).ndim) if d not in eqn.params["axes"]]
-    return {0: _restrict(first, {d: left[d] for d in first.dims})}
+    return {0: restrict(first, {d: left[d] for d in first.dims})}
   if name == "gather":
-    return {0: _restrict(first, _windows(eqn, first.dims))}
+    return {0: restrict(first, _windows(eqn, first.dims))}
   if name == "dot_general":
-    return {k: _restrict(first, _factor(eqn, k, first.dims)) for k in (0, 1)}
+    return {k: restrict(first, _factor(eqn, k, first.dims)) for k in (0, 1)}
   raise Fixed(f"`{name}` mixes what would have to be told apart")
 
 
@@ -317,81 +275,6 @@ def _factor(eqn: JaxprEqn, side: int, dims: Sequence[int]) -> dict[int, int]:
   return {o: d for o, d in places if o in dims}
 
 
-def _restrict(moves: Moves, to: Mapping[int, int]) -> Order:
-  """The order of an operand that has some of the dimensions, `{own: the operand's}`.
-
-  Raises:
-    Fixed: entries would have to come from other places depending on a dimension it lacks.
-  """
-  if not to:
-    return None
-  own = [moves.dims.index(d) for d in sorted(to)]
-  lost = tuple(k for k in range(len(moves.dims)) if k not in own)
-  source = moves.source[own]
-  if lost:
-    axes = tuple(1 + k for k in lost)
-    top = source.max(axis=axes, keepdims=True)
-    if ((source != top) & (source >= 0)).any():
-      raise Fixed("channels that are computed together, as those of a head, would have to part")
-    source = top.squeeze(axes)
-  dims = [to[d] for d in sorted(to)]
-  by = np.argsort(dims)
-  return Moves(tuple(sorted(dims)), source[by].transpose(0, *(1 + by)))
-
-
-def _spread(moves: Moves, dims: Sequence[int], shape: Sequence[int]) -> Moves:
-  """The same order, told along more dimensions."""
-  sizes = [shape[d] for d in dims]
-  source = np.indices(sizes)
-  at = [dims.index(d) for d in moves.dims]
-  own = moves.source.reshape(len(at), *(shape[d] if d in moves.dims else 1 for d in dims))
-  source[at] = own
-  return Moves(tuple(dims), np.where((own < 0).any(axis=0), -1, source))
-
-
-def _flat(source: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-  """Positions `[len(sizes), ...]` -> row-major numbers, -1 where there is none."""
-  flat = np.ravel_multi_index(tuple(np.maximum(source, 0)), tuple(sizes))
-  return np.where((source < 0).any(axis=0), -1, flat)
-
-
-def _reshaped(first: Moves, before: Sequence[int], after: Sequence[int]) -> Order:
-  """The order of a reshape's operand."""
-  # Dimensions of one entry may have nothing on the other side.
-  moves = _restrict(first, {d: d for d in first.dims if after[d] > 1})
-  if moves is None:
-    return None
-  runs = [run for run in _runs(before, after) if not set(run[1]).isdisjoint(moves.dims)]
-  new = tuple(d for run in runs for d in run[1])
-  old = tuple(d for run in runs for d in run[0])
-  moves = _spread(moves, new, after)
-  sources = []
-  for ins, outs in runs:
-    at = [new.index(d) for d in outs]
-    flat = _flat(moves.source[at], [after[d] for d in outs])
-    own = np.stack(np.unravel_index(np.maximum(flat, 0), [before[d] for d in ins]))
-    sources.append(np.where(flat < 0, -1, own))
-  return Moves(old, np.concatenate(sources).reshape(len(old), *(before[d] for d in old)))
-
-
-def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-  """Smallest runs of dimensions of two shapes that hold the same entries: `(before, after)`."""
-  runs: list[tuple[list[int], list[int]]] = []
-  i = j = 0
-  while i < len(before) or j < len(after):
-    ins, outs = [], []
-    a = b = 1
-    while not (ins or outs) or a != b:
-      if (a <= b and i < len(before)) or j == len(after):
-        a, i = a * before[i], i + 1
-        ins.append(i - 1)
-      else:
-        b, j = b * after[j], j + 1
-        outs.append(j - 1)
-    runs.append((ins, outs))
-  return runs
-
-
 def _slice(eqn: JaxprEqn, orders: Sequence[Order]) -> Moves:
   """The order of a slice's operand: nobody minds what is outside."""
   p, before = eqn.params, aval(eqn.invars[0]).shape
@@ -399,7 +282,7 @@ def _slice(eqn: JaxprEqn, orders: Sequence[Order]) -> Moves:
   window = tuple(
     range(a, b, s) for a, b, s in zip(p["start_indices"], p["limit_indices"], steps, strict=True)
   )
-  return _placed(before, [window], orders)
+  return placed(before, [window], orders)
 
 
 def _split(eqn: JaxprEqn, orders: Sequence[Order]) -> Moves:
@@ -409,22 +292,7 @@ def _split(eqn: JaxprEqn, orders: Sequence[Order]) -> Moves:
     window[axis] = range(start, start + size)
     windows.append(tuple(window))
     start += size
-  return _placed(before, windows, orders)
-
-
-def _placed(before: Sequence[int], windows: Sequence[tuple], orders: Sequence[Order]) -> Moves:
-  """Joins the orders of parts of a variable."""
-  cut = {d for window in windows for d, r in enumerate(window) if len(r) < before[d]}
-  dims = tuple(sorted(cut.union(*(o.dims for o in orders if o is not None)))) or (0,)
-  source = np.full((len(dims), *(before[d] for d in dims)), -1)
-  for window, order in zip(windows, orders, strict=True):
-    shape = {d: len(window[d]) for d in dims}
-    own = order or Moves(dims, np.indices([shape[d] for d in dims]))
-    own = _spread(own, dims, [len(r) for r in window]).source
-    steps = [np.asarray(window[d]) for d in dims]
-    placed = [np.where(o < 0, -1, s[np.maximum(o, 0)]) for s, o in zip(steps, own, strict=True)]
-    source[(slice(None), *np.ix_(*steps))] = np.stack(placed)
-  return Moves(dims, source)
+  return placed(before, windows, orders)
 
 
 # Equations whose operand is ordered in part, whatever the order of the result.

@@ -310,7 +310,7 @@ class Planner:
 
   def _quantized(self, model: rules.QModel) -> rules.Rule:
     """All layers quantized; without those that are in floating point in every plan."""
-    uniform = rules.uniform_rule(model)
+    uniform = rules.uniform_rule(model, self._m.network.platform)
     floats = set(model).difference(self.names) if self.section.kept == layerwise.FLOAT else ()
 
     def rule(layer, x, w, contract):

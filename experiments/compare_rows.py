@@ -51,7 +51,9 @@ class Model:
     stacks = measured.stacks(section, tuple(sorted(bits)))
     known = self._models.get((key, stacks.bits))
     if known is None:
-      known = layerwise.Layerwise(self.network.apply, self.network.params, stacks)
+      known = layerwise.Layerwise(
+        self.network.apply, self.network.params, stacks, self.network.platform
+      )
       self._models[key, stacks.bits] = known
     known.stacks = stacks
     return known

@@ -126,7 +126,7 @@ def _rounded(model: flexiq.FlexiQ):
 
   @jax.jit
   def run(layers, masks, params, x):
-    mixed = rules.mixed_rule(layers, masks, model.dynamic)
+    mixed = rules.mixed_rule(layers, masks, model.dynamic, platform=model.network.platform)
     rule = lambda *arguments: mixed(*arguments) * jnp.float32(1 + 2**-23)
     return graph.with_rule(model.network.apply, rule)(params, x)
 

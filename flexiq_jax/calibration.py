@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import rules
+from flexiq_jax import exact, rules
 from flexiq_jax.graph import Apply, Layer, closest, with_rule
 from flexiq_jax.quant import lowering, quantizer
 
 Array = Any
 Progress = Callable[[str, int], None]
+Pass = Callable[[Any, Array], tuple[Any, dict[str, Any]]]
 BINS = 4096
 
 
@@ -66,6 +67,28 @@ class Values:
     return bool(self.edges[0] >= 0)
 
 
+def range_pass(apply: Apply) -> Pass:
+  """`(params, x) -> (y, records)`: float32 `[2]`, least and largest value of every input."""
+
+  def span(layer, x):
+    del layer
+    return jnp.stack([x.min(), x.max()]).astype(jnp.float32)
+
+  return rules.observing(apply, span)
+
+
+def histogram_pass(apply: Apply, spans: Mapping[str, np.ndarray]) -> Pass:
+  """`(params, x) -> (y, records)`: int32 `[BINS]` of every input, over ranges from `range_pass`."""
+
+  def histogram(layer, x):
+    low, high = spans[layer.name]
+    width = max((float(high) - float(low)) / BINS, np.finfo(np.float32).tiny)
+    index = jnp.clip(jnp.floor((x.astype(jnp.float32) - low) / width), 0, BINS - 1)
+    return jnp.zeros(BINS, jnp.int32).at[index.astype(jnp.int32).ravel()].add(1)
+
+  return rules.observing(apply, histogram)
+
+
 def observe_values(
   apply: Apply, params: Any, batches: Iterable[Array], progress: Progress | None = None
 ) -> dict[str, Values]:
@@ -80,13 +103,8 @@ def observe_values(
   Raises:
     ValueError: there are no batches, or a layer's input is not finite.
   """
-
-  def span(layer, x):
-    del layer
-    return jnp.stack([x.min(), x.max()]).astype(jnp.float32)
-
   spans: dict[str, np.ndarray] = {}
-  for records in _passes(rules.observing(apply, span), params, batches, "ranges", progress):
+  for records in _passes(range_pass(apply), params, batches, "ranges", progress):
     for name, (low, high) in records.items():
       old = spans.get(name, np.array([np.inf, -np.inf], np.float32))
       # fmin would hide NaN, np.minimum keeps it
@@ -94,14 +112,8 @@ def observe_values(
   if bad := [name for name, s in spans.items() if not np.isfinite(s).all()]:
     raise ValueError(f"batches: the input of layer {bad[0]} is not finite during calibration")
 
-  def histogram(layer, x):
-    low, high = spans[layer.name]
-    width = max((float(high) - float(low)) / BINS, np.finfo(np.float32).tiny)
-    index = jnp.clip(jnp.floor((x.astype(jnp.float32) - low) / width), 0, BINS - 1)
-    return jnp.zeros(BINS, jnp.int32).at[index.astype(jnp.int32).ravel()].add(1)
-
   counts: dict[str, np.ndarray] = {}
-  run = rules.observing(apply, histogram)
+  run = histogram_pass(apply, spans)
   for records in _passes(run, params, batches, "histograms", progress):
     _accumulate(counts, records)
   return {
@@ -159,26 +171,19 @@ def quantize_layer(
   """Quantizes one layer whose activation scale is known."""
   w = layer.canonical(jnp.asarray(w, jnp.float32))
   codes, scale = _quantize_weights(w, bits, settings.weight, settings.percentile)
+  native = layer.native(codes)
   return rules.QLayer(
-    w=layer.native(codes),
+    w=native,
     w_scale=scale.reshape(-1),
     x_scale=jnp.asarray(x_scale, jnp.float32),
     bits=bits,
     signed=signed,
+    parts=exact.parts(layer, np.asarray(native)),
   )
 
 
-def observe_codes(
-  apply: Apply,
-  params: Any,
-  model: rules.QModel,
-  batches: Iterable[Array],
-  progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-  """Histograms of every feature channel's 8-bit codes in the 8-bit model, int64 `[C, 256]`.
-
-  Column i counts code `i - 128` (signed) or `i` (unsigned).
-  """
+def code_pass(apply: Apply, platform: str | None = None) -> Pass:
+  """`((model, params), x) -> (y, records)`: int32 `[C, 256]` of codes in the 8-bit model."""
 
   def run(args, x):
     model, params = args
@@ -191,36 +196,41 @@ def observe_codes(
       flat = jnp.zeros(256 * layer.in_channels, jnp.int32).at[index.ravel()].add(1)
       return flat.reshape(layer.in_channels, 256)
 
-    return rules.observing(apply, count, rules.int8_rule(model))(params, x)
+    return rules.observing(apply, count, rules.int8_rule(model, platform))(params, x)
 
-  counts: dict[str, np.ndarray] = {}
-  for records in _passes(run, (model, params), batches, "codes", progress):
-    _accumulate(counts, records)
-  return counts
+  return run
 
 
-def observe_errors(
+def observe_codes(
   apply: Apply,
   params: Any,
   model: rules.QModel,
   batches: Iterable[Array],
   progress: Progress | None = None,
-) -> dict[str, tuple[np.ndarray, float]]:
-  """Exact local error of every channel group, measured in the 8-bit model.
+  platform: str | None = None,
+) -> dict[str, np.ndarray]:
+  """Histograms of every feature channel's 8-bit codes in the 8-bit model, int64 `[C, 256]`.
 
-  Returns:
-    layer name -> (float64 `[J]`, float): `sum |X_g W_g - X4_g W4_g - bias_g|^2` and the layer's
-    `sum |X W|^2`, both over examples, positions and outputs, in real units
-    (docs/flexiq.md, step D; the bias correction of the group counts, because it goes with it).
+  Column i counts code `i - 128` (signed) or `i` (unsigned).
   """
-  members = {
-    name: _members(np.asarray(q.low.group)) for name, q in model.items() if q.low is not None
-  }
+  counts: dict[str, np.ndarray] = {}
+  for records in _passes(code_pass(apply, platform), (model, params), batches, "codes", progress):
+    _accumulate(counts, records)
+  return counts
+
+
+def group_members(model: rules.QModel) -> dict[str, np.ndarray]:
+  """Layer name -> int32 `[J, G]`, channels of each of its groups, padded with C."""
+  return {name: _members(np.asarray(q.low.group)) for name, q in model.items() if q.low is not None}
+
+
+def error_pass(apply: Apply, platform: str | None = None) -> Pass:
+  """`((model, group_members, params), x) -> (y, records)`: what `observe_errors` adds up."""
 
   def run(args, x):
     model, members, params = args
     records = {}
-    base = rules.int8_rule(model)
+    base = rules.int8_rule(model, platform)
 
     def measure(layer, x, w, contract):
       y = base(layer, x, w, contract)
@@ -232,8 +242,27 @@ def observe_errors(
     y = with_rule(apply, measure)(params, x)
     return y, records
 
+  return run
+
+
+def observe_errors(
+  apply: Apply,
+  params: Any,
+  model: rules.QModel,
+  batches: Iterable[Array],
+  progress: Progress | None = None,
+  platform: str | None = None,
+) -> dict[str, tuple[np.ndarray, float]]:
+  """Exact local error of every channel group, measured in the 8-bit model.
+
+  Returns:
+    layer name -> (float64 `[J]`, float): `sum |X_g W_g - X4_g W4_g - bias_g|^2` and the layer's
+    `sum |X W|^2`, both over examples, positions and outputs, in real units
+    (docs/flexiq.md, step D; the bias correction of the group counts, because it goes with it).
+  """
+  run, args = error_pass(apply, platform), (model, group_members(model), params)
   total: dict[str, tuple[np.ndarray, float]] = {}
-  for records in _passes(run, (model, members, params), batches, "errors", progress):
+  for records in _passes(run, args, batches, "errors", progress):
     for name, (errors, energy) in records.items():
       old = total.get(name, (0.0, 0.0))
       total[name] = (old[0] + np.asarray(errors, np.float64), old[1] + float(energy))

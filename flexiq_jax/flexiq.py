@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flexiq_jax import calibration, graph, grouping, rules, selection
+from flexiq_jax import calibration, exact, graph, grouping, rules, selection
 from flexiq_jax.calibration import Progress, RangeSettings, Values
 from flexiq_jax.graph import Layer
 from flexiq_jax.grouping import Cut, Groups, LowSettings
@@ -37,19 +37,25 @@ class Network:
     layers: its layers, in execution order.
     skipped: contractions with parameters that are no layers.
     traces: rule -> how often it was traced, once for each batch shape.
+    platform: cpu, gpu or tpu, for which its functions are compiled.
+    compiled: rule -> its jitted function: `float` and of `(params, x)`, `uniform` of `(model,
+      params, x)`, `mixed` and `dynamic` of `(model, masks, params, x)`.
   """
 
-  def __init__(self, apply: graph.Apply, params: Any, x: Any):
+  def __init__(self, apply: graph.Apply, params: Any, x: Any, platform: str | None = None):
     """Folds and traces a model.
 
     Args:
       apply: pure function `(params, x) -> logits` in inference mode.
       params: pytree of arrays, batch statistics included.
       x: example input `[B, ...]`, an array or a `jax.ShapeDtypeStruct`.
+      platform: cpu, gpu or tpu: whose ways of computing exact products are taken (see `exact`).
+        None is JAX's default backend.
 
     Raises:
-      ValueError: see `graph.layers`.
+      ValueError: see `graph.layers`; an unknown platform.
     """
+    self.platform = exact.platform_of(platform)
     self.apply, self.params = graph.fold_batch_norm(apply, params, x)
     self.layers = graph.layers(self.apply, self.params, x)
     self.skipped = graph.skipped(self.apply, self.params, x)
@@ -81,31 +87,32 @@ class Network:
 
   def float(self, x: Array) -> Array:
     """Logits of the float model."""
-    return self._compiled["float"](self.params, x)
+    return self.compiled["float"](self.params, x)
 
   def uniform(self, model: rules.QModel, x: Array) -> Array:
     """Logits with every layer at the width it was quantized to."""
-    return self._compiled["uniform"](model, self.params, x)
+    return self.compiled["uniform"](model, self.params, x)
 
   def mixed(
     self, model: rules.QModel, masks: Mapping[str, Array], x: Array, dynamic: bool = False
   ) -> Array:
     """Logits with the masked channel groups in 4 bits (see `rules.mixed_rule`)."""
-    return self._compiled["dynamic" if dynamic else "mixed"](model, masks, self.params, x)
+    return self.compiled["dynamic" if dynamic else "mixed"](model, masks, self.params, x)
 
   @functools.cached_property
-  def _compiled(self):
+  def compiled(self):
     def run_float(params, x):
       self.traces["float"] += 1
       return self.apply(params, x)
 
     def run_uniform(model, params, x):
       self.traces["uniform"] += 1
-      return graph.with_rule(self.apply, rules.uniform_rule(model))(params, x)
+      return graph.with_rule(self.apply, rules.uniform_rule(model, self.platform))(params, x)
 
     def run_mixed(model, masks, params, x, dynamic):
       self.traces["dynamic" if dynamic else "mixed"] += 1
-      return graph.with_rule(self.apply, rules.mixed_rule(model, masks, dynamic))(params, x)
+      rule = rules.mixed_rule(model, masks, dynamic, platform=self.platform)
+      return graph.with_rule(self.apply, rule)(params, x)
 
     return {
       "float": jax.jit(run_float),
@@ -195,7 +202,9 @@ def observe(
   apply, params = network.apply, network.params
   values = calibration.observe_values(apply, params, batches, progress)
   model = calibration.quantize(network.layers, network.weights, values, ranges)
-  return Observations(values, calibration.observe_codes(apply, params, model, batches, progress))
+  platform = network.platform
+  codes = calibration.observe_codes(apply, params, model, batches, progress, platform)
+  return Observations(values, codes)
 
 
 def base_model(
@@ -315,7 +324,9 @@ def score(
   """Error of each channel group alone, `[T]`: exact over `batches`, or closed-form if None."""
   if batches is None:
     return selection.range_scores(space(network, groups), groups)
-  errors = calibration.observe_errors(network.apply, network.params, model, batches, progress)
+  errors = calibration.observe_errors(
+    network.apply, network.params, model, batches, progress, network.platform
+  )
   return selection.exact_scores(space(network, groups), errors)
 
 

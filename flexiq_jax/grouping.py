@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import rules
+from flexiq_jax import exact, rules
 from flexiq_jax.graph import Layer
 from flexiq_jax.quant import lowering
 from flexiq_jax.quant.quantizer import check_one_of
@@ -231,11 +231,12 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
     for n in range(layer.groups):  # contraction group n writes its own run of outputs
       own = np.where((block == n)[:, None], error, 0)
       np.add.at(bias[:, n * outputs : (n + 1) * outputs], group, own)
-  native = low.astype(np.int8).reshape(layer.canonical(np.asarray(q.w)).shape)
+  native = layer.native(low.astype(np.int8).reshape(layer.canonical(np.asarray(q.w)).shape))
   return dataclasses.replace(
     q,
+    parts=exact.parts(layer, np.asarray(q.w), native),
     low=rules.Low(
-      w=jnp.asarray(layer.native(native)),
+      w=jnp.asarray(native),
       shift=jnp.asarray(np.asarray(cut.x_shift, np.int32)[group]),
       group=jnp.asarray(group, jnp.int32),
       bias=jnp.asarray(np.rint(bias), jnp.int32),

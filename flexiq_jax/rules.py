@@ -17,10 +17,10 @@ corrections join the integer sum; behind it comes one multiplication by the scal
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
+from flexiq_jax import exact
 from flexiq_jax.graph import Apply, Contract, Layer, Rule, closest, with_rule
 from flexiq_jax.quant import lowering, quantizer
 
@@ -59,6 +59,8 @@ class QLayer:
     low: the 4-bit side; None for a layer that always stays at `bits`.
     bits: width of both operands.
     signed: whether activation codes are signed; unsigned ones are 0..2^bits - 1.
+    parts: runs of input channels whose sums float32 counts exactly (see `exact.parts`), with any of
+      them in 4 bits; None where nobody looked at the codes.
   """
 
   w: Array
@@ -67,6 +69,7 @@ class QLayer:
   low: Low | None = None
   bits: int = struct.field(pytree_node=False, default=8)
   signed: bool = struct.field(pytree_node=False, default=True)
+  parts: int | None = struct.field(pytree_node=False, default=None)
 
 
 QModel = Mapping[str, QLayer]
@@ -103,30 +106,42 @@ def observing(apply: Apply, measure: Measure, rule: Rule = float_rule) -> Apply:
   return run
 
 
-def uniform_rule(model: QModel) -> Rule:
-  """Uniform quantization of every layer at the width it was quantized to."""
+def uniform_rule(model: QModel, platform: str | None = None) -> Rule:
+  """Uniform quantization of every layer at the width it was quantized to.
+
+  Args:
+    model: the quantized layers.
+    platform: cpu, gpu or tpu, for which the program is compiled; None is JAX's default backend.
+  """
 
   def uniform(layer, x, w, contract):
     del w
     q = _of(model, layer)
     codes = quantizer.quantize(x, q.x_scale, q.bits, q.signed)
-    return _scaled(layer, q, product(layer, q, codes, q.w, contract))
+    return _scaled(layer, q, product(layer, q, codes, q.w, contract, platform))
 
   return uniform
 
 
-def int8_rule(model: QModel) -> Rule:
-  """The 8-bit base model.
+def int8_rule(model: QModel, platform: str | None = None) -> Rule:
+  """The 8-bit base model; for the arguments see `uniform_rule`.
 
   Raises:
     ValueError: a layer of `model` is not 8-bit.
   """
   if wrong := [f"{name} ({q.bits})" for name, q in model.items() if q.bits != 8]:
     raise ValueError(f"model: layers that are not 8-bit: {', '.join(wrong)}")
-  return uniform_rule(model)
+  return uniform_rule(model, platform)
 
 
-def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False) -> Rule:
+def mixed_rule(
+  model: QModel,
+  masks: Mapping[str, Array],
+  dynamic: bool = False,
+  *,
+  split: bool = False,
+  platform: str | None = None,
+) -> Rule:
   """A layer with the masked channel groups in 4 bits and the others in 8.
 
   Args:
@@ -134,6 +149,10 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     masks: layer name -> bool `[J]`, true for groups in 4 bits. Layers without a mask stay 8-bit.
     dynamic: choose activation shifts at run time, per example: the smaller of the static shift and
       the one the range of the example's own 4-bit channels needs (docs/flexiq.md, step G).
+    split: contract each precision by itself, with zeros for the other one's channels: twice the
+      products and the same sums, but no weights that depend on a mask, so that `jax.vmap` over
+      masks has none to batch.
+    platform: cpu, gpu or tpu, for which the program is compiled; None is JAX's default backend.
 
   Raises:
     ValueError: a mask for a layer without a 4-bit side, or dynamic shifts for a layer whose input
@@ -148,17 +167,22 @@ def mixed_rule(model: QModel, masks: Mapping[str, Array], dynamic: bool = False)
     del w
     q = _of(model, layer)
     codes = quantizer.quantize(x, q.x_scale, 8, q.signed)
+    multiply = lambda codes, w: product(layer, q, codes, w, contract, platform)
     if layer.name not in masks:
-      return _scaled(layer, q, product(layer, q, codes, q.w, contract))
+      return _scaled(layer, q, multiply(codes, q.w))
     mask, low = masks[layer.name], _low(q)
     channels = mask[low.group]
     shift = layer.x_vector(low.shift, x.shape)
     if dynamic:
       shift = jnp.minimum(shift, _live_shift(layer, codes, low, mask, q.signed))
     lowered = lowering.lower_activations(codes, shift, q.signed) << shift
-    codes = jnp.where(layer.x_vector(channels, x.shape), lowered, codes)
-    weights = jnp.where(layer.w_vector(channels), low.w, q.w)
-    acc = product(layer, q, codes, weights, contract)
+    in_low = layer.x_vector(channels, x.shape)
+    if split:
+      acc = multiply(jnp.where(in_low, lowered, 0), low.w)
+      acc += multiply(jnp.where(in_low, 0, codes), q.w)
+    else:
+      weights = jnp.where(layer.w_vector(channels), low.w, q.w)
+      acc = multiply(jnp.where(in_low, lowered, codes), weights)
     bias = jnp.where(mask[:, None], low.bias, 0).sum(axis=0)
     return _scaled(layer, q, acc + layer.y_vector(bias, acc.shape))
 
@@ -176,31 +200,20 @@ def _check_mask(name: str, q: QLayer, mask: Array) -> None:
     )
 
 
-def product(layer: Layer, q: QLayer, codes: Array, w: Array, contract: Contract) -> Array:
-  """Exact int32 contraction of activation codes with int8 weights.
-
-  Unsigned 8-bit codes enter as `code - 128`. The correction is the contraction of a constant 128,
-  which meets the same padding, stride and groups (a constant would be wrong at padded borders).
-  XLA's int8 convolution is slow on CPUs where channels are few; there a float32 convolution is
-  taken if every partial sum is below 2^24, where float32 counts exactly.
-  """
-  if _float_counts(layer, q):
-    return contract(codes.astype(jnp.float32), w.astype(jnp.float32), jnp.float32).astype(jnp.int32)
-  if q.signed or q.bits < 8:
-    return contract(codes.astype(jnp.int8), w, jnp.int32)
-  if layer.kind == "depthwise" and jax.default_backend() == "cpu":
-    return contract(codes.astype(jnp.uint8), w, jnp.int32)  # see graph.depthwise
-  # One entry of a dimension that only repeats the contraction stands for all of them.
-  one = codes if 0 in (*layer.x_dims, *layer.x_window_dims) else codes[:1]
-  correction = contract(jnp.ones_like(one, jnp.int8), w, jnp.int32)
-  return contract((codes - 128).astype(jnp.int8), w, jnp.int32) + 128 * correction
-
-
-def _float_counts(layer: Layer, q: QLayer) -> bool:
-  """Whether a float32 convolution is exact and, on this backend, the faster one."""
-  terms = layer.params // layer.out_channels
-  bound = terms * 128 * (128 if q.signed else 255)
-  return layer.kind == "conv" and bound < 2**24 and jax.default_backend() == "cpu"
+def product(
+  layer: Layer, q: QLayer, codes: Array, w: Array, contract: Contract, platform: str | None = None
+) -> Array:
+  """Exact int32 contraction of a layer's activation codes with int8 weights (see `exact`)."""
+  return exact.product(
+    layer,
+    codes,
+    w,
+    contract,
+    signed=q.signed,
+    bits=q.bits,
+    parts=q.parts,
+    platform=platform,
+  )
 
 
 def _scaled(layer: Layer, q: QLayer, acc: Array) -> Array:

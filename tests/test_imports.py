@@ -15,7 +15,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Module or package -> what of ours it may import, itself aside. The longest matching name rules, so
 # a module needs its own line where it differs from its folder. `*` is everything of ours.
 _LOW = ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels", "flexiq_jax.selection")
-_RULES = (*_LOW, "flexiq_jax.rules", "flexiq_jax.calibration", "flexiq_jax.grouping")
+_RULES = (
+  *(*_LOW, "flexiq_jax.exact", "flexiq_jax.rules"),
+  *("flexiq_jax.calibration", "flexiq_jax.grouping"),
+)
 _STATE = ("flexiq_jax.checkpoint", "flexiq_jax.files", "flexiq_jax.distributed")
 OURS = {
   "run": ("experiments", "flexiq_jax"),
@@ -30,9 +33,10 @@ OURS = {
   "flexiq_jax.kernels": ("flexiq_jax.quant",),
   "flexiq_jax.kernels.tuning": ("flexiq_jax.kernels", "flexiq_jax.quant", "flexiq_jax.files"),
   "flexiq_jax.selection": (),
-  "flexiq_jax.rules": ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels"),
-  "flexiq_jax.calibration": ("flexiq_jax.rules", "flexiq_jax.quant", "flexiq_jax.graph"),
-  "flexiq_jax.grouping": ("flexiq_jax.rules", "flexiq_jax.quant", "flexiq_jax.graph"),
+  "flexiq_jax.exact": ("flexiq_jax.graph",),
+  "flexiq_jax.rules": ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.exact"),
+  "flexiq_jax.calibration": ("flexiq_jax.rules", "flexiq_jax.exact", *_LOW[:2]),
+  "flexiq_jax.grouping": ("flexiq_jax.rules", "flexiq_jax.exact", *_LOW[:2]),
   "flexiq_jax.flexiq": (*_RULES, "flexiq_jax.selection"),
   "flexiq_jax.evaluation": (),
   "flexiq_jax.models": (),
@@ -64,6 +68,7 @@ OUTSIDE = {
   "flexiq_jax.quant": ("flax", "jax", "numpy"),
   "flexiq_jax.graph": ("flax", "jax", "numpy"),
   "flexiq_jax.kernels": ("flax", "jax", "numpy"),
+  "flexiq_jax.exact": ("jax", "numpy"),
   "flexiq_jax.rules": ("flax", "jax", "numpy"),
 }
 

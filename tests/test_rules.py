@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +18,26 @@ MASKS = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 
 
 @functools.cache
-def runner(name, integers=False):
+def runner(name, platform="cpu", split=False):
   """Every rule on one layer, compiled once: (int8, mixed and dynamic per mask).
 
   Args:
     name: of the case.
-    integers: contract int8 operands, as on accelerators; on CPUs floats count faster.
+    platform: whose ways of computing products are taken.
+    split: whether the precisions are contracted apart.
   """
   case = CASES[name]
   layer = case.layer
 
   @jax.jit
   def run(q, masks, params, x):
-    if integers:
-      with mock.patch.object(jax, "default_backend", lambda: "tpu"):
-        return every_rule(q, masks, params, x)
-    return every_rule(q, masks, params, x)
-
-  def every_rule(q, masks, params, x):
     model = {layer.name: q}
 
     def mixed(mask, dynamic):
-      rule = rules.mixed_rule(model, {layer.name: mask}, dynamic)
+      rule = rules.mixed_rule(model, {layer.name: mask}, dynamic, split=split, platform=platform)
       return graph.with_rule(case.apply, rule)(params, x)
 
-    int8 = graph.with_rule(case.apply, rules.int8_rule(model))(params, x)
+    int8 = graph.with_rule(case.apply, rules.int8_rule(model, platform))(params, x)
     modes = (False, True) if layer.x_rows else (False,)
     return int8, [jax.vmap(functools.partial(mixed, dynamic=d))(masks) for d in modes]
 
@@ -92,11 +86,15 @@ CONVOLUTIONS = [name for name, case in CASES.items() if case.layer.kind != "dens
 
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 @pytest.mark.parametrize(
-  ("name", "integers"),
-  [*((name, False) for name in CASES), *((name, True) for name in CONVOLUTIONS)],
+  ("name", "platform", "split"),
+  [
+    *((name, "cpu", False) for name in CASES),
+    *((name, platform, False) for name in CONVOLUTIONS for platform in ("gpu", "tpu")),
+    *((name, "gpu", True) for name in CASES),
+  ],
 )
-def test_layers_are_exact(name, integers, signed):
-  case, layer, run = runner(name, integers)
+def test_layers_are_exact(name, platform, split, signed):
+  case, layer, run = runner(name, platform, split)
   made = random_layer(case, signed)
   scale = np.array([1.0, 0.1, 0.01])[:, None]  # a loud example and quiet ones
   if layer.x_rows:
@@ -112,21 +110,6 @@ def test_layers_are_exact(name, integers, signed):
     assert np.any(own < spread(layer, made.shift[made.group], own))
     for mask, got in zip(MASKS, modes[1], strict=True):
       np.testing.assert_array_equal(got, expected(case, layer, made, mask, own))
-
-
-def test_floats_count_only_where_they_count_exactly(monkeypatch):
-  def counts(channels, signed=True):
-    x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
-    params = {"w": jax.ShapeDtypeStruct((3, 3, channels, 7), jnp.float32)}
-    (layer,) = graph.layers(lambda p, x: CASES["convolution"].contract(x, p["w"]), params, x)
-    q = random_layer(CASES["convolution"], signed).q
-    return rules._float_counts(layer, q)
-
-  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-  assert counts(113) and not counts(114)  # 9 * 113 * 128 * 128 < 2^24
-  assert counts(57, signed=False) and not counts(58, signed=False)
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  assert not counts(1)
 
 
 def test_the_largest_sums_are_exact():

@@ -15,11 +15,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.extend.core import JaxprEqn
 
 from flexiq_jax import rules
 from flexiq_jax.graph import Layer
-from flexiq_jax.graph.describe import contraction
+from flexiq_jax.graph.describe import Contract
 from flexiq_jax.kernels import lower
 from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize
 from flexiq_jax.quant import quantizer
@@ -74,24 +73,31 @@ def pack(layer: Layer, q: rules.QLayer, order: np.ndarray) -> rules.QLayer:
 
 
 def run(
-  d: Depthwise, layer: Layer, eqn: JaxprEqn, side: int, codes: Array, consumer: Requantize | None
+  d: Depthwise,
+  layer: Layer,
+  contract: Contract,
+  codes: Array,
+  consumer: Requantize | None,
+  platform: str | None = None,
 ) -> Array | Activations:
   """The layer's result behind its tail.
 
   Args:
     d: the layer.
     layer: its static facts.
-    eqn: its equation.
-    side: which operand of it is the parameter.
+    contract: its contraction.
     codes: int32, 8-bit codes of places, in the equation's layout with P channels.
     consumer: makes the codes of the layer it feeds; None for float32.
+    platform: cpu, gpu or tpu, for which the program is compiled; None is JAX's default backend.
 
   Returns:
     `[M, P]`, float32 or the consumer's codes.
   """
   places = len(d.scale)
+  eqn = contract.eqn
   wide = eqn.replace(params=dict(eqn.params) | {"feature_group_count": places})
-  acc = rules.product(_widened(layer, places), d.q, codes, d.q.w, contraction(wide, side))
+  wide = Contract(wide, contract.side)
+  acc = rules.product(_widened(layer, places), d.q, codes, d.q.w, wide, platform)
   epilogue = Epilogue(
     scale=d.scale,
     correction=jnp.zeros(places, jnp.int32),

@@ -83,13 +83,20 @@ class Plain:
 
 
 def run_plain(
-  d: Plain, layer: Layer, x: Array, contract: Contract, level: Array, dynamic: bool
+  d: Plain,
+  layer: Layer,
+  x: Array,
+  contract: Contract,
+  level: Array,
+  dynamic: bool,
+  platform: str | None = None,
 ) -> Array:
   """The layer's result as the rules compute it, float32 in the model's own layout."""
   if d.masks is None:
-    return rules.uniform_rule({layer.name: d.q})(layer, x, None, contract)
+    return rules.uniform_rule({layer.name: d.q}, platform)(layer, x, None, contract)
   masks = {layer.name: d.masks[level]}
-  return rules.mixed_rule({layer.name: d.q}, masks, dynamic)(layer, x, None, contract)
+  rule = rules.mixed_rule({layer.name: d.q}, masks, dynamic, platform=platform)
+  return rule(layer, x, None, contract)
 
 
 def quantized(

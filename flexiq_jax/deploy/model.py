@@ -23,7 +23,7 @@ from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.plan import Plan
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.graph.describe import contraction
+from flexiq_jax.graph.describe import Contract
 from flexiq_jax.kernels.operands import OUTPUTS, Requantize
 
 Array = Any
@@ -76,13 +76,15 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
     d, x = deployed.layers[layer.name], operands[1 - side]
     shape = eqn.invars[1 - side].aval.shape
     if isinstance(d, Plain):
-      y = layers.run_plain(d, layer, x, contraction(eqn, side), level, plan.dynamic)
+      contract, platform = Contract(eqn, side), kernel.get("platform")
+      y = layers.run_plain(d, layer, x, contract, level, plan.dynamic, platform)
       return y.astype(eqn.outvars[0].aval.dtype)
     made = emitted.pop(layer.name, None)
     consumer = _requantize(deployed, d.feeds, level, **kernel)
     if isinstance(d, Depthwise):
       codes = depthwise.quantized(d, x) if made is None else depthwise.emitted(d, made, shape)
-      emitted[d.feeds] = depthwise.run(d, layer, eqn, side, codes, consumer)
+      contract, platform = Contract(eqn, side), kernel.get("platform")
+      emitted[d.feeds] = depthwise.run(d, layer, contract, codes, consumer, platform)
       return None
     operand = _operand(d, layer, eqn, x, made, shape, level, plan.dynamic, **kernel)
     tail, aval = tails[layer.name], tails[layer.name].out.aval
@@ -136,7 +138,7 @@ def deployed_rule(
     del w
     d, eqn = deployed.layers[layer.name], eqns[layer.name]
     if isinstance(d, Plain):
-      return layers.run_plain(d, layer, x, contract, level, dynamic)
+      return layers.run_plain(d, layer, x, contract, level, dynamic, kernel.get("platform"))
     assert isinstance(d, Mixed)
     operand = _operand(d, layer, eqn, x, None, x.shape, level, dynamic, **kernel)
     window = patches.window(layer, eqn.params, x.shape) if d.slides else None

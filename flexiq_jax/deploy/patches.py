@@ -7,7 +7,6 @@ one constant corrects every pixel. Convolutions of stride 1 that keep the size o
 no patches where a kernel knows windows (`window`).
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as prim
 
-from flexiq_jax.graph import Layer
+from flexiq_jax.graph import Layer, unfold
 from flexiq_jax.graph.trace import Traced
 from flexiq_jax.kernels.windows import Window
 
@@ -130,17 +129,7 @@ def result(layer: Layer, params: Mapping[str, Any], y: Array, shape: Sequence[in
 
 def _patches(params: Mapping[str, Any], x: Array, window: Sequence[int], fill: Array) -> Array:
   """`[B, *space, P]` -> `[B, *space, P, window]` by slices of the padded codes."""
-  strides, dilation = params["window_strides"], params["rhs_dilation"]
-  x = _padded(x, params["padding"], fill)
-  reach = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
-  sizes = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
-  pieces = []
-  for position in itertools.product(*map(range, window)):
-    starts = [i * d for i, d in zip(position, dilation, strict=True)]
-    stops = [a + (n - 1) * s + 1 for a, n, s in zip(starts, sizes, strides, strict=True)]
-    limits = (x.shape[0], *stops, x.shape[-1])
-    pieces.append(jax.lax.slice(x, (0, *starts, 0), limits, (1, *strides, 1)))
-  return jnp.stack(pieces, axis=-1)
+  return jnp.stack(unfold.slices(params, _padded(x, params["padding"], fill), window), axis=-1)
 
 
 def _padded(x: Array, padding: Sequence[tuple[int, int]], fill: Array) -> Array:

@@ -34,6 +34,7 @@ class Runner:
     sizes: Sequence[int] = SIZES,
     implementation: str | None = None,
     tuning: str | os.PathLike[str] | None = None,
+    platform: str | None = None,
   ) -> None:
     """Starts at the first level.
 
@@ -42,6 +43,7 @@ class Runner:
       sizes: batch sizes that are compiled, each at its first use; larger batches run in parts.
       implementation: of the mixed matmul (see `kernels.api`).
       tuning: folder of measured tiles (see `kernels.tile_files`); None takes tiles by rule.
+      platform: cpu, gpu or tpu, for which the model is compiled; None is JAX's default backend.
 
     Raises:
       ValueError: sizes that are no positive integers, or no tiles of this device in the folder.
@@ -50,13 +52,14 @@ class Runner:
       raise ValueError(f"sizes: {sizes}; positive integers are accepted")
     tuned = None if tuning is None else tile_files.read(tuning)
     self._sizes = tuple(sorted(set(sizes)))
-    self._deployed = place(deployed)
+    self._deployed = place(deployed, platform)
     self.traces = 0
 
     @jax.jit
     def run(deployed, x, level):
       self.traces += 1
-      return apply(deployed, x, level, implementation=implementation, tuned=tuned)
+      kernel = {"implementation": implementation, "platform": platform, "tuned": tuned}
+      return apply(deployed, x, level, **kernel)
 
     self._run = run
     self._levels = np.asarray(deployed.levels)

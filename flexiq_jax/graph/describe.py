@@ -1,8 +1,9 @@
 """From an equation of a jaxpr to the static facts of a layer, and names for people to read."""
 
 import collections
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +12,8 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as prim
 
-from flexiq_jax.graph import depthwise
 from flexiq_jax.graph.layer import Array, Layer
 from flexiq_jax.graph.origins import aval
-
-Contract = Callable[..., Array]
 
 
 def why_not(eqn: JaxprEqn, side: int) -> str | None:
@@ -99,22 +97,40 @@ def describe(eqn: JaxprEqn, side: int, name: str, param: str, batch: int, exampl
   )
 
 
-def contraction(eqn: JaxprEqn, side: int) -> Contract:
-  """The contraction of an equation as `contract(x, w, preferred_element_type=None)`."""
-  p = eqn.params
+@dataclasses.dataclass(frozen=True)
+class Contract:
+  """The contraction of an equation, called as `contract(x, w, preferred_element_type=None)`.
 
-  def contract(x, w, preferred_element_type=None):
+  Attributes:
+    eqn: a dot_general or convolution.
+    side: which operand of it (0 or 1) is the parameter.
+  """
+
+  eqn: JaxprEqn
+  side: int
+
+  @property
+  def convolution(self) -> Mapping[str, Any] | None:
+    """Parameters of `conv_general_dilated`; None for a dot_general."""
+    return None if self.eqn.primitive is prim.dot_general_p else self.eqn.params
+
+  @property
+  def dimension_numbers(self) -> Any:
+    """Of a dot_general, x first: `((x contracted, w contracted), (x shared, w shared))`."""
+    pairs = self.eqn.params["dimension_numbers"]
+    return tuple((d[1 - self.side], d[self.side]) for d in pairs)
+
+  def __call__(self, x: Array, w: Array, preferred_element_type: Any = None) -> Array:
+    """The contraction; real values may come with integer weights, unsigned codes with signed."""
+    p = self.eqn.params
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if preferred_element_type is None and floating:
       preferred_element_type = p["preferred_element_type"]
     precision = p["precision"] if floating else None
-    lhs, rhs = (w, x) if side == 0 else (x, w)
-    if eqn.primitive is not prim.dot_general_p and depthwise.applies(p, lhs, rhs):
-      wanted = preferred_element_type or (x.dtype if floating else jnp.int32)
-      return depthwise.multiply_add(p, lhs, rhs).astype(wanted)
+    lhs, rhs = (w, x) if self.side == 0 else (x, w)
     if floating and w.dtype != x.dtype:  # real values with integer weights
       lhs, rhs = lhs.astype(x.dtype), rhs.astype(x.dtype)
-    if eqn.primitive is prim.dot_general_p:
+    if self.convolution is None:
       return lax.dot_general(
         lhs,
         rhs,
@@ -137,8 +153,6 @@ def contraction(eqn: JaxprEqn, side: int) -> Contract:
       precision,
       preferred_element_type,
     )
-
-  return contract
 
 
 def leaf_paths(keys: Sequence[Any]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.graph.describe import contraction
+from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.layer import Array, Layer
 from flexiq_jax.graph.origins import aval
 
@@ -89,7 +89,7 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
       kernel, _ = _keys(layer)
       dtype = eqn.invars[side].aval.dtype
       act = operands[1 - side]
-      return contraction(eqn, side)(act, given[kernel].astype(dtype))
+      return Contract(eqn, side)(act, given[kernel].astype(dtype))
 
     def end(i, layer):
       def finish(_, eqn, operands):

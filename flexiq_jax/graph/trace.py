@@ -22,7 +22,6 @@ from jax.extend.core import primitives as prim
 from flexiq_jax.graph import examples
 from flexiq_jax.graph.describe import (
   Contract,
-  contraction,
   describe,
   layer_names,
   leaf_paths,
@@ -237,7 +236,7 @@ def by_rule(
   def at(i, eqn, operands):
     layer, side = traced.layers[i], traced.sides[i]
     w, act = operands[side], operands[1 - side]
-    return _call(rule, layer, act, w, contraction(eqn, side), eqn)
+    return _call(rule, layer, act, w, Contract(eqn, side), eqn)
 
   return evaluate(traced, leaves, dict.fromkeys(traced.layers, at), known)
 
@@ -268,7 +267,8 @@ def closest(name: str, known: Sequence[str], n: int = 5) -> str:
 
 def _call(rule, layer, x, w, contract, eqn):
   aval = eqn.outvars[0].aval
-  y = rule(layer, x, w, contract)
+  with jax.named_scope(layer.name):  # so that profiles and compiled programs name it
+    y = rule(layer, x, w, contract)
   if y.shape != aval.shape:
     raise ValueError(f"rule: result of layer {layer.name} has shape {y.shape}, not {aval.shape}")
   return y.astype(aval.dtype)

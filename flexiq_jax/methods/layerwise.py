@@ -202,13 +202,16 @@ def layerwise_rule(stacks: Stacks, choice: Array) -> rules.Rule:
   return rule
 
 
-def plan_rule(stacks: Stacks, choice: Array, floats: Collection[str] = ()) -> rules.Rule:
+def plan_rule(
+  stacks: Stacks, choice: Array, floats: Collection[str] = (), platform: str | None = None
+) -> rules.Rule:
   """Layers at the chosen widths, exactly: int8 codes, int32 sums, then the scales.
 
   Args:
     stacks: all layers of the model.
     choice: int `[I]`, of widths (see `Stacks.choice`).
     floats: names of layers in floating point, static; their choice is not read.
+    platform: cpu, gpu or tpu, for which the program is compiled; None is JAX's default backend.
   """
 
   def rule(layer, x, w, contract):
@@ -218,7 +221,7 @@ def plan_rule(stacks: Stacks, choice: Array, floats: Collection[str] = ()) -> ru
     # Codes of every width are 8-bit codes, of which `product` knows to add exactly.
     q = rules.QLayer(stack.w[k], stack.w_scale[k], stack.x_scale[k], signed=stack.signed)
     codes = _codes(x, stack, k).astype(jnp.int32)
-    acc = rules.product(layer, q, codes, q.w, contract)
+    acc = rules.product(layer, q, codes, q.w, contract, platform)
     return acc.astype(jnp.float32) * layer.y_vector(q.w_scale * q.x_scale, acc.shape)
 
   return rule
@@ -233,14 +236,14 @@ class Layerwise:
       first also once for each set of float layers.
   """
 
-  def __init__(self, apply: Apply, params: Any, stacks: Stacks):
-    """Wraps a float model, batch norm folded, and its layers."""
+  def __init__(self, apply: Apply, params: Any, stacks: Stacks, platform: str | None = None):
+    """Wraps a float model, batch norm folded, and its layers; for `platform` see `plan_rule`."""
     self.params, self.stacks = params, stacks
     self.traces: collections.Counter[str] = collections.Counter()
 
     def run_exact(stacks, params, choice, floats, x):
       self.traces["exact"] += 1
-      return with_rule(apply, plan_rule(stacks, choice, floats))(params, x)
+      return with_rule(apply, plan_rule(stacks, choice, floats, platform))(params, x)
 
     def run_simulated(stacks, params, choice, x):
       self.traces["simulated"] += 1

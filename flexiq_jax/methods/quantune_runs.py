@@ -20,7 +20,7 @@ import numpy as np
 
 from flexiq_jax.graph import Apply, Rule
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.graph.describe import contraction
+from flexiq_jax.graph.describe import Contract
 from flexiq_jax.methods import fusion
 from flexiq_jax.methods.fusion import Operation
 from flexiq_jax.methods.layerwise import FLOAT
@@ -120,7 +120,7 @@ def _outputs(
   def at(i, eqn, operands):
     if i in traced.layers:
       layer, side = traced.layers[i], traced.sides[i]
-      y = rule(layer, operands[1 - side], operands[side], contraction(eqn, side))
+      y = rule(layer, operands[1 - side], operands[side], Contract(eqn, side))
       y = y.astype(eqn.outvars[0].aval.dtype)
     else:
       y = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))

@@ -1,8 +1,14 @@
 """Fitness of masks: how far a mixed model's logits are from the 8-bit model's on search images.
 
-A population is evaluated in one compiled call: a loop over individuals inside a loop over blocks of
-images, `width` individuals at a time under `jax.vmap`. How many are evaluated and on which blocks
-are run-time values, so nothing compiles again. Several devices share the individuals.
+A population is evaluated in one compiled call: a loop over individuals, and in it one over blocks
+of images. How many are evaluated and on which blocks are run-time values, so nothing compiles
+again. Several devices share the individuals. Three forms compute the same distances:
+
+| form | individuals in a forward pass |
+|---|---|
+| `loop` | one, on a block of many images |
+| `masks` | several under `jax.vmap`, each with weights of its own |
+| `split` | several under `jax.vmap`, with weights in common: precisions apart, twice the products |
 
 Distances (`z8`: logits of the 8-bit model, `p8` their softmax):
 
@@ -30,6 +36,12 @@ from flexiq_jax.selection import Space
 Array = Any
 
 AXIS = "population"  # name of the mesh axis
+FORMS = ("loop", "masks", "split")
+# Platform -> form, and how many blocks of images one of its forward passes takes. On a CPU a block
+# fills the cores and batched weights are slow. Batched weights make a convolution of as many groups
+# as individuals, which NVIDIA's library has not in int8, and a GPU needs more images than a CPU to
+# be busy. The forms were never measured on an accelerator.
+DEFAULTS = {"cpu": ("loop", 1), "gpu": ("loop", 16), "tpu": ("masks", 1)}
 
 
 def l2(z: Array, z8: Array) -> Array:
@@ -57,6 +69,7 @@ class Fitness:
     traces: how often the population's function was traced.
     apply, params, model, layers: what is evaluated.
     host_images, reference: search images, and the 8-bit model's logits `[n, ..., K]` of them.
+    platform, form: for which the function is compiled, and how (see above).
     block, blocks: images in one forward pass, and how many passes they make.
     width: individuals in one forward pass, on each device.
     bytes: device memory of one call, arguments and temporaries, as the compiler counts it.
@@ -74,6 +87,7 @@ class Fitness:
     capacity: int = 32,
     block: int = 64,
     width: int | None = None,
+    form: str | None = None,
     mesh: Mesh | None = None,
   ):
     """Compiles the evaluation and finds block and width that fit the memory budget.
@@ -86,16 +100,26 @@ class Fitness:
       distance: a name in `DISTANCES`.
       memory: budget in GiB for one call on each device.
       capacity: individuals in one call; more are split over calls.
-      block: most images in one forward pass; the budget may lower it.
-      width: individuals in one forward pass on each device. None: 1 on a CPU, where a batch of
-        images fills the cores and batched weights are slow; elsewhere as many as fit.
+      block: most images in one forward pass; the budget may lower it. With no form given, a
+        platform may take several blocks at once (`DEFAULTS`).
+      width: individuals in one forward pass on each device; None: 1 in a loop, else as many as fit.
+      form: a name of the table above; None: the platform's (`DEFAULTS`), or, with a width above 1,
+        `masks`.
       mesh: devices that share the individuals, with one axis `population`; None: one device.
 
     Raises:
-      ValueError: an unknown distance, no images, a count below 1, logits that are not finite, or a
-        budget below what one individual on one image takes.
+      ValueError: an unknown distance or form, a loop of several individuals, no images, a count
+        below 1, logits that are not finite, or a budget below what one individual on one image
+        takes.
     """
     check_one_of("distance", distance, tuple(DISTANCES))
+    self.platform = network.platform
+    self.form, blocks = DEFAULTS[self.platform] if form is None else (form, 1)
+    check_one_of("form", self.form, FORMS)
+    if width is not None and width > 1 and self.form == "loop":
+      if form is not None:
+        raise ValueError(f"width: {width}; a loop takes 1, or None")
+      self.form = "masks"
     if min(len(images), capacity, block, 1 if width is None else width) < 1:
       raise ValueError(
         f"images, capacity, block, width: {len(images)}, {capacity}, {block}, {width}; at least 1 "
@@ -109,8 +133,9 @@ class Fitness:
     self.apply, self.params, self.model = network.apply, network.params, model
     self.layers = network.layers
     self.host_images = np.asarray(images)
-    self.reference = self._reference(network, min(block, self.images))
-    self._compile(memory, min(block, self.images), width)
+    block = min(block * blocks, self.images)
+    self.reference = self._reference(network, block)
+    self._compile(memory, block, width)
 
   def __call__(self, masks: Array, part: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
     """Fitness of masks.
@@ -202,7 +227,7 @@ class Fitness:
 
     what = f"one individual on one image, with the {self.images} search images,"
     block, (run, constants), used = fit_block(attempt, block, memory, what)
-    if width is None and jax.default_backend() != "cpu":
+    if width is None and self.form != "loop":
       arguments = sum(a.nbytes for a in jax.tree.leaves(constants))
       guess = int((budget - arguments) // max(used - arguments, 1))
       while (wide := min(guess, each)) > 1:
@@ -224,52 +249,92 @@ class Fitness:
     )
     values = (images, reference, self.model, self.params)
     constants = jax.tree.map(self._put, values)
-    distance, apply, space = DISTANCES[self.distance], self.apply, self.space
+    one = distance_of(
+      self.apply, self.space, self.distance, split=self.form == "split", platform=self.platform
+    )
+    population = population_of(one, width=width, mesh=self.mesh)
 
-    def one(mask, image, target, model, params):
-      rule = rules.mixed_rule(model, space.split(mask))
-      d = distance(graph.with_rule(apply, rule)(params, image), target)
-      return d.reshape(block, -1).sum(axis=1)  # of maps of logits each place counts
-
-    many = jax.vmap(one, (0, None, None, None, None)) if width > 1 else None
-
-    def run(masks, counts, span, images, reference, model, params):
+    def run(*arguments):
       self.traces += 1
-      # Loops of whole widths: the last one may be evaluated partly for nothing.
-      padding = -len(masks) % width
-      masks = jnp.concatenate([masks, jnp.zeros((padding, masks.shape[1]), bool)])
-      out = jnp.zeros((len(masks), blocks, block), jnp.float32)
+      return population(*arguments)
 
-      def individuals(i, out):
-        chosen = jax.lax.dynamic_slice_in_dim(masks, i * width, width)
-
-        def block_of(j, out):
-          if many is None:
-            d = one(chosen[0], images[j], reference[j], model, params)[None]
-          else:
-            d = many(chosen, images[j], reference[j], model, params)
-          return jax.lax.dynamic_update_slice(out, d[:, None], (i * width, j, 0))
-
-        return jax.lax.fori_loop(span[0], span[1], block_of, out)
-
-      loops = (counts[0] + width - 1) // width
-      out = jax.lax.fori_loop(0, loops, individuals, out)
-      return out[: len(out) - padding]
-
-    if self.mesh is not None:
-      sharded, same = PartitionSpec(AXIS), PartitionSpec()
-      run = jax.shard_map(
-        run,
-        mesh=self.mesh,
-        in_specs=(sharded, sharded, same, same, same, same, same),
-        out_specs=sharded,
-        check_vma=False,
-      )
     arguments = (
-      self._put(np.zeros((self.capacity, space.total), bool), sharded=True),
+      self._put(np.zeros((self.capacity, self.space.total), bool), sharded=True),
       self._put(np.zeros(self._devices, np.int32), sharded=True),
       self._put(np.zeros(2, np.int32)),
       *constants,
     )
     compiled = jax.jit(run).lower(*arguments).compile()
     return compiled, constants, memory_of(compiled)
+
+
+def distance_of(
+  apply: graph.Apply,
+  space: Space,
+  distance: str,
+  *,
+  split: bool = False,
+  platform: str | None = None,
+) -> Callable[..., Array]:
+  """`(mask bool [T], images [B, ...], target [B, ..., K], model, params) -> float32 [B]`.
+
+  For the arguments see `Fitness`; for `split` and `platform` `rules.mixed_rule`.
+  """
+
+  def one(mask, images, target, model, params):
+    rule = rules.mixed_rule(model, space.split(mask), split=split, platform=platform)
+    d = DISTANCES[distance](graph.with_rule(apply, rule)(params, images), target)
+    return d.reshape(len(images), -1).sum(axis=1)  # of maps of logits each place counts
+
+  return one
+
+
+def population_of(
+  one: Callable[..., Array], *, width: int, mesh: Mesh | None = None
+) -> Callable[..., Array]:
+  """All individuals of a population on all blocks of images, in one function.
+
+  Args:
+    one: from `distance_of`.
+    width: individuals in one forward pass.
+    mesh: devices that share the individuals; None: one device.
+
+  Returns:
+    `(masks, counts, span, images, target, model, params)`: bool `[P, T]`; int32 `[D]`, individuals
+    on each device that count; int32 `[2]`, first block and the one behind the last; `[J, B, ...]`;
+    `[J, B, ..., K]`; layers; parameters -> float32 `[P, J, B]`, zero elsewhere.
+  """
+  many = jax.vmap(one, (0, None, None, None, None)) if width > 1 else None
+
+  def run(masks, counts, span, images, target, model, params):
+    # Loops of whole widths: the last one may be evaluated partly for nothing.
+    padding = -len(masks) % width
+    masks = jnp.concatenate([masks, jnp.zeros((padding, masks.shape[1]), bool)])
+    out = jnp.zeros((len(masks), *images.shape[:2]), jnp.float32)
+
+    def individuals(i, out):
+      chosen = jax.lax.dynamic_slice_in_dim(masks, i * width, width)
+
+      def block_of(j, out):
+        if many is None:
+          d = one(chosen[0], images[j], target[j], model, params)[None]
+        else:
+          d = many(chosen, images[j], target[j], model, params)
+        return jax.lax.dynamic_update_slice(out, d[:, None], (i * width, j, 0))
+
+      return jax.lax.fori_loop(span[0], span[1], block_of, out)
+
+    loops = (counts[0] + width - 1) // width
+    out = jax.lax.fori_loop(0, loops, individuals, out)
+    return out[: len(out) - padding]
+
+  if mesh is None:
+    return run
+  sharded, same = PartitionSpec(AXIS), PartitionSpec()
+  return jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=(sharded, sharded, same, same, same, same, same),
+    out_specs=sharded,
+    check_vma=False,
+  )

@@ -75,7 +75,10 @@ class Flips:
     split = fitness.space.split
 
     def piece(part: Callable[[rules.Rule], Any]) -> Any:
-      run = lambda model, params, mask, x: part(rules.mixed_rule(model, split(mask)))(params, x)
+      def run(model, params, mask, x):
+        rule = rules.mixed_rule(model, split(mask), platform=fitness.platform)
+        return part(rule)(params, x)
+
       return jax.jit(run)
 
     self._head = piece(segments.head)

@@ -27,20 +27,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import distributed, graph, rules
+from flexiq_jax import distributed, exact, graph, rules
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.quant import lowering, quantizer
 from flexiq_jax.search.fitness import DISTANCES, Fitness
 from flexiq_jax.search.memory import fit_block, memory_of
 from flexiq_jax.search.sums import Report, Sums
 from flexiq_jax.search.ties import Ties
-from flexiq_jax.selection import Quadratic
+from flexiq_jax.selection import Quadratic, Space
 
 Array = Any
 
 
 def influence_rule(
-  model: rules.QModel, masks: Mapping[str, Array], gates: Mapping[str, Array]
+  model: rules.QModel,
+  masks: Mapping[str, Array],
+  gates: Mapping[str, Array],
+  platform: str | None = None,
 ) -> rules.Rule:
   """`mixed_rule` with straight-through derivatives, also by what each group would change.
 
@@ -51,6 +54,7 @@ def influence_rule(
     model: 8-bit layers, those in `masks` with their `low` side.
     masks: layer name -> bool `[J]`, true for groups in 4 bits.
     gates: layer name -> float32 `[B, J]`, any values, for each layer in `masks`.
+    platform: cpu, gpu or tpu, for which the program is compiled; None is JAX's default backend.
 
   Raises:
     ValueError: as `mixed_rule`; or a layer's input does not keep examples apart.
@@ -62,7 +66,8 @@ def influence_rule(
     @jax.custom_vjp
     def compute(x, gate, q, mask):
       del gate
-      mixed = rules.mixed_rule({layer.name: q}, {} if mask is None else {layer.name: mask})
+      chosen = {} if mask is None else {layer.name: mask}
+      mixed = rules.mixed_rule({layer.name: q}, chosen, platform=platform)
       return mixed(layer, x, q.w, contract)
 
     def forward(x, gate, q, mask):
@@ -70,7 +75,7 @@ def influence_rule(
 
     def backward(saved, u):
       x, q, mask = saved
-      return (*_backward(layer, contract, x, q, mask, u), None, None)
+      return (*_backward(layer, contract, platform, x, q, mask, u), None, None)
 
     compute.defvjp(forward, backward)
     if layer.name not in masks:
@@ -85,13 +90,14 @@ def influence_rule(
   return rule
 
 
-def _backward(layer: Layer, contract, x, q, mask, u) -> tuple[Array, Array | None]:
+def _backward(layer: Layer, contract, platform, x, q, mask, u) -> tuple[Array, Array | None]:
   """Derivatives by x and by the gate; `u` is the derivative by the layer's output."""
   u = u.astype(jnp.float32) * layer.y_vector(q.w_scale, u.shape)
   zero = jax.ShapeDtypeStruct(x.shape, jnp.float32)
 
   def transposed(w):
-    return jax.linear_transpose(lambda a: contract(a, w, jnp.float32), zero)(u)[0]
+    forward = lambda a: exact.real_product(layer, a, w, contract, platform)
+    return jax.linear_transpose(forward, zero)(u)[0]
 
   lo, hi = quantizer.code_range(8, q.signed)
   steps = x / q.x_scale
@@ -113,9 +119,9 @@ def _backward(layer: Layer, contract, x, q, mask, u) -> tuple[Array, Array | Non
   member = jax.nn.one_hot(q.low.group, len(mask), dtype=jnp.float32)
   outputs = jnp.moveaxis(u, layer.y_dims, range(-len(layer.y_dims), 0))
   outputs = outputs.reshape(examples, -1, layer.out_channels).sum(axis=1)
-  exact = jax.lax.Precision.HIGHEST
-  effect = jnp.matmul(change, member, precision=exact)
-  effect += jnp.matmul(outputs, q.low.bias.T.astype(jnp.float32), precision=exact)
+  highest = jax.lax.Precision.HIGHEST
+  effect = jnp.matmul(change, member, precision=highest)
+  effect += jnp.matmul(outputs, q.low.bias.T.astype(jnp.float32), precision=highest)
   effect *= q.x_scale * jnp.where(mask, -1.0, 1.0)[None]
   return jnp.where(inside, dx, 0).astype(x.dtype), effect
 
@@ -229,32 +235,17 @@ class Influence:
 
   def _compile(self, block: int):
     """One pass over a block, and the memory it takes."""
-    fitness, space = self._fitness, self._fitness.space
-    distance = DISTANCES[fitness.distance]
-    draw = PROBES[fitness.distance]
-    gates = {
-      name: jnp.zeros((block, size), jnp.float32)
-      for name, size in zip(space.names, space.sizes, strict=True)
-    }
-
-    def run(model, params, base, x, target, key, number):
-      masks = space.split(base)
-
-      def logits(gates):
-        return graph.with_rule(fitness.apply, influence_rule(model, masks, gates))(params, x)
-
-      z, pull = jax.vjp(logits, gates)
-      if self._exact:
-        probe = jnp.broadcast_to(jax.nn.one_hot(number, z.shape[-1]), z.shape)
-      else:
-        probe = draw(key, z)
-      slope = jax.grad(lambda z: distance(z, target).sum() / 2)(z)
-      (effects,) = pull(jnp.where(number < 0, slope, probe).astype(z.dtype))
-      return distance(z, target), jnp.concatenate([effects[n] for n in space.names], axis=1)
-
+    fitness = self._fitness
+    run = influence_pass(
+      fitness.apply,
+      fitness.space,
+      fitness.distance,
+      exact_logits=self._exact,
+      platform=fitness.platform,
+    )
     images = fitness.host_images[:block]
     arguments = (
-      *(fitness.model, fitness.params, np.zeros(space.total, bool), images),
+      *(fitness.model, fitness.params, np.zeros(fitness.space.total, bool), images),
       *(fitness.reference[:block], jax.random.key(0), 0),
     )
     compiled = jax.jit(run).lower(*arguments).compile()
@@ -264,6 +255,53 @@ class Influence:
       fitness.model, fitness.params, base, x, target, key, jnp.asarray(number, jnp.int32)
     )
     return call, used
+
+
+def influence_pass(
+  apply: graph.Apply,
+  space: Space,
+  distance: str,
+  *,
+  exact_logits: bool,
+  platform: str | None = None,
+) -> Callable[..., tuple[Array, Array]]:
+  """One forward and one backward pass: distances, and one probe's inner products with all effects.
+
+  Args:
+    apply: the float model.
+    space: the channel groups.
+    distance: a name in `DISTANCES`.
+    exact_logits: probe number i is logit i instead of a random vector.
+    platform: cpu, gpu or tpu, for which the program is compiled; None is JAX's default backend.
+
+  Returns:
+    `(model, params, base, x, target, key, number)`: layers; parameters; bool `[T]`; `[B, ...]`;
+    `[B, ..., K]`; typed random key; int32 `[]`, of the probe, negative for the distance's slope ->
+    float32 `[B]` and `[B, T]`.
+  """
+  metric, draw = DISTANCES[distance], PROBES[distance]
+
+  def run(model, params, base, x, target, key, number):
+    masks = space.split(base)
+    gates = {
+      name: jnp.zeros((len(x), size), jnp.float32)
+      for name, size in zip(space.names, space.sizes, strict=True)
+    }
+
+    def logits(gates):
+      rule = influence_rule(model, masks, gates, platform)
+      return graph.with_rule(apply, rule)(params, x)
+
+    z, pull = jax.vjp(logits, gates)
+    if exact_logits:
+      probe = jnp.broadcast_to(jax.nn.one_hot(number, z.shape[-1]), z.shape)
+    else:
+      probe = draw(key, z)
+    slope = jax.grad(lambda z: metric(z, target).sum() / 2)(z)
+    (effects,) = pull(jnp.where(number < 0, slope, probe).astype(z.dtype))
+    return metric(z, target), jnp.concatenate([effects[n] for n in space.names], axis=1)
+
+  return run
 
 
 def _squares(effects: np.ndarray) -> np.ndarray:

@@ -166,7 +166,9 @@ def improve(
       "then share the shifts along the order that was found (flexiq.lay_out)"
     )
   network, space = model.network, model.schedule.space
-  errors = calibration.observe_errors(network.apply, network.params, model.model, [images])
+  errors = calibration.observe_errors(
+    network.apply, network.params, model.model, [images], platform=network.platform
+  )
   found = search(
     network,
     model.model,

@@ -1,4 +1,4 @@
-"""Depthwise convolution by multiply-adds equals XLA's own, bit for bit."""
+"""Convolutions written out over their windows equal XLA's own, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from jax import lax
 
-from flexiq_jax.graph import depthwise
+from flexiq_jax.graph import unfold
 
 CASES = {
   "same": {},
   "stride and asymmetric padding": {"strides": (2, 1), "padding": ((0, 1), (2, 1))},
   "dilation": {"dilation": (2, 3)},
   "negative padding": {"padding": ((-1, 2), (0, -1))},
+  "pixels apart": {"spread": (2, 3), "strides": (1, 2)},
   "multiplier": {"multiplier": 3},
   "channels first": {"layout": ("NCHW", "OIHW", "NCHW")},
   "one dimension": {"size": (9,), "window": (5,), "layout": ("NWC", "WIO", "NWC")},
@@ -21,7 +22,8 @@ CASES = {
 
 def parameters(size=(7, 8), window=(3, 3), multiplier=1, layout=("NHWC", "HWIO", "NHWC"), **given):
   channels, rank = 6, len(size)
-  shapes = {"N": 2, "C": channels, "I": 1, "O": channels * multiplier}
+  groups = given.get("groups", channels)
+  shapes = {"N": 2, "C": channels, "I": channels // groups, "O": channels * multiplier}
   spatial = dict(zip(layout[0].replace("N", "").replace("C", ""), size, strict=True))
   kernel = dict(zip(layout[1].replace("I", "").replace("O", ""), window, strict=True))
   x_shape = [(shapes | spatial)[d] for d in layout[0]]
@@ -29,10 +31,10 @@ def parameters(size=(7, 8), window=(3, 3), multiplier=1, layout=("NHWC", "HWIO",
   params = {
     "window_strides": given.get("strides", (1,) * rank),
     "padding": given.get("padding", ((1, 1),) * rank),
-    "lhs_dilation": (1,) * rank,
+    "lhs_dilation": given.get("spread", (1,) * rank),
     "rhs_dilation": given.get("dilation", (1,) * rank),
     "dimension_numbers": lax.conv_dimension_numbers(x_shape, w_shape, layout),
-    "feature_group_count": channels,
+    "feature_group_count": groups,
     "batch_group_count": 1,
   }
   return params, x_shape, w_shape
@@ -44,9 +46,8 @@ def test_equals_the_integer_convolution(case):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.integers(0, 256, x_shape), jnp.uint8)
   w = jnp.asarray(rng.integers(-128, 128, w_shape), jnp.int8)
-  assert depthwise.applies(params, x, w)
   expected = lax.conv_general_dilated(x.astype(jnp.int32), w.astype(jnp.int32), **params)
-  got = depthwise.multiply_add(params, x, w)
+  got = unfold.multiply_add(params, x, w)
   assert got.dtype == jnp.float32
   np.testing.assert_array_equal(got.astype(jnp.int32), expected)
 
@@ -56,27 +57,19 @@ def test_under_vmap_over_weights():
   rng = np.random.default_rng(1)
   x = jnp.asarray(rng.integers(-127, 128, x_shape), jnp.int8)
   w = jnp.asarray(rng.integers(-127, 128, (3, *w_shape)), jnp.int8)
-  got = jax.vmap(lambda w: depthwise.multiply_add(params, x, w))(w)
+  got = jax.vmap(lambda w: unfold.multiply_add(params, x, w))(w)
   for y, one in zip(got, w, strict=True):
-    np.testing.assert_array_equal(y, depthwise.multiply_add(params, x, one))
+    np.testing.assert_array_equal(y, unfold.multiply_add(params, x, one))
 
 
-@pytest.mark.parametrize(
-  "change",
-  [
-    {"feature_group_count": 3},
-    {"batch_group_count": 2},
-    {"lhs_dilation": (2, 1)},
-  ],
-)
-def test_leaves_other_convolutions_alone(change):
-  params, x_shape, w_shape = parameters()
-  x, w = jnp.zeros(x_shape, jnp.int8), jnp.zeros(w_shape, jnp.int8)
-  assert not depthwise.applies(params | change, x, w)
-  assert not depthwise.applies(params, x.astype(jnp.float32), w.astype(jnp.float32))
-  assert not depthwise.applies(params, x.astype(jnp.int32), w)  # may be wider than 8 bits
-
-
-def test_leaves_windows_alone_that_float32_cannot_count():
-  params, x_shape, w_shape = parameters(size=(30, 30), window=(23, 23))
-  assert not depthwise.applies(params, jnp.zeros(x_shape, jnp.int8), jnp.zeros(w_shape, jnp.int8))
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("case", CASES)
+def test_patches_equal_the_integer_convolution(case, groups):
+  params, x_shape, w_shape = parameters(**CASES[case], groups=groups)
+  rng = np.random.default_rng(2)
+  x = jnp.asarray(rng.integers(-128, 128, x_shape), jnp.int8)
+  w = jnp.asarray(rng.integers(-128, 128, w_shape), jnp.int8)
+  expected = lax.conv_general_dilated(x.astype(jnp.int32), w.astype(jnp.int32), **params)
+  got = unfold.patch_product(params, x, w, jnp.int32)
+  assert got.dtype == jnp.int32
+  np.testing.assert_array_equal(got, expected)

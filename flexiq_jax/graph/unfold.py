@@ -1,0 +1,117 @@
+"""Convolutions written out over the positions of their window.
+
+At one position of its window a convolution reads a slice of the padded image. Two ways of putting
+the slices together replace a backend's own convolution where that one is slow or missing:
+
+* `multiply_add`, for depthwise convolutions: the sum of `slice * w[position]`, one fused loop;
+* `patch_product`, for all others: the slices beside each other times all weights, one matrix
+  product (im2col).
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+Array = Any
+
+
+def slices(params: Mapping[str, Any], x: Array, window: Sequence[int]) -> list[Array]:
+  """What a convolution reads at each position of its window, row-major.
+
+  Args:
+    params: of `conv_general_dilated`.
+    x: `[B, *space, C]`, padded and dilated already (see `padded`).
+    window: its sizes.
+
+  Returns:
+    Arrays `[B, *out, C]`.
+  """
+  strides, dilation = params["window_strides"], params["rhs_dilation"]
+  reach = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
+  sizes = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
+  pieces = []
+  for position in itertools.product(*map(range, window)):
+    starts = [i * d for i, d in zip(position, dilation, strict=True)]
+    stops = [a + (n - 1) * s + 1 for a, n, s in zip(starts, sizes, strides, strict=True)]
+    limits = (x.shape[0], *stops, x.shape[-1])
+    pieces.append(lax.slice(x, (0, *starts, 0), limits, (1, *strides, 1)))
+  return pieces
+
+
+def padded(params: Mapping[str, Any], x: Array) -> Array:
+  """`[B, *space, C]` with zeros around the image and between its pixels; cut where negative."""
+  config = [
+    (low, high, dilation - 1)
+    for (low, high), dilation in zip(params["padding"], params["lhs_dilation"], strict=True)
+  ]
+  return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+
+
+def multiply_add(params: Mapping[str, Any], x: Array, w: Array) -> Array:
+  """A depthwise convolution as float32 multiply-adds.
+
+  Args:
+    params: of `conv_general_dilated`, with as many groups as channels.
+    x: codes or real values.
+    w: codes or real values, `N / C` outputs for each channel.
+  """
+  x, w = _channels_last(params, x.astype(jnp.float32), w.astype(jnp.float32))
+  window = w.shape[:-2]
+  x = padded(params, x)
+  outputs = w.shape[-1] // x.shape[-1]
+  x = jnp.repeat(x, outputs, axis=-1) if outputs > 1 else x
+  y = None
+  for position, piece in zip(
+    itertools.product(*map(range, window)), slices(params, x, window), strict=True
+  ):
+    term = piece * w[position].reshape((1,) * (x.ndim - 1) + (-1,))
+    y = term if y is None else y + term
+  return _in_place(params, y)
+
+
+def patch_product(params: Mapping[str, Any], x: Array, w: Array, out: Any) -> Array:
+  """A convolution as one matrix product over patches; with groups, one product a group.
+
+  Args:
+    params: of `conv_general_dilated`.
+    x: any dtype.
+    w: of the same dtype.
+    out: dtype of the sums.
+  """
+  x, w = _channels_last(params, x, w)
+  *window, inner, outputs = w.shape
+  pieces = slices(params, padded(params, x), window)
+  groups = params["feature_group_count"]
+  shape = pieces[0].shape[:-1]
+  if groups == 1:
+    rows = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
+    y = lax.dot(
+      rows.reshape(-1, rows.shape[-1]), w.reshape(-1, outputs), preferred_element_type=out
+    )
+    return _in_place(params, y.reshape(*shape, outputs))
+  # [g, M, K, C/g] times [g, K, C/g, N/g], the groups in front as matrix products want them.
+  rows = jnp.stack(pieces, axis=-2).reshape(-1, len(pieces), groups, inner)
+  rows = rows.transpose(2, 0, 1, 3).reshape(groups, -1, len(pieces) * inner)
+  w = w.reshape(len(pieces) * inner, groups, outputs // groups).transpose(1, 0, 2)
+  y = lax.dot_general(rows, w, (((2,), (1,)), ((0,), (0,))), preferred_element_type=out)
+  return _in_place(params, y.transpose(1, 0, 2).reshape(*shape, outputs))
+
+
+def _channels_last(params: Mapping[str, Any], x: Array, w: Array) -> tuple[Array, Array]:
+  """Operands as `[B, *space, C]` and `[*window, C/g, N]`."""
+  numbers = params["dimension_numbers"]
+  x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+  return x, w.transpose(*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+
+
+def _in_place(params: Mapping[str, Any], y: Array) -> Array:
+  """`[B, *space, N]` in the dimensions that the convolution's result has."""
+  batch, feature, *spatial = params["dimension_numbers"].out_spec
+  order = [0] * y.ndim
+  order[batch], order[feature] = 0, y.ndim - 1
+  for i, d in enumerate(spatial):
+    order[d] = i + 1
+  return y.transpose(order)

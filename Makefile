@@ -9,6 +9,10 @@ WORKERS ?= 2
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 PARITY := $(PARITY_VENV)/.installed-parity
+# What XLA needs to compile for NVIDIA GPUs that are not here, apart from the virtual environment:
+# where the plugin finds no driver it complains in every program.
+COMPILER := .gpu-compiler
+GPU := $(COMPILER)/.installed
 
 PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet
@@ -23,10 +27,10 @@ demo: $(RUN) ## train, quantize and report on the digits; about a minute on two 
 	$(PY) run.py --config=configs/digits.py --workdir=runs/digits
 	@echo "report: runs/digits/report.md"
 
-test: $(DEV) ## the tests that a commit has to pass; minutes
+test: $(DEV) $(GPU) ## the tests that a commit has to pass; minutes
 	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) -m "not slow and not parity"
 
-test-slow: $(DEV) ## the tests that take minutes each; with FLEXIQ_DATA, on real weights and images
+test-slow: $(DEV) $(GPU) ## the tests that take minutes each; with FLEXIQ_DATA, on real weights and images
 	JAX_PLATFORMS=cpu $(PY) -m pytest -m "slow and not parity"
 
 parity: $(PARITY) ## compare the models with the torch implementations
@@ -49,7 +53,7 @@ bench: $(DEV) ## every script in benchmarks/; results in build/NAME.json; long w
 	done
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf $(VENV) $(PARITY_VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PARITY_VENV) $(COMPILER) build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -65,6 +69,15 @@ $(RUN): requirements.txt | $(VENV)/bin/python
 $(DEV): requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(PY) $(PIP) install -r requirements-dev.txt
 	@touch $@ $(RUN)
+
+$(GPU): $(DEV)
+	rm -rf $(COMPILER) && mkdir $(COMPILER)
+	@set -e; if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	  version=$$($(PY) -c 'import jax; print(jax.__version__)'); \
+	  $(PY) $(PIP) install --no-deps --target $(COMPILER) "jax-cuda12-plugin==$$version" \
+	    "jax-cuda12-pjrt==$$version" "nvidia-cuda-nvcc-cu12>=12.9,<13"; \
+	fi
+	@touch $@
 
 $(PARITY): requirements.txt requirements-dev.txt requirements-parity.txt | $(PARITY_VENV)/bin/python
 	$(PARITY_VENV)/bin/python $(PIP) install -r requirements-parity.txt

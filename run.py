@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
       print("\n".join((*_fields(config.to_dict(), "config"), "", layers)))
       return
     runtime.enable_compilation_cache(_CACHE.value)
+    runtime.full_precision()
     named = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
     with distributed.folder(named) as workdir:
       writer = Writer(workdir)

@@ -8,6 +8,7 @@ for a layer on a platform, the one to take first.
 | way | what it does | exact |
 |---|---|---|
 | `integer` | one int8 contraction with an int32 result | always |
+| `matrix` | dense layers: one int8 product of two matrices, the codes written first | always |
 | `float32` | the same contraction of float32 operands | where no sum reaches 2^24 |
 | `multiply_add` | depthwise: float32 multiply-adds of shifted slices | where no sum reaches 2^24 |
 | `float_result` | int8 convolutions of parts of the channels, float32 results | in enough parts |
@@ -103,7 +104,7 @@ def ways(
   count = worst_parts(layer) if parts is None else parts
   halves = ("bfloat16",) if count == 1 and platform != "cpu" else ()
   if conv is None:
-    return ("integer", *halves)
+    return ("matrix" if platform == "gpu" else "integer", *halves)
   terms = layer.params // layer.out_channels
   small = terms * 128 * (128 if signed else 255) < EXACT
   if layer.kind == "depthwise":
@@ -200,6 +201,21 @@ def _integer(layer, contract, x, w, count):
   return contract(x.astype(jnp.int8), w, jnp.int32)
 
 
+def _matrix(layer, contract, x, w, count):
+  del contract, count
+  last = layer.channels_last(x.astype(jnp.int8))
+  # Left to itself, XLA fuses quantization and transposes into the product, for which it has no
+  # tiles at some shapes.
+  rows = jax.lax.optimization_barrier(last.reshape(-1, layer.in_channels))
+  matrices = layer.canonical(w)[:, :, 0]  # [g, C/g, N/g]
+  if layer.groups == 1:
+    y = jnp.matmul(rows, matrices[0], preferred_element_type=jnp.int32)
+  else:
+    rows = rows.reshape(-1, layer.groups, layer.in_channels // layer.groups).transpose(1, 0, 2)
+    y = jnp.matmul(rows, matrices, preferred_element_type=jnp.int32).transpose(1, 0, 2)
+  return layer.outputs_in_place(y.reshape(*last.shape[:-1], layer.out_channels))
+
+
 def _float32(layer, contract, x, w, count):
   del layer, count
   return contract(x.astype(jnp.float32), w.astype(jnp.float32), jnp.float32).astype(jnp.int32)
@@ -241,6 +257,7 @@ def _float_result(layer, contract, x, w, count):
 _Way = Callable[[Layer, Contract, Array, Array, int], Array]
 _WAYS: Mapping[str, _Way] = {
   "integer": _integer,
+  "matrix": _matrix,
   "float32": _float32,
   "multiply_add": _multiply_add,
   "float_result": _float_result,

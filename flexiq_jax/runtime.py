@@ -238,6 +238,17 @@ def interruptible(stream: TextIO | None = None) -> Iterator[None]:
       signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
+def full_precision() -> None:
+  """Makes float32 products of models really float32, where nobody has chosen a precision.
+
+  By default accelerators multiply float32 in bfloat16 (TPUs) or TensorFloat-32 (NVIDIA GPUs), which
+  would be the float model's accuracy, and its attention's, of that. JAX's own setting
+  (`JAX_DEFAULT_MATMUL_PRECISION`) goes before.
+  """
+  if jax.config.jax_default_matmul_precision is None:
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
 def enable_compilation_cache(directory: str | os.PathLike[str] | None) -> None:
   """Keeps compiled programs on disk, so that a second start need not compile them.
 

@@ -128,10 +128,10 @@ def test_what_each_platform_takes_first():
     ).items()
   }
   assert first == {
-    "dense": ("integer",) * 3,
-    "dense, two feature dimensions": ("integer",) * 3,
-    "dense, shared dimension": ("integer",) * 3,
-    "dense, weights on the left": ("integer",) * 3,
+    "dense": ("integer", "matrix", "integer"),
+    "dense, two feature dimensions": ("integer", "matrix", "integer"),
+    "dense, shared dimension": ("integer", "matrix", "integer"),
+    "dense, weights on the left": ("integer", "matrix", "integer"),
     "convolution": ("float32", "float_result", "integer"),
     "dilated": ("float32", "patches", "integer"),
     "grouped": ("float32", "patches", "integer"),

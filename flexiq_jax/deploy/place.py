@@ -9,7 +9,9 @@ from flexiq_jax.deploy.model import Deployed
 from flexiq_jax.kernels import api
 
 
-def place(deployed: Deployed, platform: str | None = None) -> Deployed:
+def place(
+  deployed: Deployed, platform: str | None = None, implementation: str | None = None
+) -> Deployed:
   """Lays the weights of a deployed model out for where it is to run.
 
   GPU kernels read them in another order than the one in which they are kept; without this step
@@ -18,6 +20,7 @@ def place(deployed: Deployed, platform: str | None = None) -> Deployed:
   Args:
     deployed: the model, as it is kept.
     platform: cpu, gpu or tpu; None is the default backend.
+    implementation: of the mixed matmul (see `kernels.api`); None chooses.
 
   Raises:
     ValueError: for a GPU, a model that was laid out for TPUs.
@@ -29,7 +32,7 @@ def place(deployed: Deployed, platform: str | None = None) -> Deployed:
         f"deployed: layer {name} is laid out for TPUs, whose kernel slides its window; deploy with "
         "granule=64 for a GPU"
       )
-    if isinstance(d, Mixed) and api.choose(d.weights, platform) == "gpu":
+    if isinstance(d, Mixed) and (implementation or api.choose(d.weights, platform)) == "gpu":
       from flexiq_jax.kernels import gpu  # only where it is used: it needs that part of Pallas
 
       d = dataclasses.replace(d, weights=gpu.prepare(d.weights))

@@ -52,7 +52,7 @@ class Runner:
       raise ValueError(f"sizes: {sizes}; positive integers are accepted")
     tuned = None if tuning is None else tile_files.read(tuning)
     self._sizes = tuple(sorted(set(sizes)))
-    self._deployed = place(deployed, platform)
+    self._deployed = place(deployed, platform, implementation)
     self.traces = 0
 
     @jax.jit

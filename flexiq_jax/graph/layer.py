@@ -132,6 +132,13 @@ class Layer:
     x = x.transpose(rest + self.x_dims)
     return x.reshape(*x.shape[: len(rest)], self.in_channels)
 
+  def outputs_in_place(self, y: Array) -> Array:
+    """Turns `[..., N]` into a dense layer's result; the reverse of `channels_last`, for y."""
+    sizes = [self.w_shape[d] for d in self.w_group_dims + self.w_out_dims]
+    y = y.reshape(*y.shape[:-1], *sizes)
+    rest = tuple(d for d in range(self.y_ndim) if d not in self.y_dims)
+    return y.transpose(tuple(int(i) for i in np.argsort((*rest, *self.y_dims))))
+
 
 def _spread(v: Array, sizes: list[int], dims: tuple[int, ...], ndim: int) -> Array:
   """Reshapes `v` (row-major over `sizes`) so that axis i lies at dimension `dims[i]` of `ndim`."""

@@ -1,22 +1,19 @@
 """Whole deployed models compile for TPUs; no TPU is needed for that."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 from flexiq_jax import deploy, flexiq, models
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.grouping import LowSettings
+from tests import targets_for_test as targets
 from tests.deploy.deployed_for_test import WIDE, made
 
 pytestmark = pytest.mark.aot
-CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
+CHIPS = ("v5e", "v5p", "v6e", "v7x")
 CASES = [c if c == "v5e" else pytest.param(c, marks=pytest.mark.slow) for c in CHIPS]
 BATCH = 8
 
@@ -44,27 +41,17 @@ def deit():
   return deploy.Deployed(layers, repeated(one.floats), one.levels, plan)
 
 
-def device(chip):
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
-  except RuntimeError as error:
-    pytest.skip(f"no TPU compiler here: {error}")
-
-
 def text_of(deployed, shape, chip):
   """What the compiler made of a deployed model for a batch."""
-  sharding = SingleDeviceSharding(device(chip))
-  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-  x, ratio = (place(jax.ShapeDtypeStruct(s, jnp.float32)) for s in (shape, ()))
+  placed = targets.get(chip).placed
+  x, ratio = (placed(jax.ShapeDtypeStruct(s, jnp.float32)) for s in (shape, ()))
 
   @jax.jit
   def run(deployed, x, ratio):
     level = deployed.level(ratio)
     return deploy.apply(deployed, x, level, implementation=None, platform="tpu")
 
-  return run.lower(jax.tree.map(place, deployed), x, ratio).compile().as_text()
+  return run.lower(placed(deployed), x, ratio).compile().as_text()
 
 
 @pytest.mark.parametrize("chip", CASES)

@@ -11,7 +11,8 @@ import pytest
 from flexiq_jax import kernels
 from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, gpu, hopper, reference
 from flexiq_jax.kernels.gpu_tiles import SHARED, Tiles, choose_tiles
-from tests.kernels.gpu_for_test import described_h100, interpreter, require_hopper
+from tests import targets_for_test as targets
+from tests.kernels.gpu_for_test import interpreter, require_hopper
 from tests.kernels.operands_for_test import operands, oracle, raw
 
 SMALL = Tiles(m=64, n=64, groups=1)
@@ -264,10 +265,8 @@ def test_exports_for_cuda():
 @pytest.mark.parametrize(("m", "k", "n"), [SHAPES[0], SHAPES[5], (50, 384, 384)])
 def test_compiles_for_an_h100(m, k, n, dynamic):
   """Down to machine code: registers and shared memory suffice."""
-  place = described_h100()
-  arguments = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
-    avals(m, k, n, dynamic=dynamic, requantize=dynamic, activation="gelu", out="bfloat16"),
+  arguments = targets.get("h100").placed(
+    avals(m, k, n, dynamic=dynamic, requantize=dynamic, activation="gelu", out="bfloat16")
   )
   assert "mosaic_gpu" in jax.jit(gpu.mixed_matmul).lower(*arguments).compile().as_text()
 

@@ -1,0 +1,191 @@
+"""What users run, in small: one model of each kind, and the jobs that compile its functions."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexiq_jax import calibration, data, deploy, flexiq, models, rules, train
+from flexiq_jax.calibration import RangeSettings
+from flexiq_jax.deploy.runner import SIZES
+from flexiq_jax.grouping import LowSettings
+from flexiq_jax.methods import curvature, layerwise, quantune_runs, sensitivity
+from flexiq_jax.search import fitness, flips, influence, ties
+from flexiq_jax.selection import Space
+from flexiq_jax.train_recipe import TrainSettings
+
+# One of each kind: basic and bottleneck blocks, inverted residuals, attention, shifted windows.
+MODELS = ("resnet20", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t", "odd")
+BATCH = 3
+RANGES = RangeSettings(weight="max", activation="max")
+
+
+def odd(params, x):
+  """Grouped, dilated and one-dimensional convolutions, einsums, sizes that fill no tile."""
+  conv = functools.partial(jax.lax.conv_general_dilated, padding="SAME")
+  image = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+  x = jax.nn.relu(conv(x, params["stem"], (2, 2), **image))
+  x = jax.nn.relu(conv(x, params["grouped"], (1, 1), feature_group_count=2, **image))
+  x = x + conv(x, params["dilated"], (1, 1), rhs_dilation=(2, 2), **image)
+  x = jax.nn.relu(conv(x, params["depthwise"], (1, 1), feature_group_count=14, **image))
+  x = x.reshape(len(x), -1, 14)
+  lines = {"dimension_numbers": ("NWC", "WIO", "NWC")}
+  x = jax.nn.gelu(conv(x, params["line"], (2,), **lines))
+  x = jnp.einsum("btc,chd->bthd", x, params["heads"])
+  x = jnp.einsum("bthd,hde->bhte", x, params["each"])
+  x = jnp.einsum("nhd,bhtd->btn", params["left"], x)
+  return x.mean(axis=1) @ params["head"]
+
+
+def odd_parameters() -> dict[str, Any]:
+  rng = np.random.default_rng(0)
+  shapes = {
+    "stem": (3, 3, 3, 14),
+    "grouped": (3, 3, 7, 14),
+    "dilated": (3, 2, 14, 14),
+    "depthwise": (3, 3, 1, 14),
+    "line": (5, 14, 13),
+    "heads": (13, 3, 7),
+    "each": (3, 7, 5),
+    "left": (11, 3, 5),
+    "head": (11, 10),
+  }
+  scale = lambda shape: np.prod(shape[:-1]) ** -0.5
+  return {n: jnp.asarray(rng.normal(size=s) * scale(s), jnp.float32) for n, s in shapes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A quantized model and what its jobs take."""
+
+  apply: Any
+  params: Any
+  network: flexiq.Network
+  observations: flexiq.Observations
+  base: rules.QModel
+  names: tuple[str, ...]
+  model: rules.QModel
+  space: Space
+  images: np.ndarray
+  labels: np.ndarray
+
+
+@functools.cache
+def built(name: str, dtype: str = "float32") -> tuple[Any, Any, np.ndarray]:
+  """A model as `(apply, params)`, and images."""
+  if name == "odd":
+    images = np.random.default_rng(1).normal(size=(BATCH, 9, 9, 3)).astype(np.float32)
+    if dtype == "float32":
+      return odd, odd_parameters(), images
+    half = lambda p, x: odd(jax.tree.map(lambda a: a.astype(dtype), p), x.astype(dtype))
+    return lambda p, x: half(p, x).astype(jnp.float32), odd_parameters(), images
+  module = models.create(name, dtype=jnp.dtype(dtype), **models.get(name).tiny)
+  images = np.random.default_rng(1).normal(size=(BATCH, *module.input_shape)).astype(np.float32)
+  return *models.functional(module), images
+
+
+@functools.cache
+def made(name: str, dtype: str = "float32") -> Made:
+  """A model, really calibrated on this machine's CPU."""
+  apply, params, images = built(name, dtype)
+  network = flexiq.Network(apply, params, images[:1])
+  settings = LowSettings(group_size=4)
+  observations = flexiq.observe(network, [images], RANGES)
+  base = flexiq.base_model(network, observations, RANGES)
+  names = flexiq.selectable(network.layers)
+  groups = flexiq.group(network, base, observations, names, settings)
+  model = flexiq.lower(network, base, groups, settings)
+  space = flexiq.space(network, groups)
+  labels = np.arange(len(images)) % 10
+  return Made(
+    apply, params, network, observations, base, names, model, space, images, labels.astype(np.int32)
+  )
+
+
+def network_for(m: Made, platform: str) -> flexiq.Network:
+  """The network compiled for a platform; its layers' numbers are those of `made`."""
+  return flexiq.Network(m.apply, m.params, m.images[:1], platform)
+
+
+def inference(m: Made, platform: str) -> None:
+  """Every way of running the model that an evaluation uses."""
+  network = network_for(m, platform)
+  masks = m.space.split(np.arange(m.space.total) % 2 == 0)
+  network.float(m.images)
+  network.uniform(flexiq.base_model(network, m.observations, RANGES, 4), m.images)
+  network.uniform(m.base, m.images)
+  network.mixed(m.model, masks, m.images)
+  network.mixed(m.model, masks, m.images, dynamic=True)
+
+
+def calibrate(m: Made, platform: str) -> None:
+  """All calibration passes, and the errors of groups."""
+  network = network_for(m, platform)
+  flexiq.observe(network, [m.images], RANGES)
+  calibration.observe_errors(
+    network.apply, network.params, m.model, [m.images], platform=network.platform
+  )
+
+
+def search(m: Made, platform: str) -> None:
+  """A population in the platform's form, one linearisation, and flips of groups."""
+  network = network_for(m, platform)
+  scores = np.zeros(m.space.total)
+  fit = fitness.Fitness(network, m.model, m.space, m.images, capacity=4, block=2)
+  fit(np.zeros((2, m.space.total), bool))
+  tied = ties.Ties(m.space, scores, 4096)
+  key = jax.random.key(0)
+  influence.Influence(fit, tied, probes=2, block=2).measure(key, np.zeros(m.space.total, bool))
+  if m.space.total < 40:  # as many passes as groups
+    flips.Flips(fit, tied, cuts=2).measure(key, np.zeros(m.space.total, bool))
+
+
+def layer_bits(m: Made, platform: str) -> None:
+  """What the methods run that give whole layers their bits."""
+  network = network_for(m, platform)
+  values = m.observations.values
+  stacks = layerwise.create(network.layers, network.weights, values, RANGES, bits=(4, 8))
+  several = layerwise.Layerwise(network.apply, network.params, stacks, network.platform)
+  bits = dict.fromkeys(stacks.names, 4)
+  several.exact(bits, m.images)
+  several.simulated(bits, m.images)
+  names = [layer.name for layer in network.layers][-2:]
+  model = (network.apply, network.params, network.layers)
+  sensitivity.Sensitivity(*model, stacks, names, block=2).measure(m.images, m.labels)
+  curvature.mean_traces(jax.random.key(0), *model, m.images, m.labels, probes=2)
+  curvature.relative_logits(*model, stacks, m.images, m.labels)
+  rule = rules.uniform_rule(m.base, network.platform)
+  quantune_runs.measure(network.apply, network.params, rule, [m.images])
+
+
+def serve(m: Made, platform: str, implementation: str | None = None) -> None:
+  """A deployed model at all batch sizes, at a ratio that changes."""
+  network = network_for(m, platform)
+  granule = {"gpu": 64, "tpu": 128}[platform]
+  settings = LowSettings(group_size=16, shift_block=16)
+  groups = flexiq.group(network, m.base, m.observations, m.names, settings)
+  order = np.arange(sum(len(g.channels) for g in groups.values()))
+  schedule, groups = flexiq.lay_out(network, m.base, m.observations, groups, order, settings)
+  model = flexiq.FlexiQ(network, flexiq.lower(network, m.base, groups, settings), schedule)
+  deployed = deploy.deploy(model, m.images[:1], granule=granule)
+  runner = deploy.Runner(deployed, implementation=implementation, platform=platform)
+  for size in SIZES:
+    runner(np.zeros((size, *m.images.shape[1:]), np.float32))
+  runner.switch(1.0)
+
+
+def training(name: str) -> None:
+  """One epoch of a model's training."""
+  module = models.create(name, **models.get(name).tiny)
+  height, width, channels = module.input_shape
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (9, height, width, channels), dtype=np.uint8)
+  source = data.ArraySource(
+    images, np.arange(9) % 3, name="random", split="train", identity=("random",)
+  )
+  preprocess = data.Preprocess(mean=(0.5,) * channels, std=(0.5,) * channels)
+  settings = TrainSettings(epochs=1, batch_size=3, learning_rate=0.1, warmup=0.0)
+  train.fit(module, source, preprocess, settings=settings)

@@ -1,0 +1,96 @@
+"""Runs a job without computing anything, and remembers every function that it compiles.
+
+Within `recording`, a function under `jax.jit` is only traced: it returns zeros of the right shapes,
+and what it was and what it was called with are kept. So a test can run a calibration, a search or a
+server as its users do, and afterwards compile each of its functions for an accelerator. Functions
+that were jitted when their module was imported are not seen; they are few and compute nothing of a
+model.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+
+_jit = jax.jit
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """One function and what it was called with.
+
+  Attributes:
+    name: of the function, where it is defined.
+    jitted: the function under `jax.jit`.
+    arguments: of the call; arrays are shapes.
+  """
+
+  name: str
+  jitted: Any
+  arguments: tuple
+
+  def compile(self, target, options: Any = None) -> jax.stages.Compiled:
+    """Compiles it for an accelerator (`targets_for_test.Target`); `options` for the compiler."""
+    lowered = self.jitted.lower(*target.placed(self.arguments))
+    return lowered.compile(target.options if options is None else options)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Call]]:
+  """Yields the calls of what runs inside; the same function on the same shapes counts once."""
+  calls: list[Call] = []
+  seen = set()
+
+  def record(name, jitted, arguments):
+    shapes = jax.tree.map(_shape, arguments)
+    leaves, tree = jax.tree.flatten(shapes)
+    key = (id(jitted), tree, tuple(map(str, leaves)))
+    if key not in seen:
+      seen.add(key)
+      calls.append(Call(name, jitted, shapes))
+
+  def jit(function=None, **options):
+    if function is None:
+      return functools.partial(jit, **options)
+    return _Recorded(function, _jit(function, **options), record)
+
+  with mock.patch.object(jax, "jit", jit):
+    yield calls
+
+
+class _Recorded:
+  """What stands for a jitted function."""
+
+  def __init__(self, function, jitted, record):
+    inner = function
+    while isinstance(inner, functools.partial):
+      inner = inner.func
+    self._name = inner.__qualname__.replace(".<locals>", "")
+    self._jitted, self._record = jitted, record
+
+  def __call__(self, *arguments):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+      return self._jitted(*arguments)  # inside another function
+    self._record(self._name, self._jitted, arguments)
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._jitted.eval_shape(*arguments))
+
+  def lower(self, *arguments):
+    self._record(self._name, self._jitted, arguments)
+    return self
+
+  def compile(self):
+    return self
+
+  def memory_analysis(self):
+    return None
+
+
+def _shape(leaf: Any) -> Any:
+  if isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+  return leaf

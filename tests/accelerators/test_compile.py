@@ -1,0 +1,162 @@
+"""Everything that a run executes compiles for every accelerator, without one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from flexiq_jax.search import fitness, influence
+from tests import targets_for_test as targets
+from tests.accelerators import jobs_for_test as jobs
+from tests.accelerators.recorder_for_test import recording
+
+pytestmark = pytest.mark.aot
+
+JOBS = {
+  "inference": jobs.inference,
+  "calibrate": jobs.calibrate,
+  "search": jobs.search,
+  "layer_bits": jobs.layer_bits,
+  "serve": jobs.serve,
+}
+FAST = ("h100", "a100", "v5e", "v6e")
+
+
+def cases():
+  """Every job of every model on every target; those that take longest are marked slow.
+
+  XLA compiles a program for a TPU in several times the time that it takes for a GPU.
+  """
+  for name in targets.NAMES:
+    for model in jobs.MODELS:
+      for job in JOBS:
+        slow = name not in FAST or (job == "layer_bits" and name in ("v5e", "v6e"))
+        slow = slow and not (name == "v5e" and model in ("resnet20", "odd"))
+        marks = [pytest.mark.slow] if slow else []
+        yield pytest.param(job, model, name, marks=marks, id=f"{model}-{job}-{name}")
+
+
+@functools.cache
+def calls_of(job, model, platform, dtype="float32", **options):
+  m = jobs.made(model, dtype)
+  with recording() as calls:
+    JOBS[job](m, platform, **options)
+  return calls
+
+
+def compile_all(calls, target, options=None):
+  """Compiles all calls; an assertion names those that fail."""
+  failed = []
+  for call in calls:
+    try:
+      call.compile(target, options)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+      failed.append(f"{call.name}: {str(error).strip()[:400]}")
+  assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize(("job", "model", "name"), [*cases()])
+def test_a_job_compiles(job, model, name):
+  target = targets.get(name)
+  # The kernel for GPUs is one for Hopper.
+  reference = job == "serve" and name in ("a100", "a6000")
+  options = {"implementation": "reference"} if reference else {}
+  calls = calls_of(job, model, target.platform, **options)
+  assert calls
+  compile_all(calls, target)
+
+
+def test_jobs_run_what_they_say():
+  """Names of the functions that the jobs compile; a new one belongs here."""
+  found = {job: {call.name for call in calls_of(job, "resnet20", "gpu")} - _SHARED for job in JOBS}
+  assert found == {
+    "inference": {f"Network.compiled.run_{rule}" for rule in ("float", "uniform", "mixed")},
+    "calibrate": {"_passes.<lambda>"},
+    "search": {
+      "Network.compiled.run_mixed",
+      "Fitness._attempt.run",
+      "influence_pass.run",
+      "Flips.__init__.piece.run",
+    },
+    "layer_bits": {
+      *("Layerwise.__init__.run_exact", "Layerwise.__init__.run_simulated"),
+      *("fold_batch_norm.folded_apply", "Segments._run.run", "Suffixes._piece.run"),
+      *("cross_entropy", "mean_traces.sample", "relative_logits.changes", "measure.both"),
+    },
+    "serve": {"Runner.__init__.run"},
+  }
+  assert len(calls_of("inference", "resnet20", "gpu")) == 5 + 2  # two widths, static and dynamic
+  assert len(calls_of("serve", "resnet20", "gpu")) == 4 + 1  # every batch size
+
+
+_SHARED = {"fold_batch_norm.fold", "weights.compute"}
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("model", ["resnet20", "efficientnet_lite0", "vit_s", "odd"])
+def test_models_in_bfloat16_compile(model, name):
+  target = targets.get(name)
+  calls = calls_of("inference", model, target.platform, "bfloat16")
+  compile_all([call for call in calls if "run" in call.name], target)
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vit_s", "odd"])
+def test_quantized_layers_compile_with_the_compilers_own_tiles(model):
+  """Without the vendor's library; float products of some shapes do not (see `Target.options`)."""
+  target = targets.get("h100")
+  calls = calls_of("inference", model, "gpu")
+  compile_all([c for c in calls if c.name.endswith(("uniform", "mixed"))], target, options={})
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("model", ["resnet50", "vit_s"])
+@pytest.mark.parametrize("form", fitness.FORMS)
+def test_every_form_of_a_population_compiles_on_several_devices(form, model, name):
+  target, m = targets.get(name), jobs.made(model)
+  network = jobs.network_for(m, target.platform)
+  one = fitness.distance_of(
+    network.apply, m.space, "l2", split=form == "split", platform=target.platform
+  )
+  mesh, width = target.mesh(fitness.AXIS), 1 if form == "loop" else 2
+  run = fitness.population_of(one, width=width, mesh=mesh)
+  spec = jax.sharding.PartitionSpec
+  same, shared = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(fitness.AXIS)))
+  blocks = m.images[None]
+  logits = jax.eval_shape(network.float, m.images)
+  arguments = (
+    target.placed((np.zeros((8, m.space.total), bool), np.zeros(4, np.int32)), shared),
+    target.placed((np.zeros(2, np.int32), blocks), same),
+    target.placed((jax.ShapeDtypeStruct((1, *logits.shape), logits.dtype),), same),
+    target.placed((m.model, network.params), same),
+  )
+  jax.jit(run).lower(*sum(arguments, ())).compile(target.options)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("exact_logits", [False, True])
+def test_influence_on_the_divergence_compiles(exact_logits, name):
+  target, m = targets.get(name), jobs.made("resnet20")
+  network = jobs.network_for(m, target.platform)
+  run = influence.influence_pass(
+    network.apply, m.space, "kl", exact_logits=exact_logits, platform=target.platform
+  )
+  z = jax.eval_shape(network.float, m.images)
+  arguments = (m.model, network.params, np.zeros(m.space.total, bool), m.images, z)
+  key, number = jax.random.key(0), np.int32(0)
+  jax.jit(run).lower(*target.placed((*arguments, key, number))).compile(target.options)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("model", ["resnet20", "mobilenet_v2", "vit_cifar10"])
+def test_training_compiles(model, name):
+  target = targets.get(name)
+  compile_all(training_calls(model), target)
+
+
+@functools.cache
+def training_calls(model):
+  with recording() as calls:
+    jobs.training(model)
+  assert [call.name for call in calls] == ["_make_step.step_fn"]
+  return calls

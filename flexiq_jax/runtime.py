@@ -245,7 +245,7 @@ def full_precision() -> None:
   would be the float model's accuracy, and its attention's, of that. JAX's own setting
   (`JAX_DEFAULT_MATMUL_PRECISION`) goes before.
   """
-  if jax.config.jax_default_matmul_precision is None:
+  if jax.config.values["jax_default_matmul_precision"] is None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
 

@@ -1,7 +1,7 @@
 """Accelerators that need not exist: XLA compiles for their descriptions on any Linux machine.
 
 TPUs need libtpu; GPUs need XLA's CUDA plugin and NVIDIA's assembler, which `make test` installs
-into a folder of their own (see `tests/conftest.py`).
+into a folder of their own (see Makefile).
 """
 
 import dataclasses

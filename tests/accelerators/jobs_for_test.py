@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from flexiq_jax import calibration, data, deploy, flexiq, models, rules, train
 from flexiq_jax.calibration import RangeSettings
@@ -19,6 +20,8 @@ from flexiq_jax.train_recipe import TrainSettings
 
 # One of each kind: basic and bottleneck blocks, inverted residuals, attention, shifted windows.
 MODELS = ("resnet20", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t", "odd")
+# As few blocks as have everything: two for a shift of windows, one behind the merge of patches.
+SMALLER = {"swin_t": {"depths": (2, 1)}, "vit_s": {"depth": 1}}
 BATCH = 3
 RANGES = RangeSettings(weight="max", activation="max")
 
@@ -82,18 +85,31 @@ def built(name: str, dtype: str = "float32") -> tuple[Any, Any, np.ndarray]:
       return odd, odd_parameters(), images
     half = lambda p, x: odd(jax.tree.map(lambda a: a.astype(dtype), p), x.astype(dtype))
     return lambda p, x: half(p, x).astype(jnp.float32), odd_parameters(), images
-  module = models.create(name, dtype=jnp.dtype(dtype), **models.get(name).tiny)
-  images = np.random.default_rng(1).normal(size=(BATCH, *module.input_shape)).astype(np.float32)
-  return *models.functional(module), images
+  options = dict(models.get(name).tiny) | SMALLER.get(name, {})
+  module = nnx.eval_shape(lambda: models.create(name, dtype=jnp.dtype(dtype), **options))
+  rng = np.random.default_rng(1)
+  images = rng.normal(size=(BATCH, *module.input_shape)).astype(np.float32)
+  apply, shapes = models.functional(module)
+
+  def fill(leaf):  # no random initializers, which take seconds to compile
+    low, high = (-0.3, 0.3) if leaf.ndim > 1 else (0.5, 1)  # variances are positive
+    return jnp.asarray(rng.uniform(low, high, leaf.shape), leaf.dtype)
+
+  return apply, jax.tree.map(fill, shapes), images
 
 
 @functools.cache
 def made(name: str, dtype: str = "float32") -> Made:
-  """A model, really calibrated on this machine's CPU."""
+  """A quantized model. What calibration would see is made up: every other input is unsigned."""
   apply, params, images = built(name, dtype)
   network = flexiq.Network(apply, params, images[:1])
   settings = LowSettings(group_size=4)
-  observations = flexiq.observe(network, [images], RANGES)
+  flat = np.ones(calibration.BINS, np.int64)
+  edges = [np.linspace(low, 1, calibration.BINS + 1) for low in (-1, 0)]
+  observations = flexiq.Observations(
+    {x.name: calibration.Values(flat, edges[i % 2]) for i, x in enumerate(network.layers)},
+    {x.name: np.ones((x.in_channels, 256), np.int64) for x in network.layers},
+  )
   base = flexiq.base_model(network, observations, RANGES)
   names = flexiq.selectable(network.layers)
   groups = flexiq.group(network, base, observations, names, settings)

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 
 from flexiq_jax import kernels
 from flexiq_jax.kernels import Activations, Epilogue, Weights, packing
+from flexiq_jax.kernels.tile_files import Shape, Tiles
 
 Array = Any
 LEVELS = (0, 25, 50, 75, 100)
@@ -73,11 +74,20 @@ def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
   return {name: statistics.median(values) for name, values in times.items()}
 
 
-def mixed(product, m: int, implementation: str | None) -> dict[str, Callable[[], Any]]:
-  """The mixed matmul of a product with m rows at each level; one executable."""
+def mixed(
+  product, m: int, implementation: str | None, tuned: Mapping[Shape, Tiles] | None = None
+) -> dict[str, Callable[[], Any]]:
+  """The mixed matmul of a product with m rows at each level; one executable.
+
+  Args:
+    product: a `kernel_products.Product`.
+    m: rows.
+    implementation: of the mixed matmul; None chooses.
+    tuned: measured tiles (see `kernels.api`).
+  """
   rng = np.random.default_rng(0)
   k, n, block, columns = product.k, product.n, product.block, product.places
-  codes = lambda lo, hi, *shape: jnp.asarray(rng.integers(lo, hi, shape), jnp.int8)
+  codes = lambda lo, hi, *shape: jnp.asarray(rng.integers(lo, hi, shape, np.int8))
   w = Weights(
     w8=codes(-127, 128, k, n),
     w4=packing.pack(codes(-8, 8, k, n)),
@@ -101,7 +111,9 @@ def mixed(product, m: int, implementation: str | None) -> dict[str, Callable[[],
 
     laid_out = gpu.prepare(w)  # once, as `deploy.place` does
   run = jax.jit(
-    lambda x, w, e: kernels.mixed_matmul(x, w, e, window=product.window, implementation=name)
+    lambda x, w, e: kernels.mixed_matmul(
+      x, w, e, window=product.window, implementation=name, tuned=tuned
+    )
   )
   functions: dict[str, Callable[[], Any]] = {}
   for percent, boundary in zip(LEVELS, product.boundaries, strict=True):

@@ -5,6 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
 WORKERS ?= 2
+# `make device` takes an interpreter as it is, and installs nothing: on a machine with an accelerator
+# JAX is there already. `make device PYTHON=python3` does, too.
+ifeq ($(origin PYTHON),command line)
+DEVICE_PYTHON ?= $(PYTHON)
+endif
+DEVICE_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
+DEVICE_OUT ?= build/device
+DEVICE_FLAGS ?=
 
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
@@ -18,7 +26,7 @@ PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow parity lint format bench clean
+.PHONY: help demo test test-slow parity lint format bench device device-wheels clean
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -51,6 +59,13 @@ bench: $(DEV) ## every script in benchmarks/; results in build/NAME.json; long w
 	  echo "$$script"; \
 	  PYTHONPATH=. $(PY) $$script --json build/$$(basename $$script .py).json; \
 	done
+
+device: ## measure the present accelerator in at most eight minutes; small on a CPU; build/device/
+	$(DEVICE_PYTHON) -m benchmarks.device --out $(DEVICE_OUT) $(DEVICE_FLAGS)
+
+device-wheels: ## fetch what a machine without network may lack for `make device`; build/wheels/
+	@mkdir -p build/wheels
+	$(PYTHON) $(PIP) download --no-deps --only-binary=:all: --dest build/wheels ml-collections absl-py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
 	rm -rf $(VENV) $(PARITY_VENV) $(COMPILER) build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -46,7 +46,14 @@ class TorchFitness:
   """
 
   def __init__(
-    self, network: Network, model: QModel, space: Space, images: np.ndarray, threads: int = 2
+    self,
+    network: Network,
+    model: QModel,
+    space: Space,
+    images: np.ndarray,
+    threads: int = 2,
+    device: str = "cpu",
+    tf32: bool = False,
   ):
     """Converts a CIFAR ResNet.
 
@@ -56,17 +63,22 @@ class TorchFitness:
       space: the channel groups.
       images: float32 `[n, H, W, C]`.
       threads: that torch computes with.
+      device: cpu or cuda.
+      tf32: on a GPU, let convolutions round their operands to 11 bits, as torch does by itself; the
+        distances are then others.
     """
     self._torch = torch = importlib.import_module("torch")
     torch.set_num_threads(threads)
+    self._device, self._tf32 = torch.device(device), tf32
     self._space = space
-    self._net = _resnet(torch, model).eval()
+    self._net = _resnet(torch, model).eval().to(self._device)
     modules = dict(self._net.named_modules())
     self._layers = {
-      name: _Hook(torch, modules[name.replace("/", ".")], q, _bias(network.params, name))
+      name: _Hook(torch, modules[name.replace("/", ".")], q, _bias(network.params, name), self._device)
       for name, q in model.items()
     }
     self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    self._images = self._images.to(self._device)
     self.layout = self._fastest()
     self._swap(np.zeros(space.total, bool))
     self._reference = self._logits()
@@ -80,7 +92,7 @@ class TorchFitness:
     values = []
     for mask in masks:
       self._swap(mask)
-      values.append((self._logits() - self._reference).square().sum(dim=1).numpy())
+      values.append((self._logits() - self._reference).square().sum(dim=1).cpu().numpy())
     return np.stack(values)
 
   def _swap(self, mask: np.ndarray) -> None:
@@ -90,8 +102,13 @@ class TorchFitness:
         self._layers[name].swap(layer_mask)
 
   def _logits(self) -> Array:
+    self._torch.backends.cudnn.allow_tf32 = self._tf32
     with self._torch.no_grad():
       return self._torch.cat([self._net(x) for x in self._images.split(self._block)])
+
+  def _wait(self) -> None:
+    if self._device.type == "cuda":
+      self._torch.cuda.synchronize()
 
   def _fastest(self) -> str:
     """Takes the memory format and the block in which the mixed model is fastest here."""
@@ -102,8 +119,10 @@ class TorchFitness:
       for block in {min(b, len(self._images)) for b in (32, 64, 256)}:
         self._arrange(order, block)
         self._logits()
+        self._wait()
         start = time.perf_counter()
         self._logits()
+        self._wait()
         found.append((time.perf_counter() - start, f"{name}, {block} images", order, block))
     _, layout, order, block = min(found, key=lambda entry: entry[0])
     self._arrange(order, block)
@@ -120,10 +139,10 @@ class TorchFitness:
 class _Hook:
   """Quantizes the input of one convolution or linear layer, and exchanges its weights."""
 
-  def __init__(self, torch: Any, module: Any, q: QLayer, bias: np.ndarray):
-    self._torch, self._module = torch, module
+  def __init__(self, torch: Any, module: Any, q: QLayer, bias: np.ndarray, device: Any):
+    self._torch, self._module, self._device = torch, module, device
     self._scale, self._range = float(q.x_scale), quantizer.code_range(8, q.signed)
-    self._bias = torch.from_numpy(bias)
+    self._bias = self._there(bias)
     self._mixed = None
     self._weights = [self._dequantized(q.w, q.w_scale)]
     if q.low is not None:
@@ -134,7 +153,7 @@ class _Hook:
       self._group = np.array(q.low.group)
       self._weights.append(self._dequantized(q.low.w, q.w_scale))
       correction = np.array(q.low.bias, np.float32) * np.array(q.w_scale) * self._scale
-      self._correction = torch.from_numpy(correction.astype(np.float32))
+      self._correction = self._there(correction.astype(np.float32))
     with torch.no_grad():
       module.weight.copy_(self._weights[0])
       module.bias.copy_(self._bias)
@@ -152,7 +171,7 @@ class _Hook:
     self._mixed = channels if mask.any() else None
     high, low = self._weights
     self._module.weight.copy_(torch.where(channels, low, high))
-    self._module.bias.copy_(self._bias + self._correction[torch.from_numpy(mask)].sum(dim=0))
+    self._module.bias.copy_(self._bias + self._correction[self._there(mask)].sum(dim=0))
 
   def __call__(self, module: Any, inputs: tuple) -> Array:
     """The layer's input on its grid, float32 in real units."""
@@ -162,15 +181,18 @@ class _Hook:
       codes = self._torch.where(self._mixed, low, codes)
     return codes.mul_(self._scale)
 
+  def _there(self, values: np.ndarray) -> Array:
+    return self._torch.from_numpy(values).to(self._device)
+
   def _per_channel(self, values: np.ndarray) -> Array:
-    values = self._torch.from_numpy(values)
+    values = self._there(values)
     return values if self._module.weight.ndim == 2 else values.reshape(1, -1, 1, 1)
 
   def _dequantized(self, w: Array, scale: Array) -> Array:
     """Codes HWIO (or IO) with the output's scales -> float32 OIHW (or OI)."""
     w = np.array(w, np.float32) * np.array(scale)
     w = w.transpose((3, 2, 0, 1) if w.ndim == 4 else (1, 0))
-    return self._torch.from_numpy(np.ascontiguousarray(w))
+    return self._there(np.ascontiguousarray(w))
 
 
 class Evolution:

@@ -36,7 +36,7 @@ class Plan:
     folder: of the results.
     python: interpreter of the steps.
     small: sizes of a trial.
-    budget: seconds of all steps; 0 sets no limit but their own.
+    budget: seconds of all steps on an accelerator; 0 sets no limit but their own.
     command: that made this, for the record.
   """
 
@@ -63,7 +63,8 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Summary:
   with _beside(plan, machine, small):
     for i, step in enumerate(plan.steps):
       seconds = plan.budget - (time.monotonic() - began)
-      limit = allowed(plan.steps[i:], seconds, small) if plan.budget else _limit(step, small)
+      timed = plan.budget and not small
+      limit = allowed(plan.steps[i:], seconds) if timed else _limit(step, small)
       record = run_step(plan, step, machine, small, limit)
       done.append(record)
       records.write(plan.folder / f"{step.name}.json", record)
@@ -79,9 +80,9 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Summary:
   return summary
 
 
-def allowed(steps: Sequence[Step], left: float, small: bool = False) -> float:
+def allowed(steps: Sequence[Step], left: float) -> float:
   """Seconds of the first of `steps`: its limit, and what the others do not need of what is left."""
-  own, others = _limit(steps[0], small), sum(_limit(s, small) for s in steps[1:])
+  own, others = steps[0].limit, sum(step.limit for step in steps[1:])
   return max(0.0, min(left, max(own, left - others)))
 
 

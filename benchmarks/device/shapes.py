@@ -21,9 +21,9 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NAMES = ("deit_s", "resnet50", "vit_b")
 # What a trial measures instead: a small model of each kind.
 SMALL = {
-  "deit_s": {"depth": 1, "input_size": 32},
-  "resnet50": {"depths": (1, 1), "input_size": 32},
-  "vit_b": {"depth": 1, "input_size": 32},
+  "deit_s": {"depth": 1, "input_size": 32, "width": 64, "heads": 2},
+  "resnet50": {"depths": (1, 1), "input_size": 32, "width": 16},
+  "vit_b": {"depth": 1, "input_size": 32, "width": 128, "heads": 2},
 }
 
 

@@ -110,6 +110,22 @@ class JaxRun:
     jax.block_until_ready(self._function(*self._groups[0]))
 
 
+class Alone(JaxRun):
+  """A jitted function in a chain only: one compilation, and no latency of its own."""
+
+  def __init__(self, function: Callable, groups: list[tuple]):
+    """Keeps what is called; nothing is compiled yet."""
+    super().__init__(function, jax.jit(_chained(function)), groups)
+
+  def warm(self) -> None:
+    """See `Run`."""
+    self.chain(1)
+
+  def single(self) -> None:
+    """One chain: nothing else is compiled."""
+    self.chain(1)
+
+
 def warm_all(runs: Mapping[str, Run], threads: int = 8) -> tuple[dict[str, Run], dict[str, str]]:
   """Compiles all, side by side; those that the device refuses are told with its reason.
 

@@ -42,7 +42,8 @@ class Runner:
       deployed: the model.
       sizes: batch sizes that are compiled, each at its first use; larger batches run in parts.
       implementation: of the mixed matmul (see `kernels.api`).
-      tuning: folder of measured tiles (see `kernels.tile_files`); None takes tiles by rule.
+      tuning: folder of measured tiles (see `kernels.tile_files`); None takes those that come with
+        the project for this kind of device, where there are any; `rule` takes tiles by rule.
       platform: cpu, gpu or tpu, for which the model is compiled; None is JAX's default backend.
 
     Raises:
@@ -50,7 +51,9 @@ class Runner:
     """
     if not sizes or any(type(n) is not int or n < 1 for n in sizes):
       raise ValueError(f"sizes: {sizes}; positive integers are accepted")
-    tuned = None if tuning is None else tile_files.read(tuning)
+    tuned = tile_files.shipped() if tuning is None else {}
+    if tuning is not None and tuning != "rule":
+      tuned = tile_files.read(tuning)
     self._sizes = tuple(sorted(set(sizes)))
     self._deployed = place(deployed, platform, implementation)
     self.traces = 0
@@ -63,6 +66,8 @@ class Runner:
 
     self._run = run
     self._levels = np.asarray(deployed.levels)
+    # All levels lie on the device, so that a switch copies nothing.
+    self._numbers = [jax.device_put(np.int32(i)) for i in range(len(self._levels))]
     self.switch(float(self._levels[0]))
 
   @property
@@ -80,15 +85,20 @@ class Runner:
     if not 0 <= ratio <= 1 or number == len(self._levels):
       raise ValueError(f"ratio: {ratio}; 0..{self._levels[-1]:g} is accepted")
     self._number = number
-    self._level = jax.device_put(np.int32(number))
+    self._level = self._numbers[number]
 
   def wait(self) -> None:
     """Waits until the last switch has reached the device."""
     self._level.block_until_ready()
 
   def __call__(self, x: Array) -> Any:
-    """The model's result for a batch `[B, ...]` of any size."""
+    """The model's result for a batch `[B, ...]` of any size.
+
+    One of a compiled size is taken as it is; if it lies on the device, nothing is copied.
+    """
     largest = self._sizes[-1]
+    if len(x) in self._sizes:
+      return self._run(self._deployed, x, self._level)
     parts = [self._padded(x[i : i + largest]) for i in range(0, len(x), largest)]
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 

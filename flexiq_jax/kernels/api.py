@@ -9,6 +9,7 @@
 Without a name the fastest one that can run the layer is taken.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,12 +75,12 @@ def mixed_matmul(
     raise NotImplementedError(
       f"implementation: {name!r} does not run on {platform}; use None, 'reference', or interpret"
     )
+  kernel = functools.partial(_kernel(name), interpret=interpret) if interpret else _shared(name)
   if window is None:
-    tiles = tile_files.choose(tuned, x, w)
-    return _kernel(name)(x, w, epilogue, tiles=tiles, interpret=interpret)
+    return kernel(x, w, epilogue, tiles=tile_files.choose(tuned, x, w))
   if name != "tpu":
     raise NotImplementedError(f"window: {name!r} takes patches; use 'tpu', 'reference', or None")
-  return _kernel(name)(x, w, epilogue, window, interpret=interpret)
+  return kernel(x, w, epilogue, window=window)
 
 
 def quantize_lower(
@@ -139,6 +140,13 @@ def choose(w: Any, platform: str | None = None) -> str:
     hopper = present is None or getattr(present, "compute_capability", "") == "9.0"
     return "gpu" if hopper else "reference"
   return "reference"
+
+
+@functools.cache
+def _shared(name: str) -> Callable[..., Any]:
+  """A kernel that is traced and lowered once for all layers of one shape in a program."""
+  static = ("tiles", "window") if name == "tpu" else ("tiles",)
+  return jax.jit(_kernel(name), static_argnames=static)
 
 
 def _kernel(name: str) -> Callable[..., Any]:

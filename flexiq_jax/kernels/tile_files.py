@@ -19,6 +19,7 @@ from flexiq_jax.kernels import gpu_tiles, tpu_tiles
 from flexiq_jax.kernels.operands import Activations, Weights
 
 VERSION = 1
+SHIPPED = Path(__file__).parent / "tiles"  # files that come with the project
 Tiles = gpu_tiles.Tiles | tpu_tiles.Tiles
 
 # Device kinds as JAX names them -> kernel. The first pattern found in the name rules.
@@ -136,6 +137,21 @@ def read(folder: str | os.PathLike[str], kind: str | None = None) -> dict[Shape,
       "Measure them (kernels.tuning.autotune), or name no folder: tiles then follow a rule"
     )
   return {shape: found.tiles for shape, found in load(folder, kind).items()}
+
+
+def shipped(kind: str | None = None) -> dict[Shape, Tiles]:
+  """Tiles that come with the project for a kind of device; nothing where none were measured.
+
+  Args:
+    kind: device kind; None is the present device.
+
+  Raises:
+    ValueError: the project's file cannot be read.
+  """
+  kind = kind or present()
+  if implementation(kind) == "reference":
+    return {}
+  return {shape: found.tiles for shape, found in load(SHIPPED, kind).items()}
 
 
 def choose(tuned: Mapping[Shape, Tiles] | None, x: Activations, w: Any) -> Tiles | None:

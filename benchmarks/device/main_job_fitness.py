@@ -1,0 +1,54 @@
+"""Fitness of a finished run's recipe on the present backend, for `main_job.py`.
+
+The weights, calibration images and recipe are those of the run; the masks are greedy's at three
+levels and random ones.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from experiments import flexiq as experiment
+from experiments import setup
+from experiments.stages import Stages
+from flexiq_jax import flexiq, runtime, selection
+from flexiq_jax.metrics import Writer
+from flexiq_jax.search import Fitness
+from flexiq_jax.selection import Schedule
+from flexiq_jax.selection import recipe as recipes
+
+
+def fitness(name: str, argument: str, workdir: pathlib.Path) -> list[float]:
+  """Mean distances of masks at a quarter, half and three quarters: the recipe's and random ones."""
+  config = importlib.import_module(f"configs.{name}").get_config(argument or None)
+  inputs = setup.prepare(config)
+  stages = Stages(config=config, inputs=inputs, workdir=workdir, writer=Writer(workdir))
+  network = experiment.network_of(config, inputs, stages)  # reads the training back
+  model = flexiq.from_recipe(network, recipes.load(workdir / "recipe.json"))
+  space = model.schedule.space
+  images = np.concatenate(setup.calibration_batches(config, inputs))
+  evaluate = Fitness(network, model.model, space, images, capacity=8)
+  orders = [model.schedule, *(Schedule(space, selection.random(space, s)) for s in range(3))]
+  masks = np.stack([one.mask(ratio) for one in orders for ratio in (0.25, 0.5, 0.75)])
+  return [float(v) for v in evaluate(masks)]
+
+
+def main() -> None:
+  """Writes a JSON file."""
+  parser = argparse.ArgumentParser(description="Fitness of a finished run's recipe.")
+  parser.add_argument("--config", required=True, help="module below configs")
+  parser.add_argument("--argument", default="")
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--json", type=pathlib.Path, required=True)
+  args = parser.parse_args()
+  values = fitness(args.config, args.argument, args.workdir)
+  found = {"backend": jax.default_backend(), "fitness": values, **runtime.describe()}
+  args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -74,7 +74,9 @@ class TorchFitness:
     self._net = _resnet(torch, model).eval().to(self._device)
     modules = dict(self._net.named_modules())
     self._layers = {
-      name: _Hook(torch, modules[name.replace("/", ".")], q, _bias(network.params, name), self._device)
+      name: _Hook(
+        torch, modules[name.replace("/", ".")], q, _bias(network.params, name), self._device
+      )
       for name, q in model.items()
     }
     self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -3,7 +3,7 @@
 | field | what |
 |---|---|
 | `copy` | GB/s read and written by `x + 1` on buffers far larger than any cache |
-| `bfloat16`, `int8` | TFLOP/s and TOP/s of the fastest square product that was tried, by XLA and torch |
+| `bfloat16`, `int8` | TFLOP/s and TOP/s of the fastest square product tried, by XLA and torch |
 
 Operands are random: products of zeros take less power and run faster.
 """

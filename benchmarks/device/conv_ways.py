@@ -80,7 +80,9 @@ def _of_the_project(shape: Convolution, platform: str) -> dict[str, Callable]:
   return {f"exact {name}": functools.partial(run, name) for name in dict.fromkeys(names)}
 
 
-def _convolution(shape: Convolution, x: Array, w: Array, result: Any, precision: Any = None) -> Array:
+def _convolution(
+  shape: Convolution, x: Array, w: Array, result: Any, precision: Any = None
+) -> Array:
   """The convolution of operands as they are, padded to keep the image before its stride."""
   before = (shape.window - 1) // 2
   return jax.lax.conv_general_dilated(

@@ -60,7 +60,9 @@ def measure(shape: Convolution, batch: int, platform: str, small: bool) -> dict[
   chains = timing.Chains()
   copies = 2 if small else timing.copies_for(w.nbytes, 4 * batch * expected.size)
   compiled = {n: jax.jit(way) for n, way in conv_ways.ways(shape, platform).items()}
-  runs = {n: chains.run(functools.partial(f, x, weights), min(4, copies)) for n, f in compiled.items()}
+  runs = {
+    n: chains.run(functools.partial(f, x, weights), min(4, copies)) for n, f in compiled.items()
+  }
   ready, refused = timing.warm_all(runs)
   exact: dict[str, bool | str] = {}
   for name in ready:
@@ -97,5 +99,7 @@ def finished(result: dict[str, Any]) -> dict[str, Any]:
     else:
       best = min(exact, key=lambda name: exact[name])
       told = f"{best}, {exact[best]:.1f} us"
-    claims.append(claim(f"fastest exact int8 convolution: {row['shape']}, batch {row['batch']}", told))
+    claims.append(
+      claim(f"fastest exact int8 convolution: {row['shape']}, batch {row['batch']}", told)
+    )
   return result | {"claims": claims}

@@ -9,9 +9,12 @@ import jax
 from benchmarks.device.context import Context
 from flexiq_jax import runtime
 
-PACKAGES = (
-  ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu")
-  + ("torch", "triton", "ml-collections", "optax", "orbax-checkpoint")
+PACKAGES = ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu") + (
+  "torch",
+  "triton",
+  "ml-collections",
+  "optax",
+  "orbax-checkpoint",
 )
 
 

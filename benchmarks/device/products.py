@@ -256,7 +256,9 @@ def finished(result: dict[str, Any]) -> dict[str, Any]:
       ratios = [
         row["times"][peer]["ratio"] / row["times"][ours]["ratio"]
         for row in same
-        if ours in row["times"] and peer in row["times"] and row["times"][ours].get("ratio")
+        if ours in row["times"]
+        and peer in row["times"]
+        and row["times"][ours].get("ratio")
         and row["times"][peer].get("ratio")
       ]
       if ratios:

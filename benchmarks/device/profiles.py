@@ -58,9 +58,7 @@ class Profile:
             where = f"profile.models.{name}.latency.{field}"
             raise ValueError(f"{where}: {found!r}; a number from 0 on is accepted")
 
-  def latency(
-    self, model: str, *, batch: float, ratio: float, field: str = "p50_us"
-  ) -> float:
+  def latency(self, model: str, *, batch: float, ratio: float, field: str = "p50_us") -> float:
     """Seconds of a batch at a ratio.
 
     Raises:

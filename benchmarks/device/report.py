@@ -106,7 +106,9 @@ def render(documents: Sequence[dict[str, Any]]) -> str:
         claims = [{"claim": f"step {name}", "result": told}, *claims]
       for one in claims:
         cells = (one["claim"], command, one["result"], date)
-        lines.append("| " + " | ".join(c.replace("|", "/").replace("\n", " ") for c in cells) + " |")
+        lines.append(
+          "| " + " | ".join(c.replace("|", "/").replace("\n", " ") for c in cells) + " |"
+        )
     parts.append("\n".join(lines) + "\n")
   return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 

@@ -184,7 +184,10 @@ def measure_backward(context: Context, loaded, fitness: list[Fitness], result: d
     return
   try:
     influence = Influence(
-      fitness[0], Ties(loaded.space, loaded.scores, 4096), probes=2, block=min(64, fitness[0].images)
+      fitness[0],
+      Ties(loaded.space, loaded.scores, 4096),
+      probes=2,
+      block=min(64, fitness[0].images),
     )
     base = np.zeros(loaded.space.total, bool)
     times = []
@@ -217,13 +220,17 @@ def finished(result: dict[str, Any], seconds: dict[str, list[float]]) -> dict[st
     result = result | {"best": best}
     told = ", ".join(f"{name.removeprefix('ours ')} {rate(name):.1f}" for name in ours)
     claims.append(claim("search, ResNet-20: individuals a second by form", told))
-    claims.append(claim("search, ResNet-20: mixed forward passes", f"{rate(best) * images:,.0f} images/s"))
+    claims.append(
+      claim("search, ResNet-20: mixed forward passes", f"{rate(best) * images:,.0f} images/s")
+    )
     for name in speed:
       if name in ours:
         continue
       speed[name]["ours_faster"] = timing.ratio(seconds[name], seconds[best])
       same = result.get("same_network", {}).get(name, True)
-      told = f"{speed[name]['ours_faster']:.1f}x ({best.removeprefix('ours ')}, {rate(name):.1f}/s there"
+      told = (
+        f"{speed[name]['ours_faster']:.1f}x ({best.removeprefix('ours ')}, {rate(name):.1f}/s there"
+      )
       told += "" if same else "; its distances are others"
       claims.append(claim(f"search, ResNet-20: individuals a second against {name}", told + ")"))
   if "backward" in result:

@@ -129,7 +129,10 @@ class Clock:
       return run
 
     kind = tile_files.present()
-    weights = [w, *(jax.tree.map(lambda a: jax.numpy.array(a, copy=True), w) for _ in range(copies - 1))]
+    weights = [
+      w,
+      *(jax.tree.map(lambda a: jax.numpy.array(a, copy=True), w) for _ in range(copies - 1)),
+    ]
     pool = concurrent.futures.ThreadPoolExecutor(self._threads)
     futures = {tiles: pool.submit(compile, tiles) for tiles in candidates}
     for tiles, future in futures.items():

@@ -46,7 +46,11 @@ def run(context: Context) -> dict[str, Any]:
       raise Skipped(f"no measured tiles: {error}") from error
   batches = (1, 2) if context.small else ORDER[:2] if tuned else ORDER
   machine = context.earlier("machine")
-  result: dict[str, Any] = {"models": {}, "refused": {}, "tiles": "measured" if tuned else "by rule"}
+  result: dict[str, Any] = {
+    "models": {},
+    "refused": {},
+    "tiles": "measured" if tuned else "by rule",
+  }
   name_of_profile = "profile_tuned.json" if tuned else "profile.json"
   names = list(shapes.NAMES)
   for number, name in enumerate(names):
@@ -114,7 +118,9 @@ def measure(
 def warm(runner: deploy.Runner, images: dict[int, Any], refused: dict, seconds: float) -> list[int]:
   """Compiles; the batches that are ready in time, in their order."""
   pool = concurrent.futures.ThreadPoolExecutor(len(images))
-  started = {b: pool.submit(lambda x=x: jax.block_until_ready(runner(x))) for b, x in images.items()}
+  started = {
+    b: pool.submit(lambda x=x: jax.block_until_ready(runner(x))) for b, x in images.items()
+  }
   concurrent.futures.wait(started.values(), timeout=max(1.0, seconds))
   for batch, future in started.items():
     if not future.done():
@@ -187,7 +193,9 @@ def show(name: str, model: dict[str, Any]) -> None:
       f"{row['queued_us']:.0f} us",
       flush=True,
     )
-  print(f"{name}: a switch takes {model['switch_us']['p50']:.1f} us; {model['refused']}", flush=True)
+  print(
+    f"{name}: a switch takes {model['switch_us']['p50']:.1f} us; {model['refused']}", flush=True
+  )
 
 
 def finished(result: dict[str, Any]) -> dict[str, Any]:
@@ -208,5 +216,7 @@ def finished(result: dict[str, Any]) -> dict[str, Any]:
     if "switch_us" in model:
       told = f"p50 {model['switch_us']['p50']:.1f} us, p99 {model['switch_us']['p99']:.1f} us"
       claims.append(claim(f"{name}: switch of the ratio", told))
-      claims.append(claim(f"{name}: weights on the device", f"{model['memory']['device'] / 2**20:.0f} MiB"))
+      claims.append(
+        claim(f"{name}: weights on the device", f"{model['memory']['device'] / 2**20:.0f} MiB")
+      )
   return result | {"claims": claims}

@@ -34,6 +34,7 @@ def run(context: Context) -> dict[str, Any]:
     each = (context.seconds - context.left()) / number if number else 0.0
     if context.left() < 1 + each:
       return finished(result) | {"complete": False, "left_out": len(work) - number}
+    row: dict[str, Any]
     try:
       row = measure(shape, batch, platform, context.small)
     except Exception as error:

@@ -9,7 +9,10 @@ import jax
 from benchmarks.device.context import Context
 from flexiq_jax import runtime
 
-PACKAGES = ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu") + (
+PACKAGES = (
+  "jax-cuda13-plugin",
+  "jax-cuda12-plugin",
+  "libtpu",
   "torch",
   "triton",
   "ml-collections",
@@ -30,4 +33,4 @@ def run(context: Context) -> dict[str, Any]:
       found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
       found[name] = None
-  return found | {"load": os.getloadavg()[0], "x64": bool(jax.config.jax_enable_x64)}
+  return found | {"load": os.getloadavg()[0]}

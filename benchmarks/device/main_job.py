@@ -5,7 +5,9 @@
 | `cpu` | CPU | the digits whole, from training on |
 | `device` | device | the same, training included |
 | `device_from_cpu` | device | behind the CPU's trained weights: what is compared |
-| `real_cpu`, `real_device` | both | ResNet-20 on CIFAR-10, where its files are ($FLEXIQ_DATA or build/data) |
+| `real_cpu`, `real_device` | both | ResNet-20 on CIFAR-10, with its files |
+
+Those files are looked for in $FLEXIQ_DATA and build/data.
 
 Trained weights differ between backends, as training amplifies roundings; from the same weights on,
 recipes and accuracies should be equal and fitness within 1e-5. Fitness of one recipe's model is
@@ -152,7 +154,7 @@ class Jobs:
 
   def states(self) -> dict[str, dict[str, Any]]:
     """Exit status, seconds and, of those that failed, the last lines of each."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in self._running:
       code = self.exit(name)
       found[name] = {"exit": code, "seconds": self.seconds.get(name)}

@@ -3,7 +3,8 @@
     FOLDER/models/NAME/     the artifact (flexiq_jax.artifact)
     FOLDER/models/NAME.json written when it is complete
 
-Calibrated on noise and ordered at random: what is measured on them is time, which depends on neither.
+Calibrated on noise and ordered at random: what is measured on them is time, which depends on
+neither.
 """
 
 import os

@@ -75,7 +75,7 @@ def read_tiles(context: Context) -> dict[tile_files.Shape, tile_files.Tiles]:
 
 
 def order(context: Context, platform: str, kind: str, tiles) -> list[tuple[str, int, Product]]:
-  """What to measure, most important first: each model's largest shapes at every batch, and so on."""
+  """What to measure, most important first: each model's largest shapes at every batch."""
   found = {name: shapes.products(name, platform, kind, context.small) for name in shapes.NAMES}
   batches = (1,) if context.small else (8, 128, 1, 32)
   if context.small:
@@ -151,7 +151,9 @@ def build(product: Product, batch: int, tiles, torch: bool, small: bool) -> Buil
 
 def warm(built: list[Built], first: bool) -> None:
   """Compiles several shapes side by side; then nothing compiles while times are taken."""
-  heads = {(i, name): run for i, one in enumerate(built) for name, run in one.heads.items()}
+  heads: dict[Any, timing.Run] = {
+    (i, name): run for i, one in enumerate(built) for name, run in one.heads.items()
+  }
   if first and any(one.peers for one in built):
     heads[0, "triton blocks"] = torch_peers.TritonBlocks()
   works, refused = timing.warm_all(heads, threads=12)
@@ -172,7 +174,7 @@ def measure(one: Built, small: bool) -> dict[str, Any]:
   times = timing.measure(ready, 0.4, base=BASE, span=span, rounds=(3, 7))
   row = {"times": {name: dataclasses.asdict(t) for name, t in times.items()}}
   row |= {"refused": one.refused, **one.facts}
-  if (triton := one.peers.get("triton_int8")) is not None:
+  if isinstance(triton := one.peers.get("triton_int8"), torch_peers.TritonRun):
     row["triton_blocks"] = dataclasses.asdict(triton.blocks)
   return row
 

@@ -6,8 +6,8 @@
 | `FOLDER/partial/STEP.json` | what the step had measured so far, written by the step itself |
 | `FOLDER/summary.json` | a `Summary` with all records, written again after every step |
 
-A step's result is a dict of its own, with `claims` for docs/hardware.md. Standard library only: what
-is broken on a machine must not keep its record from being written.
+A step's result is a dict of its own, with `claims` for docs/hardware.md. Standard library only:
+what is broken on a machine must not keep its record from being written.
 """
 
 import dataclasses
@@ -103,9 +103,9 @@ class Summary:
 
 def _require_types(value: Any, name: str) -> None:
   for field in dataclasses.fields(value):
-    found, kind = getattr(value, field.name), field.type
+    found, kind = getattr(value, field.name), typing.cast(Any, field.type)
     parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    accepted = tuple(typing.get_origin(part) or part for part in parts)
+    accepted: tuple[Any, ...] = tuple(typing.get_origin(part) or part for part in parts)
     if float in accepted:
       accepted = (*accepted, int)
     if not isinstance(found, accepted) or (isinstance(found, bool) and bool not in accepted):
@@ -154,7 +154,12 @@ def read_summary(path: pathlib.Path) -> Summary:
   Raises:
     ValueError: not a summary; names the file and the field.
   """
-  return _read(path, lambda d: Summary(**{**d, "steps": [Record(**r) for r in d["steps"]]}))
+  return _read(path, _summary)
+
+
+def _summary(document: dict[str, Any]) -> Summary:
+  document["steps"] = [Record(**record) for record in document["steps"]]
+  return Summary(**document)
 
 
 def _read(path: pathlib.Path, make: Any) -> Any:

@@ -5,7 +5,7 @@
 
 | from the run | to | how |
 |---|---|---|
-| `summary.json` | `docs/hardware/DEVICE.json` | step by step: one that measured something replaces it |
+| `summary.json` | `docs/hardware/DEVICE.json` | step by step, what measured something |
 | `profile*.json` | `docs/hardware/DEVICE.profile*.json` | whole |
 | `tiles/DEVICE.json` | `flexiq_jax/kernels/tiles/DEVICE.json` | shape by shape |
 
@@ -31,21 +31,21 @@ VERSION = 1
 HEAD = """\
 # On accelerators: what was measured
 
-Every row below was written by a command from the files in `docs/hardware/`, none by hand. To measure
-a device, on a machine that has one (Python 3.11 to 3.13, JAX for the device, flax, optax,
+Every row below was written by a command from the files in `docs/hardware/`, none by hand. To
+measure a device, on a machine that has one (Python 3.11 to 3.13, JAX for the device, flax, optax,
 orbax-checkpoint, scikit-learn, matplotlib, pytest; torch and triton for the peers; no network):
 
 ```sh
-make device-wheels                                  # before, where there is a network
-make device DEVICE_PYTHON=python3                   # eight minutes at most; results in build/device/
-python -m benchmarks.device.report build/device     # takes them into the project
+make device-wheels                                # before, where there is a network
+make device DEVICE_PYTHON=python3                 # eight minutes at most; into build/device/
+python -m benchmarks.device.report build/device   # takes the results into the project
 ```
 
-`make device` runs `python -m benchmarks.device`, each step in a process with a time limit of its own,
-and writes `build/device/STEP.json` and `summary.json` after each. A step that fails or runs out of
-time is told and the others go on; `python -m benchmarks.device --steps products,models` runs some
-again. On a CPU it runs a small form of what needs no accelerator, which is no result. How times are
-taken is told in `benchmarks/device/timing.py` and at the head of each step.
+`make device` runs `python -m benchmarks.device`, each step in a process with a time limit of its
+own, and writes `build/device/STEP.json` and `summary.json` after each. A step that fails or runs
+out of time is told and the others go on; `python -m benchmarks.device --steps products,models`
+runs some again. On a CPU it runs a small form of what needs no accelerator, which is no result. How
+times are taken is told in `benchmarks/device/timing.py` and at the head of each step.
 """
 NOTHING = "\nNo device has been measured yet.\n"
 
@@ -67,8 +67,8 @@ def merged(old: dict[str, Any] | None, summary: Summary) -> dict[str, Any]:
   """
   if not summary.measured:
     raise ValueError(
-      f"summary: of {summary.machine['device_kind']!r}{' in small form' * summary.small}; runs of an "
-      "accelerator at full size are accepted"
+      f"summary: of {summary.machine['device_kind']!r}{' in small form' * summary.small}; runs of "
+      "an accelerator at full size are accepted"
     )
   device = summary.machine["device_kind"]
   if old and old["device"] != device:

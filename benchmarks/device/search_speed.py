@@ -4,11 +4,12 @@
 |---|---|
 | `ours ...` | `search.Fitness` in each of its forms and widths (`forms`) |
 | `torch` | benchmarks/torch_search.py: one model, hooks, exchanged weights; float32 |
-| `torch_tf32` | the same as torch does it by itself on a GPU: convolutions of rounded operands, so other distances |
+| `torch_tf32` | as torch does it by itself on a GPU: convolutions of rounded operands |
 
-ResNet-20 on 32 x 32 images; pretrained where its files are, else random weights, which are as fast.
-Ways run in turn; ratios are of the same round. `forward` counts images that passed a mixed model in a
-second, `backward` images of the forward and backward passes that make the quadratic model.
+ResNet-20 on 32 x 32 images; pretrained where its files are, else random weights, which are as
+fast. Ways run in turn; ratios are of the same round. `forward` counts images that passed a mixed
+model in a second, `backward` images of the forward and backward passes that make the quadratic
+model. `torch_tf32` computes other distances.
 """
 
 import concurrent.futures

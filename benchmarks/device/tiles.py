@@ -3,8 +3,8 @@
     FOLDER/tiles/DEVICE.json    as `tuning.autotune` writes it, after every shape
 
 `python -m benchmarks.device.report` puts that file where the project looks for it. Each shape has a
-share of the time: the tiles by rule come first, then the others that are worth it, compiled a few at
-a time, until the share is used up; so a shape that was begun always has an answer.
+share of the time: the tiles by rule come first, then the others that are worth it, compiled a few
+at a time, until the share is used up; so a shape that was begun always has an answer.
 """
 
 import concurrent.futures

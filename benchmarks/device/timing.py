@@ -126,7 +126,7 @@ class Alone(JaxRun):
     self.chain(1)
 
 
-def warm_all(runs: Mapping[str, Run], threads: int = 8) -> tuple[dict[str, Run], dict[str, str]]:
+def warm_all(runs: Mapping[Any, Run], threads: int = 8) -> tuple[dict[Any, Run], dict[Any, str]]:
   """Compiles all, side by side; those that the device refuses are told with its reason.
 
   Args:
@@ -136,9 +136,9 @@ def warm_all(runs: Mapping[str, Run], threads: int = 8) -> tuple[dict[str, Run],
   Returns:
     The runs that work, and name -> reason of the others.
   """
-  refused: dict[str, str] = {}
+  refused: dict[Any, str] = {}
 
-  def warm(name: str) -> None:
+  def warm(name: Any) -> None:
     try:
       runs[name].warm()
     except Exception as error:  # a library's refusals have no class in common
@@ -149,7 +149,7 @@ def warm_all(runs: Mapping[str, Run], threads: int = 8) -> tuple[dict[str, Run],
   return {name: run for name, run in runs.items() if name not in refused}, refused
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
   """An exception in a line."""
   lines = str(error).strip().splitlines() or [""]
   return f"{type(error).__name__}: {lines[0]}"[:300]

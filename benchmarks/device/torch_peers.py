@@ -34,7 +34,8 @@ class TorchRun:
     """Keeps what is called; nothing runs yet."""
     self._torch = importlib.import_module("torch")
     self._function, self._groups = function, groups
-    self._graph, self._kept = None, None
+    self._graph: Any = None
+    self._kept: list[Any] | None = None
     self.calls = len(groups)
 
   @property

@@ -9,9 +9,9 @@ where triton is installed; with TRITON_INTERPRET=1 it runs on a CPU.
 import dataclasses
 from typing import Any
 
-import torch
-import triton
-import triton.language as tl
+import torch  # pyrefly: ignore[missing-import]
+import triton  # pyrefly: ignore[missing-import]
+import triton.language as tl  # pyrefly: ignore[missing-import]
 
 Array = Any
 

@@ -32,7 +32,6 @@ HOW = (
   "batch when batches follow each other; all ratios in turn"
 )
 ORDER = (8, 1, 128, 32)  # batches, most important first
-MEASURED = {"vit_b", "resnet50", "deit_s"}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def warm(runner: deploy.Runner, images: dict[int, Any], refused: dict, seconds: 
     if not future.done():
       refused[str(batch)] = "it was not compiled in time"
     elif (error := future.exception()) is not None:
-      refused[str(batch)] = timing.reason(error)  # pyrefly: ignore[bad-argument-type]
+      refused[str(batch)] = timing.reason(error)
   pool.shutdown(wait=False, cancel_futures=True)
   return [batch for batch in images if str(batch) not in refused]
 
@@ -205,9 +204,9 @@ def finished(result: dict[str, Any]) -> dict[str, Any]:
     by = {(row["batch"], row["ratio"]): row for row in model["latency"]}
     for batch in sorted({batch for batch, _ in by}):
       ends = by.get((batch, 0.0)), by.get((batch, 1.0))
-      if None in ends:
-        continue
       eight, four = ends
+      if eight is None or four is None:
+        continue
       told = (
         f"p50 {eight['p50_us'] / 1e3:.2f} ms in 8 bits, {four['p50_us'] / 1e3:.2f} in 4; on the "
         f"device {eight['queued_us'] / 1e3:.3f} and {four['queued_us'] / 1e3:.3f}"

@@ -51,7 +51,7 @@ class Runner:
     """
     if not sizes or any(type(n) is not int or n < 1 for n in sizes):
       raise ValueError(f"sizes: {sizes}; positive integers are accepted")
-    tuned = tile_files.shipped() if tuning is None else {}
+    tuned = tile_files.shipped() if tuning is None and platform is None else {}
     if tuning is not None and tuning != "rule":
       tuned = tile_files.read(tuning)
     self._sizes = tuple(sorted(set(sizes)))

@@ -66,7 +66,12 @@ def test_measured_tiles_come_from_a_folder(small, deployed, tmp_path, monkeypatc
   monkeypatch.setattr(runners, "apply", spy)
   deploy.Runner(deployed, sizes=(2,), tuning=tmp_path)(small.x[:2])
   deploy.Runner(deployed, sizes=(2,))(small.x[:2])
-  assert seen == [{shape: tuned[shape].tiles}, None]
+  deploy.Runner(deployed, sizes=(2,), tuning="rule")(small.x[:2])
+  assert seen == [{shape: tuned[shape].tiles}, {}, {}]
+  monkeypatch.setattr(tile_files, "SHIPPED", tmp_path)
+  for tuning_of in (None, "rule"):
+    deploy.Runner(deployed, sizes=(2,), tuning=tuning_of)(small.x[:2])
+  assert seen[3:] == [{shape: tuned[shape].tiles}, {}]
 
 
 def test_refusals(small, deployed):

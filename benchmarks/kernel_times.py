@@ -90,7 +90,7 @@ def mixed(
   codes = lambda lo, hi, *shape: jnp.asarray(rng.integers(lo, hi, shape, np.int8))
   w = Weights(
     w8=codes(-127, 128, k, n),
-    w4=packing.pack(codes(-8, 8, k, n)),
+    w4=jax.jit(packing.pack)(codes(-8, 8, k, n)),
     x_shift=jnp.full(k // block, 2, jnp.int32),
     w_shift=jnp.full((k // block, n), 2, jnp.int32),
     block=block,
@@ -109,20 +109,25 @@ def mixed(
   if name == "gpu":
     from flexiq_jax.kernels import gpu
 
-    laid_out = gpu.prepare(w)  # once, as `deploy.place` does
+    laid_out = jax.jit(gpu.prepare)(w)  # once, as `deploy.place` does
   run = jax.jit(
     lambda x, w, e: kernels.mixed_matmul(
       x, w, e, window=product.window, implementation=name, tuned=tuned
     )
   )
-  functions: dict[str, Callable[[], Any]] = {}
-  for percent, boundary in zip(LEVELS, product.boundaries, strict=True):
+
+  @jax.jit
+  def split(x8, x4, boundary):
     low = jnp.arange(columns) < boundary
-    x = Activations(
+    return Activations(
       x8=jnp.where(low[None], 0, x8).astype(jnp.int8),
       x4=jnp.where(low[None], x4, 0).astype(jnp.int4),
-      boundary=jnp.int32(boundary),
+      boundary=boundary,
     )
+
+  functions: dict[str, Callable[[], Any]] = {}
+  for percent, boundary in zip(LEVELS, product.boundaries, strict=True):
+    x = split(x8, x4, jnp.int32(boundary))
     functions[f"mixed {percent} %"] = functools.partial(run, x, laid_out, epilogue)
   return functions
 

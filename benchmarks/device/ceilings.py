@@ -99,7 +99,7 @@ def _finished(result: dict[str, Any]) -> dict[str, Any]:
     "int8_top_s": ("int8 product, vendor's library", "TOP/s"),
   }
   claims = [
-    claim(names[key][0], f"{value:,.0f} {names[key][1]}")
+    claim(names[key][0], f"{value:,.4g} {names[key][1]}")
     for key, value in found.items()
     if value is not None
   ]

@@ -5,7 +5,6 @@ that are timed stay on the device; weights change with every call of a chain, im
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -58,17 +57,15 @@ def measure(shape: Convolution, batch: int, platform: str, small: bool) -> dict[
   w = rng.integers(-127, 128, size, np.int8)
   expected = oracle(shape, np.asarray(x[:1]), w)
   weights = jnp.asarray(w)
-  chains = timing.Chains()
   copies = 2 if small else timing.copies_for(w.nbytes, 4 * batch * expected.size)
   compiled = {n: jax.jit(way) for n, way in conv_ways.ways(shape, platform).items()}
-  runs = {
-    n: chains.run(functools.partial(f, x, weights), min(4, copies)) for n, f in compiled.items()
-  }
+  copied = [weights, *(jnp.array(weights, copy=True) for _ in range(min(4, copies) - 1))]
+  runs = {name: timing.Alone(f, [(x, each) for each in copied]) for name, f in compiled.items()}
   ready, refused = timing.warm_all(runs)
   exact: dict[str, bool | str] = {}
   for name in ready:
     # The timed program's own result: of another batch the library may take another algorithm.
-    exact[name] = bool(np.array_equal(np.asarray(compiled[name](x, weights))[:1], expected))
+    exact[name] = bool(np.array_equal(np.asarray(runs[name].first()[:1]), expected))
   base = next(iter(ready), None)
   span = 2e-4 if small else 3e-3
   times = timing.measure(ready, 0.4, base=base, span=span, rounds=(3, 7)) if ready else {}

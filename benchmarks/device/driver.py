@@ -57,6 +57,8 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Summary:
       old.unlink(missing_ok=True)
   machine = describe(plan)
   small = plan.small or machine["platform"] == "cpu"
+  if "error" in machine:
+    say(f"the device could not be asked: {machine['error']}")
   say(f"device: {machine['device_kind']} ({machine['platform']}){', small' * small}")
   done: list[Record] = []
   summary = _summary(plan, machine, small, done, began)

@@ -16,6 +16,7 @@ through memory, or 8-bit products (Hopper has no others) on the tensor cores. Ac
 they are from call to call, as behind the layer that made them; weights change with every call.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -53,7 +54,9 @@ def run(context: Context) -> dict[str, Any]:
     if context.left() < 2 + each:
       print(f"stopped behind {number} of {len(waves)} waves, {each:.1f} s each", flush=True)
       return finished(result) | {"complete": False, "left_out": len(work) - number * WAVE}
-    built = [_tried(product, batch, tiles, torch, context.small) for _, batch, product in wave]
+    make = lambda one: _tried(one[2], one[1], tiles, torch, context.small)
+    with concurrent.futures.ThreadPoolExecutor(WAVE) as pool:
+      built = list(pool.map(make, wave))
     warm(built, first=number == 0)
     for (name, batch, product), one in zip(wave, built, strict=True):
       row = measure(one, context.small)

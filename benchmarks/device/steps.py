@@ -36,7 +36,7 @@ STEPS = (
     limit=45,
     accelerator="the tests marked gpu need the device",
   ),
-  Step(name="main_job", module="main_job", limit=80, small_limit=300),
+  Step(name="main_job", module="main_job", limit=80, small_limit=400),
   Step(name="search", module="search_speed", limit=65, small_limit=240),
   Step(name="products", module="products", limit=70),
   Step(name="models", module="whole_models", limit=65, small_limit=240),

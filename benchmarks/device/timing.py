@@ -22,7 +22,7 @@ import numpy as np
 Array = Any
 SPAN = 0.01  # seconds of one measurement
 COLD = 96 * 2**20  # bytes of weights that a chain goes through: no cache of a GPU holds them
-COPIES = (2, 12)  # fewest and most calls in a chain
+COPIES = (2, 16)  # fewest and most calls in a chain
 
 
 class Run(Protocol):
@@ -124,6 +124,10 @@ class Alone(JaxRun):
   def single(self) -> None:
     """One chain: nothing else is compiled."""
     self.chain(1)
+
+  def first(self) -> Any:
+    """What the first call of a chain makes."""
+    return self._chain(self._groups)[0]
 
 
 def warm_all(runs: Mapping[Any, Run], threads: int = 8) -> tuple[dict[Any, Run], dict[Any, str]]:

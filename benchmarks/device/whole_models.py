@@ -100,7 +100,7 @@ def measure(
   result["models"][name] = model
   rng = np.random.default_rng(0)
   images = {b: rng.normal(size=(b, *x.shape[1:])).astype(np.float32) for b in batches}
-  ready = warm(runner, images, model["refused"], seconds * 0.6)
+  ready = warm(runner, images, model["refused"], seconds * 0.75)
   for number, batch in enumerate(ready):
     each = max(0.5, (end - time.monotonic()) / (len(ready) - number) - 0.2)
     model["latency"] += rows(runner, images[batch], each, 2 if context.small else 60)
@@ -122,9 +122,6 @@ def warm(runner: deploy.Runner, images: dict[int, Any], refused: dict, seconds: 
   }
   concurrent.futures.wait(started.values(), timeout=max(1.0, seconds))
   for batch, future in started.items():
-    if not future.done():
-      # Nothing is measured while this still compiles.
-      concurrent.futures.wait([future], timeout=max(1.0, seconds / 3))
     if not future.done():
       refused[str(batch)] = "it was not compiled in time"
     elif (error := future.exception()) is not None:

@@ -35,6 +35,6 @@ def place(
     if isinstance(d, Mixed) and (implementation or api.choose(d.weights, platform)) == "gpu":
       from flexiq_jax.kernels import gpu  # only where it is used: it needs that part of Pallas
 
-      d = dataclasses.replace(d, weights=gpu.prepare(d.weights))
+      d = dataclasses.replace(d, weights=jax.jit(gpu.prepare)(d.weights))
     layers[name] = d
   return dataclasses.replace(deployed, layers=layers)

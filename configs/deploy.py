@@ -31,7 +31,8 @@ def get_config(arg=None):
   config.groups.whole_heads = True
   config.variants = ()
   # granule: rows of K that shift blocks are padded to; 128 for a TPU.
-  # tuning: folder of tiles that were measured on the device; "" takes tiles by rule.
+  # tuning: folder of tiles that were measured on the device; "" takes the project's own for it,
+  # where there are any, else tiles by rule.
   # tune: measure those of this model's products first, on a TPU or a Hopper GPU.
   config.deploy = config_dict.create(granule=2, switches=10_000, tuning="", tune=False)
   if options.runlocal:

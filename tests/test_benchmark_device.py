@@ -90,7 +90,7 @@ HANGS = """
 import subprocess, time
 def run(context):
   context.save({"value": "before"})
-  subprocess.Popen(["sleep", "300"])
+  subprocess.Popen(["sleep", "271.25"])
   time.sleep(300)
 """
 SKIPS = """
@@ -135,7 +135,7 @@ def test_a_step_that_hangs_is_ended_with_its_children_and_keeps_what_it_measured
   assert (first.status, first.result, first.complete) == ("timed_out", {"value": "before"}, False)
   assert "it was not done in 12 s" in first.why and 12 <= first.seconds < 20
   assert second.status == "done"
-  assert not subprocess.run(["pgrep", "-f", "sleep 300"], capture_output=True).stdout
+  assert not subprocess.run(["pgrep", "-f", "sleep 271.25"], capture_output=True).stdout
 
 
 def test_a_step_that_a_library_kills_runs_again_without_the_peers(play):
@@ -235,8 +235,15 @@ def test_files_of_other_versions_are_refused(tmp_path):
   (tmp_path / "summary.json").write_text('{"version": 1}')
   with pytest.raises(ValueError, match=r"summary.json: not what `make device` writes"):
     records.read_summary(tmp_path / "summary.json")
-  with pytest.raises(ValueError, match="JSON compliant"):
-    records.write(tmp_path / "nan.json", {"a": float("nan")})
+
+
+def test_what_json_has_no_word_for_does_not_cost_a_step_its_results(tmp_path):
+  values = {"a": [float("nan"), np.float32(np.inf), 1.5], "b": np.int32(3), "c": jax.numpy.ones(())}
+  records.write(tmp_path / "x.json", values)
+  found = json.loads((tmp_path / "x.json").read_text())
+  assert found == {"a": ["nan", "inf", 1.5], "b": 3, "c": 1.0}
+  with pytest.raises(TypeError, match="object: no value that JSON can hold"):
+    records.write(tmp_path / "x.json", {"a": object()})
 
 
 def test_the_page_is_what_the_committed_results_say():

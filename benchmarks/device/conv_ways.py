@@ -7,6 +7,7 @@ beside them in any case, exact or not:
 |---|---|
 | `plain int32` | XLA's int8 convolution with an int32 result |
 | `plain float32 result` | the same, converted to float32 at once, which is what cuDNN has |
+| `plain float32 sums` | XLA's int8 convolution asked for float32 |
 | `plain patches` | im2col and one int8 product |
 | `plain bfloat16` | bfloat16 operands, float32 result |
 | `plain float32` | float32 operands at highest precision |
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.device.shapes import Convolution
 from flexiq_jax import graph
@@ -28,13 +30,22 @@ Array = Any
 KINDS = ("NHWC", "HWIO", "NHWC")
 
 
-def ways(shape: Convolution, platform: str) -> dict[str, Callable[[Array, Array], Array]]:
-  """Name -> codes int8 `[B, H, W, C]` and weights int8 `[h, w, C, N]` to int32 `[B, H', W', N]`."""
+def ways(
+  shape: Convolution, platform: str, w: np.ndarray
+) -> dict[str, Callable[[Array, Array], Array]]:
+  """Name -> codes int8 `[B, H, W, C]` and weights int8 `[h, w, C, N]` to int32 `[B, H', W', N]`.
+
+  Args:
+    shape: of the convolution.
+    platform: cpu, gpu or tpu.
+    w: the weights that it will be run with; how many parts a way needs is read off them.
+  """
   found: dict[str, Callable[[Array, Array], Array]] = {
     "plain int32": lambda x, w: _convolution(shape, x, w, jnp.int32),
     "plain float32 result": lambda x, w: (
       _convolution(shape, x, w, jnp.int32).astype(jnp.float32).astype(jnp.int32)
     ),
+    "plain float32 sums": lambda x, w: _convolution(shape, x, w, jnp.float32).astype(jnp.int32),
     "plain patches": functools.partial(_patches, shape),
     "plain bfloat16": lambda x, w: _convolution(
       shape, x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), jnp.float32
@@ -45,10 +56,10 @@ def ways(shape: Convolution, platform: str) -> dict[str, Callable[[Array, Array]
   }
   if importlib.util.find_spec("flexiq_jax.exact") is None:
     return found
-  return found | _of_the_project(shape, platform)
+  return found | _of_the_project(shape, platform, w)
 
 
-def _of_the_project(shape: Convolution, platform: str) -> dict[str, Callable]:
+def _of_the_project(shape: Convolution, platform: str, w: np.ndarray) -> dict[str, Callable]:
   """The ways of `flexiq_jax.exact`, which takes a layer and its contraction of a trace."""
   exact: Any = importlib.import_module("flexiq_jax.exact")
 
@@ -59,10 +70,12 @@ def _of_the_project(shape: Convolution, platform: str) -> dict[str, Callable]:
   params = {"kernel": jax.ShapeDtypeStruct(size, jnp.float32)}
   x = jax.ShapeDtypeStruct((1, shape.side, shape.side, shape.channels), jnp.float32)
   names: list[str] = []
+  parts: list[int] = []
 
-  def look(layer, codes, w, contract):
-    names.extend(exact.ways(layer, contract, platform))
-    return contract(codes, w, jnp.float32)
+  def look(layer, codes, kernel, contract):
+    parts.append(exact.parts(layer, w))
+    names.extend(exact.ways(layer, contract, platform, parts=parts[0]))
+    return contract(codes, kernel, jnp.float32)
 
   jax.eval_shape(graph.with_rule(apply, look), params, x)
 
@@ -70,7 +83,7 @@ def _of_the_project(shape: Convolution, platform: str) -> dict[str, Callable]:
     sums = []
 
     def rule(layer, real, kernel, contract):
-      options = {"signed": True, "platform": platform, "way": way}
+      options = {"signed": True, "parts": parts[0], "platform": platform, "way": way}
       sums.append(exact.product(layer, x, w, contract, **options))
       return contract(real, kernel, jnp.float32)  # nobody reads it, so it is not computed
 

@@ -58,7 +58,7 @@ def measure(shape: Convolution, batch: int, platform: str, small: bool) -> dict[
   expected = oracle(shape, np.asarray(x[:1]), w)
   weights = jnp.asarray(w)
   copies = 2 if small else timing.copies_for(w.nbytes, 4 * batch * expected.size)
-  compiled = {n: jax.jit(way) for n, way in conv_ways.ways(shape, platform).items()}
+  compiled = {n: jax.jit(way) for n, way in conv_ways.ways(shape, platform, w).items()}
   copied = [weights, *(jnp.array(weights, copy=True) for _ in range(min(4, copies) - 1))]
   runs = {name: timing.Alone(f, [(x, each) for each in copied]) for name, f in compiled.items()}
   ready, refused = timing.warm_all(runs)

@@ -14,6 +14,8 @@ the peers torch's alone, which need no compilation.
 `binds` is what that perfect kernel would wait for: weights, activations and results once each
 through memory, or 8-bit products (Hopper has no others) on the tensor cores. Activations stay where
 they are from call to call, as behind the layer that made them; weights change with every call.
+Calls of one chain are started by XLA or, of torch and Triton, by a CUDA graph: of kernels that take
+a few microseconds the start of the next one is part of the time.
 """
 
 import concurrent.futures

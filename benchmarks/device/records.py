@@ -12,6 +12,7 @@ what is broken on a machine must not keep its record from being written.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import types
@@ -113,9 +114,20 @@ def _require_types(value: Any, name: str) -> None:
 
 
 def to_json(value: Record | Summary | dict[str, Any]) -> str:
-  """The text of a file; numbers that are no numbers are refused."""
+  """The text of a file; `nan` and `inf`, which JSON does not have, become words."""
   plain = value if isinstance(value, dict) else dataclasses.asdict(value)
-  return json.dumps(plain, indent=1, allow_nan=False, default=_plain) + "\n"
+  return json.dumps(_finite(plain), indent=1, allow_nan=False, default=_plain) + "\n"
+
+
+def _finite(value: Any) -> Any:
+  """A step must not fail because one of its many numbers is none."""
+  if isinstance(value, dict):
+    return {key: _finite(each) for key, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(each) for each in value]
+  if hasattr(value, "item"):
+    value = _plain(value)
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

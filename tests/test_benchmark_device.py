@@ -19,6 +19,7 @@ from benchmarks.device import (
   driver,
   hardware_tests,
   main_job,
+  present,
   products,
   profiles,
   records,
@@ -119,7 +120,7 @@ def test_every_way_a_step_can_end_is_recorded_and_the_others_go_on(play):
   assert statuses == ["done", "failed", "skipped", "failed", "done"]
   assert by_name["good"].complete and by_name["good"].result["value"] == 1
   assert by_name["raises"].result == {"value": "half"} and not by_name["raises"].complete
-  assert by_name["raises"].why.startswith("exit status 1")
+  assert by_name["raises"].why == "exit status 1: RuntimeError: a mistake of this step"
   assert "a mistake of this step" in by_name["raises"].tail
   assert by_name["skips"].why == "nothing to do here"
   assert "claim and result are accepted" in by_name["nonsense"].why
@@ -493,6 +494,14 @@ def test_nothing_of_the_driver_needs_more_than_the_standard_library():
     [sys.executable, "-c", code], cwd=driver.ROOT, capture_output=True, text=True, check=True
   )
   assert done.stdout.strip() == "[]"
+
+
+def test_a_step_on_another_device_than_the_drivers_says_so(tmp_path):
+  context = Context(step="a", folder=tmp_path, seconds=1.0)
+  assert present.device(context) == jax.devices()[0]
+  records.write(tmp_path / "partial" / "machine.json", {"result": GPU})
+  with pytest.raises(RuntimeError, match="JAX runs on cpu here; the driver found a gpu"):
+    present.device(context)
 
 
 def test_environment_of_steps(tmp_path, monkeypatch):

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.device import timing, torch_peers
+from benchmarks.device import present, timing, torch_peers
 from benchmarks.device.context import Context, claim
 
 
 def run(context: Context) -> dict[str, Any]:
   """Measures; the largest of each kind is the ceiling."""
+  present.device(context)
   sides = (256,) if context.small else (4096, 8192)
   megabytes = (16,) if context.small else (256, 2048)
   result: dict[str, Any] = {"copy": {}, "products": {}, "refused": {}}

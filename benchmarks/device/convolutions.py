@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.device import conv_ways, shapes, timing
+from benchmarks.device import conv_ways, present, shapes, timing
 from benchmarks.device.context import Context, claim
 from benchmarks.device.shapes import Convolution
 
@@ -24,7 +24,7 @@ TINY = (
 
 def run(context: Context) -> dict[str, Any]:
   """Measures shape after shape until the time box is over."""
-  platform = jax.devices()[0].platform
+  platform = present.device(context).platform
   result: dict[str, Any] = {"rows": []}
   work = [(shape, batch) for batch in BATCHES for shape in shapes.CONVOLUTIONS]
   if context.small:

@@ -147,7 +147,10 @@ def call(command: Sequence[str], env: dict[str, str], log: pathlib.Path, limit: 
       end(process)  # also when the driver itself is interrupted, and what the step left running
   if code < 0:
     return "failed", f"signal {-code} ended it"
-  return ("done", "") if code == 0 else ("failed", f"exit status {code}; see its tail")
+  if code == 0:
+    return "done", ""
+  last = (tail(log).strip().splitlines() or ["it printed nothing"])[-1]
+  return "failed", f"exit status {code}: {last[:200]}"
 
 
 def start(command: Sequence[str], env: dict[str, str], output: Any) -> subprocess.Popen:

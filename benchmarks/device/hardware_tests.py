@@ -6,8 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-import jax
-
+from benchmarks.device import present
 from benchmarks.device.context import Context, Skipped, claim
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -15,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def run(context: Context) -> dict[str, Any]:
   """Runs them in a process of their own and reads off what became of each."""
-  platform = jax.devices()[0].platform
+  platform = present.device(context).platform
   marker = {"gpu": "gpu"}.get(platform)
   if marker is None:
     raise Skipped(f"no test is marked for {platform}")

@@ -25,11 +25,10 @@ import itertools
 import statistics
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks import kernel_times
-from benchmarks.device import shapes, timing, torch_peers
+from benchmarks.device import present, shapes, timing, torch_peers
 from benchmarks.device.context import Context, Skipped, claim
 from benchmarks.kernel_products import Product
 from flexiq_jax.kernels import tile_files
@@ -40,7 +39,7 @@ WAVE = 4  # shapes that are compiled side by side
 
 def run(context: Context) -> dict[str, Any]:
   """Measures shape after shape until the time box is over."""
-  device, tuned = jax.devices()[0], "tuned" in context.options
+  device, tuned = present.device(context), "tuned" in context.options
   tiles = read_tiles(context) if tuned else None
   work = order(context, device.platform, device.device_kind, tiles)
   ceilings = context.earlier("ceilings").get("ceilings", {})

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from benchmarks import loading, population, torch_search
-from benchmarks.device import main_job, timing
+from benchmarks.device import main_job, present, timing
 from benchmarks.device.context import Context, claim
 from flexiq_jax import selection
 from flexiq_jax.search import Fitness, Influence
@@ -62,7 +62,7 @@ def forms(platform: str, images: int) -> dict[str, dict[str, Any]]:
 
 def run(context: Context) -> dict[str, Any]:
   """Builds every way, then times them in turn until the time box is over."""
-  platform = jax.devices()[0].platform
+  platform = present.device(context).platform
   images, individuals = (8, 4) if context.small else (256, 16)
   loaded = load(context.small, images)
   orders = [selection.random(loaded.space, seed) for seed in range(individuals)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.device import shapes, timing
+from benchmarks.device import present, shapes, timing
 from benchmarks.device.context import Context, Skipped, claim
 from flexiq_jax.kernels import api, gpu_tiles, tile_files, tuning
 from flexiq_jax.kernels.tile_files import Shape, Tiles
@@ -24,7 +24,7 @@ SHARE = 3.0  # seconds of a shape, at least
 
 def run(context: Context) -> dict[str, Any]:
   """Tunes shape after shape until the time box is over."""
-  device = jax.devices()[0]
+  device = present.device(context)
   kind = tile_files.present()
   if tile_files.implementation(kind) == "reference":
     raise Skipped(f"device {kind!r} runs the reference, which has no tiles")

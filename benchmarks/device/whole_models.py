@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.device import prepare, profiles, records, shapes, timing
+from benchmarks.device import prepare, present, profiles, records, shapes, timing
 from benchmarks.device.context import Context, Skipped, claim
 from experiments.deploy import switch_cost
 from flexiq_jax import artifact, deploy
@@ -36,7 +36,7 @@ ORDER = (8, 1, 128, 32)  # batches, most important first
 
 def run(context: Context) -> dict[str, Any]:
   """Measures model after model, each at all batches that are compiled in time."""
-  device, tuned = jax.devices()[0], "tuned" in context.options
+  device, tuned = present.device(context), "tuned" in context.options
   tuning = str(context.folder / "tiles") if tuned else "rule"
   if tuned:
     try:

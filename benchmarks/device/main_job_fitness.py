@@ -45,6 +45,7 @@ def main() -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--json", type=pathlib.Path, required=True)
   args = parser.parse_args()
+  runtime.full_precision()  # as run.py does
   values = fitness(args.config, args.argument, args.workdir)
   found = {"backend": jax.default_backend(), "fitness": values, **runtime.describe()}
   args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import loading, population, torch_search
 from benchmarks.device import main_job, present, timing
 from benchmarks.device.context import Context, claim
-from flexiq_jax import selection
+from flexiq_jax import runtime, selection
 from flexiq_jax.search import Fitness, Influence
 from flexiq_jax.search.ties import Ties
 from flexiq_jax.selection import Schedule
@@ -63,6 +63,7 @@ def forms(platform: str, images: int) -> dict[str, dict[str, Any]]:
 def run(context: Context) -> dict[str, Any]:
   """Builds every way, then times them in turn until the time box is over."""
   platform = present.device(context).platform
+  runtime.full_precision()  # as a search by run.py has it
   images, individuals = (8, 4) if context.small else (256, 16)
   loaded = load(context.small, images)
   orders = [selection.random(loaded.space, seed) for seed in range(individuals)]

@@ -39,7 +39,7 @@ STEPS = (
   Step(name="main_job", module="main_job", limit=80, small_limit=400),
   Step(name="search", module="search_speed", limit=65, small_limit=240),
   Step(name="products", module="products", limit=70),
-  Step(name="models", module="whole_models", limit=65, small_limit=240),
+  Step(name="models", module="whole_models", limit=65, small_limit=400),
   Step(name="convolutions", module="convolutions", limit=30),
   Step(
     name="tiles",

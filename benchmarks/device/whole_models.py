@@ -43,7 +43,7 @@ def run(context: Context) -> dict[str, Any]:
       tile_files.read(tuning)
     except ValueError as error:
       raise Skipped(f"no measured tiles: {error}") from error
-  batches = (1, 2) if context.small else ORDER[:2] if tuned else ORDER
+  batches = (1,) if context.small else ORDER[:2] if tuned else ORDER
   machine = context.earlier("machine")
   result: dict[str, Any] = {
     "models": {},

@@ -27,16 +27,17 @@ class Call:
   Attributes:
     name: of the function, where it is defined.
     jitted: the function under `jax.jit`.
-    arguments: of the call; arrays are shapes.
+    arguments, keywords: of the call; arrays are shapes.
   """
 
   name: str
   jitted: Any
   arguments: tuple
+  keywords: dict[str, Any]
 
   def compile(self, target, options: Any = None) -> jax.stages.Compiled:
     """Compiles it for an accelerator (`targets_for_test.Target`); `options` for the compiler."""
-    lowered = self.jitted.lower(*target.placed(self.arguments))
+    lowered = self.jitted.lower(*target.placed(self.arguments), **target.placed(self.keywords))
     return lowered.compile(target.options if options is None else options)
 
 
@@ -44,15 +45,18 @@ class Call:
 def recording() -> Iterator[list[Call]]:
   """Yields the calls of what runs inside; the same function on the same shapes counts once."""
   calls: list[Call] = []
-  seen = set()
+  seen, over = set(), False
 
-  def record(name, jitted, arguments):
-    shapes = jax.tree.map(_shape, arguments)
+  def record(name, jitted, arguments, keywords):
+    if over:  # a function that somebody keeps
+      return False
+    shapes = jax.tree.map(_shape, (arguments, keywords))
     leaves, tree = jax.tree.flatten(shapes)
     key = (id(jitted), tree, tuple(map(str, leaves)))
     if key not in seen:
       seen.add(key)
-      calls.append(Call(name, jitted, shapes))
+      calls.append(Call(name, jitted, *shapes))
+    return True
 
   def jit(function=None, **options):
     if function is None:
@@ -61,6 +65,7 @@ def recording() -> Iterator[list[Call]]:
 
   with mock.patch.object(jax, "jit", jit):
     yield calls
+  over = True
 
 
 class _Recorded:
@@ -73,14 +78,16 @@ class _Recorded:
     self._name = inner.__qualname__.replace(".<locals>", "")
     self._jitted, self._record = jitted, record
 
-  def __call__(self, *arguments):
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
-      return self._jitted(*arguments)  # inside another function
-    self._record(self._name, self._jitted, arguments)
-    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._jitted.eval_shape(*arguments))
+  def __call__(self, *arguments, **keywords):
+    leaves = jax.tree.leaves((arguments, keywords))
+    inside = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)  # of another function
+    if inside or not self._record(self._name, self._jitted, arguments, keywords):
+      return self._jitted(*arguments, **keywords)
+    shapes = self._jitted.eval_shape(*arguments, **keywords)
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
 
-  def lower(self, *arguments):
-    self._record(self._name, self._jitted, arguments)
+  def lower(self, *arguments, **keywords):
+    self._record(self._name, self._jitted, arguments, keywords)
     return self
 
   def compile(self):

@@ -98,10 +98,11 @@ def test_jobs_run_what_they_say():
       *("fold_batch_norm.folded_apply", "Segments._run.run", "Suffixes._piece.run"),
       *("cross_entropy", "mean_traces.sample", "relative_logits.changes", "measure.both"),
     },
-    "serve": {"Runner.__init__.run"},
+    "serve": {"Runner.__init__.run", "prepare"},
   }
   assert len(calls_of("inference", "resnet20", "gpu")) == 5 + 2  # two widths, static and dynamic
-  assert len(calls_of("serve", "resnet20", "gpu")) == 4 + 1  # every batch size
+  sizes = [c.arguments[1].shape[0] for c in calls_of("serve", "resnet20", "gpu") if "run" in c.name]
+  assert sizes == [1, 8, 32, 128]
 
 
 _SHARED = {"fold_batch_norm.fold", "weights.compute"}

@@ -1,7 +1,6 @@
 """Each way of computing an exact int8 convolution: the one place that knows them.
 
-Where `flexiq_jax.exact` is there, its ways for the platform are taken; the plain ones are measured
-beside them in any case, exact or not:
+The ways of `flexiq_jax.exact` for the platform, and the plain ones beside them, exact or not:
 
 | way | what |
 |---|---|
@@ -14,8 +13,6 @@ beside them in any case, exact or not:
 """
 
 import functools
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.device.shapes import Convolution
-from flexiq_jax import graph
+from flexiq_jax import exact, graph
 
 Array = Any
 KINDS = ("NHWC", "HWIO", "NHWC")
@@ -54,14 +51,11 @@ def ways(
       shape, x.astype(jnp.float32), w.astype(jnp.float32), jnp.float32, jax.lax.Precision.HIGHEST
     ).astype(jnp.int32),
   }
-  if importlib.util.find_spec("flexiq_jax.exact") is None:
-    return found
   return found | _of_the_project(shape, platform, w)
 
 
 def _of_the_project(shape: Convolution, platform: str, w: np.ndarray) -> dict[str, Callable]:
   """The ways of `flexiq_jax.exact`, which takes a layer and its contraction of a trace."""
-  exact: Any = importlib.import_module("flexiq_jax.exact")
 
   def apply(params, x):
     return _convolution(shape, x, params["kernel"], None)

@@ -15,7 +15,6 @@ model. `torch_tf32` computes other distances.
 import concurrent.futures
 import functools
 import importlib.util
-import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -43,17 +42,10 @@ def forms(platform: str, images: int) -> dict[str, dict[str, Any]]:
   runs alone, and smaller where several do.
   """
   few = min(64, images)
-  by_width = {
-    "width 1": {"width": 1, "block": images},
-    "width 4": {"width": 4, "block": few},
-    "width 16": {"width": 16, "block": few},
-  }
   found: dict[str, dict[str, Any]] = {"default": {"block": few}}
-  if platform == "cpu":
-    return found | {"width 1": by_width["width 1"]}
-  if "form" not in inspect.signature(Fitness).parameters:
-    return found | by_width
   found["loop"] = {"form": "loop", "block": images}
+  if platform == "cpu":
+    return found
   for form in ("masks", "split"):
     for width in (4, 16):
       found[f"{form}, width {width}"] = {"form": form, "width": width, "block": few}

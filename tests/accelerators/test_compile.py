@@ -23,23 +23,23 @@ JOBS = {
   "layer_bits": jobs.layer_bits,
   "serve": jobs.serve,
 }
-FAST = ("h100", "a100", "v5e", "v6e")
+QUICKEST = [
+  pytest.param(name, marks=[] if name in ("h100", "v5e") else [pytest.mark.slow])
+  for name in targets.NAMES
+]
 
 
-MAIN = ("inference", "calibrate", "search")
-
-
-def fast(job, model, name):
-  """What runs in every test: compiling for a TPU takes several times as long as for a GPU."""
-  if name not in FAST or job == "inference":
-    return name in FAST
-  if model == "efficientnet_lite0":  # the layers of mobilenet_v2, with larger windows
-    return name == "h100"
-  if job == "layer_bits":
-    return name == "h100" or (model in ("resnet20", "odd") and name in ("a100", "v5e"))
-  if name == "v6e":
-    return model == "vit_s" or (model == "resnet20" and job in MAIN)
-  return name != "v5e" or job in MAIN or model in ("resnet20", "vit_s", "mobilenet_v2")
+# What runs in every test, models of each job on each target; the rest is marked slow. Compiling for
+# a TPU takes several times as long as for a GPU.
+_ALL, _SOME = jobs.MODELS, ("resnet20", "vit_s", "odd")
+_SEARCHED = {"h100": _ALL, "a100": _SOME, "v5e": _SOME, "v6e": _SOME[:2]}
+QUICK = {
+  "inference": {"h100": _ALL, "a100": _ALL, "v5e": _ALL, "v6e": (*_SOME, "mobilenet_v2")},
+  "calibrate": _SEARCHED,
+  "search": _SEARCHED,
+  "layer_bits": {"h100": _SOME, "a100": ("odd",), "v5e": ("odd",)},
+  "serve": {"h100": _SOME[:2], "a100": ("vit_s",), "v5e": ("vit_s",)},
+}
 
 
 def cases():
@@ -47,7 +47,7 @@ def cases():
   for name in targets.NAMES:
     for model in jobs.MODELS:
       for job in JOBS:
-        marks = [] if fast(job, model, name) else [pytest.mark.slow]
+        marks = [] if model in QUICK[job].get(name, ()) else [pytest.mark.slow]
         yield pytest.param(job, model, name, marks=marks, id=f"{model}-{job}-{name}")
 
 
@@ -108,7 +108,7 @@ def test_jobs_run_what_they_say():
 _SHARED = {"fold_batch_norm.fold", "weights.compute"}
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", QUICKEST)
 @pytest.mark.parametrize("model", ["resnet20", "efficientnet_lite0", "vit_s", "odd"])
 def test_models_in_bfloat16_compile(model, name):
   target = targets.get(name)
@@ -124,10 +124,8 @@ def test_quantized_layers_compile_with_the_compilers_own_tiles(model):
   compile_all([c for c in calls if c.name.endswith(("uniform", "mixed"))], target, options={})
 
 
-@pytest.mark.parametrize(
-  ("model", "name"),
-  [*(("resnet20", name) for name in FAST), ("vit_s", "h100"), ("vit_s", "v5e")],
-)
+@pytest.mark.parametrize("name", QUICKEST)
+@pytest.mark.parametrize("model", ["resnet20", "vit_s"])
 @pytest.mark.parametrize("form", fitness.FORMS)
 def test_every_form_of_a_population_compiles_on_several_devices(form, model, name):
   target, m = targets.get(name), jobs.made(model)
@@ -151,7 +149,7 @@ def test_every_form_of_a_population_compiles_on_several_devices(form, model, nam
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
-@pytest.mark.parametrize("name", [*FAST[:2], pytest.param("a6000", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["h100", "a100", "a6000"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolutions_in_parts_compile(stride, name, parts):
   """Layers whose sums float32 does not count at once, as ResNet-50 has them."""
@@ -174,7 +172,7 @@ def test_convolutions_in_parts_compile(stride, name, parts):
   assert found == [("__cudnn$convForward", ("s8", "s8"), "f32")] * (2 * parts)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", QUICKEST)
 @pytest.mark.parametrize("exact_logits", [False, True])
 def test_influence_on_the_divergence_compiles(exact_logits, name):
   target, m = targets.get(name), jobs.made("resnet20")
@@ -188,7 +186,7 @@ def test_influence_on_the_divergence_compiles(exact_logits, name):
   jax.jit(run).lower(*target.placed((*arguments, key, number))).compile(target.options)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", QUICKEST)
 @pytest.mark.parametrize("model", ["resnet20", "mobilenet_v2", "vit_cifar10"])
 def test_training_compiles(model, name):
   target = targets.get(name)

@@ -10,11 +10,19 @@ from tests.accelerators.recorder_for_test import recording
 
 pytestmark = pytest.mark.aot
 
-SLOW = ("a6000", "v5p")  # v7x has no int8 products: its compiler makes others of them
-NAMES = [
-  *("h100", "a100", "v5e", "v6e"),
-  *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
-]
+# v7x has no int8 products: its compiler makes others of them.
+NAMES = [name for name in targets.NAMES if name != "v7x"]
+
+
+def cases(models):
+  """All on an H100 and a v5e, some on others; the rest is marked slow."""
+  for name in NAMES:
+    for model in models:
+      quick = name in ("h100", "v5e") or (name in ("a100", "v6e") and model in ("resnet20", "odd"))
+      marks = [] if quick else [pytest.mark.slow]
+      yield pytest.param(model, name, marks=marks, id=f"{model}-{name}")
+
+
 CUDNN = "__cudnn$convForward", ("s8", "s8"), "f32"
 CUBLAS = "__cublas$lt$matmul", ("s8", "s8"), "s32"
 XLA_TPU = "convolution", ("s8", "s8"), "s32"
@@ -31,40 +39,36 @@ def expected(layer, platform):
 
 
 def compiled(model, target, rules):
-  """Texts of the programs of an evaluation, as a run sets precision."""
+  """Text of the first program of an evaluation by a rule, as a run sets precision."""
   m = jobs.made(model)
   with jax.default_matmul_precision("highest"), recording() as calls:
     jobs.inference(m, target.platform)
     named = [call for call in calls if call.name.endswith(rules)]
-    return m, [call.compile(target).as_text() for call in named]
+    return m, named[0].compile(target).as_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", jobs.MODELS)
+@pytest.mark.parametrize(("model", "name"), [*cases(jobs.MODELS)])
 def test_quantized_layers_are_integer_products(model, name):
   target = targets.get(name)
-  m, texts = compiled(model, target, ("mixed",))
-  assert texts
-  for text in texts:
-    left = products(text)
-    for layer in m.network.layers:
-      scope = f"/{layer.name}/"
-      own = {(p.kind, p.operands, p.result) for p in left if scope in p.where}
-      want = expected(layer, target.platform)
-      assert own <= {want}, layer.name
-      if layer.kind != "depthwise":
-        assert own == {want}, layer.name
-      left = [p for p in left if scope not in p.where]
+  m, text = compiled(model, target, "mixed")
+  left = products(text)
+  for layer in m.network.layers:
+    scope = f"/{layer.name}/"
+    own = {(p.kind, p.operands, p.result) for p in left if scope in p.where}
+    want = expected(layer, target.platform)
+    assert own <= {want}, layer.name
+    if layer.kind != "depthwise":
+      assert own == {want}, layer.name
+    left = [p for p in left if scope not in p.where]
     # What is left is the model's own, attention above all, and keeps its bits.
-    assert all(p.precise for p in left), left
-    assert model in ("vit_s", "swin_t") or not left
+  assert all(p.precise for p in left), left
+  assert model in ("vit_s", "swin_t") or not left
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", ["resnet20", "vit_s"])
+@pytest.mark.parametrize(("model", "name"), [*cases(("resnet20", "vit_s"))])
 def test_float_models_are_not_rounded(model, name):
   target = targets.get(name)
-  _, (text,) = compiled(model, target, ("float",))
+  _, text = compiled(model, target, "float")
   found = products(text)
   assert found and all(p.precise for p in found)
   assert all({*p.operands} == {"f32"} for p in found)

@@ -23,6 +23,7 @@ MODELS = {
   "resnet50": {"v5e": 256, "v6e": 512},
 }
 BATCHES = (8, 128)
+V5E = "TPU v5 lite"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,13 +76,14 @@ class Product:
     return self.m * batch
 
 
-def products(name: str, group: int, granule: int = 128) -> list[Product]:
+def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list[Product]:
   """The products of a model behind the pipeline: calibrate, group, order, deploy.
 
   Args:
     name: of the model.
     group: channels in a group and a shift block.
     granule: see `deploy.deploy`.
+    kind: of a TPU, as `jax.Device.device_kind` has it.
   """
   module = models.create(name)
   apply, params = models.functional(module)
@@ -120,13 +122,13 @@ def products(name: str, group: int, granule: int = 128) -> list[Product]:
         copies=d.weights.copies,
         activation=d.activation,
         next_boundaries=places(consumer) if isinstance(consumer, Mixed) else None,
-        granule=granule_of(consumer),
+        granule=granule_of(consumer, kind),
       )
     )
   return found
 
 
-def granule_of(consumer) -> int:
+def granule_of(consumer, kind: str) -> int:
   """Channels that a layer's kernel reads at once; 0 where a window makes rows of K of them."""
   if not isinstance(consumer, Mixed):
     return 0
@@ -135,4 +137,4 @@ def granule_of(consumer) -> int:
     return consumer.channels
   if k != len(consumer.shift):
     return 0
-  return tpu_tiles.choose_tiles(1, k, n, consumer.weights.block).k
+  return tpu_tiles.choose_tiles(1, k, n, consumer.weights.block, kind).k

@@ -53,11 +53,11 @@ class Compiler:
   def mixed(self, chip, rows, product: Product):
     """(plan, schedule) of a product on a chip; equal tiles are compiled once."""
     tiles = tpu_tiles.choose_tiles(
-      *(rows, product.k, product.n, product.block), CHIPS[chip][3], product.window
+      *(rows, product.k, product.n, product.block), CHIPS[chip][3], product.window, product.granule
     )
     key = (chip, tiles, product.block, product.n, product.k, product.activation)
     key += (product.next_boundaries is None, product.granule, product.window)
-    whole = plan(rows, product, tiles)
+    whole = plan(rows, product, tiles, CHIPS[chip][3])
     if key not in self._schedules:
       some = min(rows, 2 * tiles.m * whole.period)
       self._compile(chip, some, product, tiles)
@@ -95,7 +95,8 @@ class Compiler:
       activation=product.activation,
       out="bfloat16",
     )
-    run = lambda x, w, e: tpu.mixed_matmul(x, w, e, product.window, tiles=tiles)
+    kind = CHIPS[chip][3]
+    run = lambda x, w, e: tpu.mixed_matmul(x, w, e, product.window, tiles=tiles, kind=kind)
     jax.jit(run).lower(x, w, epilogue).compile()
 
   def prepare(self, chip: str, product: Product) -> llo.Preparation:
@@ -149,7 +150,7 @@ class Compiler:
     return total or None
 
 
-def plan(rows: int, product: Product, tiles):
+def plan(rows: int, product: Product, tiles, kind: str):
   """The kernel's plan, for its traffic."""
   vectors = {"bias": 1, "correction": 1, "scale": 1, "shift": product.k // product.block}
   requantizes = product.next_boundaries is not None
@@ -169,6 +170,7 @@ def plan(rows: int, product: Product, tiles):
     window=product.window,
     copies=product.copies,
     unsigned=product.window is not None,
+    wide=tpu_tiles.wide(kind),
   )
 
 
@@ -179,10 +181,11 @@ def bundles(plan, schedule: llo.Schedule, boundary: int, next_boundary: int = 0)
   high = plan.blocks - boundary // plan.columns
   finishing = 0
   if schedule.finish:
-    turns = plan.tiles.m // tpu_epilogue.turn_rows(plan.tiles.m, plan.strip)
+    turns = plan.tiles.m // tpu_epilogue.turn_rows(plan.tiles.m, plan.strip, plan.fused)
+    finish = schedule.finish[-3:] if high else schedule.finish[:3]
     for start in range(0, plan.shape[2], plan.strip):
       kind = 1 if start + plan.strip <= next_boundary else 0 if start >= next_boundary else 2
-      finishing += turns * schedule.finish[kind]
+      finishing += turns * finish[kind]
   return steps * (columns * schedule.tile(low, high) + finishing)
 
 

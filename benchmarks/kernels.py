@@ -158,7 +158,7 @@ def ahead_of_time(args) -> dict:
   for chip in args.chips:
     result["schedules"] += schedules(compiler, chip, SHAPES)
     for name in args.models:
-      found = products(name, MODELS[name][chip])
+      found = products(name, MODELS[name][chip], kind=CHIPS[chip][3])
       for batch in args.batches:
         one = {"model": name} | estimate(compiler, chip, found, batch)
         result["estimates"].append(one)

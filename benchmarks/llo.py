@@ -49,9 +49,10 @@ class Schedule:
 
   Attributes:
     low, high: one block of K in 4 and in 8 bits.
-    low_last, high_last: the last block with the epilogue beside it; 0 where the epilogue stands
-      alone.
-    finish: an epilogue that requantizes, one turn of its loop: 8-bit, 4-bit, both.
+    low_last, high_last: the last block with the epilogue beside it, or what precedes `finish`; 0
+      where the epilogue stands alone.
+    finish: an epilogue that requantizes, one turn of its loop: 8-bit, 4-bit, both; where the last
+      block's product is part of it, first with a product in 4 bits, then with one in 8.
     step: all else in a step of the grid.
   """
 
@@ -71,7 +72,7 @@ class Schedule:
       finishing: bundles of an epilogue that requantizes.
     """
     last = 0
-    if not self.finish:
+    if self.low_last:
       last = self.low_last - self.low if high == 0 else self.high_last - self.high
     return self.step + low * self.low + high * self.high + last + finishing
 
@@ -146,41 +147,42 @@ def schedule(program: Program, turns: int = 1, stages: int = 1) -> Schedule:
   """
   size = lambda span: span[1] - span[0]
   holds = lambda outer, span: outer[0] <= span[0] and span[1] <= outer[1]
-  products = [loop for loop in program.loops if program.multiplies(loop)]
-  inner = [a for a in products if not any(holds(a, b) for b in products if b != a)]
-  if turns > 1:  # the loop over blocks is the one around it
-    outer = lambda loop: min((a for a in products if holds(a, loop) and a != loop), key=size)
-    inner = [outer(loop) for loop in inner]
-  if len(inner) != 2:
-    raise ValueError(f"program: {len(inner)} loops with products, expected 2")
-  steps = max(products, key=size)
-  if steps in inner:  # a grid of one step has no loop
-    steps = (0, program.bundles)
-  low, high = sorted(inner)
-  parts = [s for s in program.skips if holds(steps, s) and size(s) < 0.95 * size(steps)]
-  around = [min((s for s in parts if holds(s, loop)), key=size) for loop in (low, high)]
-  lasts = sorted(
-    s
-    for s in parts
-    if program.multiplies(s) and s not in around and not any(holds(s, loop) for loop in inner)
+  outermost = lambda spans: sorted(
+    s for s in spans if not any(holds(o, s) for o in spans if o != s)
   )
-  behind = sorted(s for s in parts if s[0] > around[1][1]) if not lasts else []
-  outermost = [s for s in behind if not any(holds(o, s) for o in behind if o != s)]
-  tails = outermost[:3]
-  if len(tails) != (0 if lasts else 3):
-    raise ValueError(f"program: {len(tails)} epilogues, expected 3")
+  multiplying = lambda spans: [s for s in spans if program.multiplies(s)]
+  loops = multiplying(program.loops)
+  steps = max(loops, key=size)
+  if not all(holds(steps, loop) for loop in loops):  # a grid of one step has no loop
+    steps = (0, program.bundles)
+  parts = [s for s in program.skips if holds(steps, s) and size(s) < 0.95 * size(steps)]
+  # Of each precision what surrounds its loop over blocks, and the last block where that is apart.
+  products = multiplying(outermost(parts))
+  if len(products) not in (2, 4):
+    raise ValueError(f"program: {len(products)} parts with products, expected 2 or 4")
+  around, lasts = products[:: len(products) // 2], products[1::2] if len(products) == 4 else []
   loop_in = lambda s: max((a for a in program.loops if holds(s, a)), key=size, default=s)
-  finishes = [loop_in(s) for s in tails]
+  low, high = map(loop_in, around)
+  last, finishes, tails, rest = [0, 0], [], [], []
+  for i, span in enumerate(lasts):
+    within = outermost([s for s in parts if holds(span, s) and s != span])
+    codes = multiplying(within)
+    finishes += codes
+    last[i] = size(span) - sum(map(size, within if codes else []))
+  if not lasts:
+    behind = outermost([s for s in parts if s[0] > around[1][1]])
+    tails, rest = behind[:3], behind[3:]
+    finishes = tails
+  if len(finishes) not in ((0, 6) if lasts else (3,)):
+    raise ValueError(f"program: {len(finishes)} epilogues, expected 3, twice beside products")
   # Clearing a precision that is not used is left out: one tile in a row has it at most.
-  rest = outermost[3:]
-  outside = [*around, *lasts, *tails, *rest]
-  last = [size(span) for span in lasts] or [0, 0]
+  outside = [*products, *tails, *rest]
   return Schedule(
     low=_cost(program, low, turns, stages),
     high=_cost(program, high, turns, stages),
     low_last=last[0],
-    high_last=last[-1],
-    finish=tuple(size(loop) + 1 for loop in finishes),
+    high_last=last[1],
+    finish=tuple(size(loop_in(s)) + 1 for s in finishes),
     step=size(steps) + 1 - sum(map(size, outside)),
   )
 

@@ -39,6 +39,7 @@ from flexiq_jax.kernels.tpu_tiles import (
   choose_tiles,
   div,
   up,
+  wide,
 )
 from flexiq_jax.kernels.windows import Window
 
@@ -53,9 +54,10 @@ def mixed_matmul(
   window: Window | None = None,
   *,
   tiles: Tiles | None = None,
+  kind: str | None = None,
   interpret: bool = False,
 ) -> Array | Activations:
-  """See `api.mixed_matmul`.
+  """See `api.mixed_matmul`; `kind` is the TPU that the kernel is made for, None: the present one.
 
   Any M and N: rows are padded to a multiple of 64 and outputs to one of 128 here, which copies;
   weights that are padded when they are packed, and batches that give such an M, are not copied.
@@ -65,7 +67,9 @@ def mixed_matmul(
       not fit into VMEM, or images of a size that no tile fits.
   """
   m, (k, n) = x.x8.shape[0], w.w8.shape
-  tiles = tiles or choose_tiles(m, k, n, w.block, device_kind(), window)
+  kind = kind or device_kind()
+  granule = 0 if epilogue.requantize is None else epilogue.requantize.granule
+  tiles = tiles or choose_tiles(m, k, n, w.block, kind, window, granule)
   if window is not None:
     check_window(tiles, m, w.block, window, w.copies)
   check_tiles(tiles, k, w.block)
@@ -76,7 +80,7 @@ def mixed_matmul(
   rows, columns = up(m, ROWS), up(n, tiles.n)
   pad_n = functools.partial(_pad, axis=-1, size=columns)
   requantize = epilogue.requantize
-  vectors = tpu_epilogue.vectors(epilogue) | {"shift": shift}
+  vectors = tpu_epilogue.vectors(epilogue, wide(kind)) | {"shift": shift}
   if offsets is not None:
     vectors["offsets"] = offsets
   plan = Plan(
@@ -86,13 +90,14 @@ def mixed_matmul(
     activation=epilogue.activation,
     out=epilogue.out,
     signed=None if requantize is None else requantize.signed,
-    granule=0 if requantize is None else requantize.granule,
+    granule=granule,
     dynamic=x.row_shift is not None,
     vectors=tuple((name, len(vectors[name])) for name in sorted(vectors)),
     interpret=interpret,
     window=window,
     copies=w.copies,
     unsigned=bool(w.offset),
+    wide=wide(kind),
   )
   # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
   boundary = jnp.clip(x.boundary, 0, k // w.steps)
@@ -159,7 +164,7 @@ def _build(plan: Plan):
     ),
     out_shape=[jax.ShapeDtypeStruct((m, n), dtype) for dtype, _ in outs],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem + 2**23
+      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem + plan.spilled
     ),
     interpret=plan.interpret,
     name="mixed_matmul",
@@ -239,20 +244,35 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
       return tpu_windows.patches(plan, dtype, words, masks[1 - side], b, boundary, rows)
     return sides[side][1][jax.lax.rem(i, 2), b, rows, pl.ds(at, size)]
 
-  def block(side, b, multiply, write):
-    """Adds a block's product to the sums; the first one met starts from the correction."""
+  def ready(side, b):
+    """Waits for a block's operands."""
     pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
     if window is not None:
       tpu_windows.stage(plan, sides[side][1].at[jax.lax.rem(i, 2), b], words)
     pl.when((i == 0) & (j == 0))(lambda: copy_w(side, b).wait())
-    first = jnp.asarray(b == 0) & ((side == 0) | (low_end == 0))
+
+  def summed(side, b, rows, columns):
+    """The sums with a block's product; the first one met starts from the correction."""
+    before = acc[rows, columns]
+    if isinstance(b, jax.Array) or b == 0:
+      first = jnp.asarray(b == 0) & ((side == 0) | (low_end == 0))
+      before = jnp.where(first, vectors["correction"][:, columns], before)
+    if side == 1:
+      return before + multiply_high(b, rows, columns)
+    for at in range(0, tiles.k, run):
+      if at and plan.wide:  # else the compiler holds the sums of all runs at once
+        acc[rows, columns] = before
+        before = acc[rows, columns]
+      before += multiply_low(b, at, rows, columns)
+    return before
+
+  def block(side, b, write):
+    """Adds a block's product to the sums."""
+    ready(side, b)
 
     def turn(start):
-      for rows in _row_tiles(start, plan.turn):
-        before = acc[rows]
-        if isinstance(b, jax.Array) or b == 0:
-          before = jnp.where(first, vectors["correction"][...], before)
-        write(rows, before + multiply(b, rows))
+      for rows in _row_tiles(start, plan.turn, plan.product_rows(side)):
+        write(rows, summed(side, b, rows, pl.ds(0, tiles.n)))
 
     if plan.turn == tiles.m:
       turn(0)
@@ -263,52 +283,41 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def keep(rows, sums):
     acc[rows] = sums
 
-  columns = pl.ds(pl.multiple_of(j * tiles.n, LANES), tiles.n)
+  def outputs(columns):
+    start = pl.multiple_of(j * tiles.n + columns.start, LANES)
+    return pl.ds(start, columns.size)
+
   run = min(plan.block, tiles.k)
 
-  def multiply_low(b, rows):
-    total = None
-    for at in range(0, tiles.k, run):
-      place = div(b * tiles.k + at, plan.block)
-      packed = w4[b, pl.ds(at // 2, run // 2), columns]
-      product = _dot(
-        operand(0, b, rows, at, run),
-        pltpu.bitcast(packed, jnp.int4),
-        plan.interpret,
-      )
-      if "offsets" in vectors:
-        product += vectors["offsets"][pl.ds(place, 1)]
-      product <<= jnp.broadcast_to(vectors["shift"][pl.ds(place, 1)], product.shape)
-      if row_shift is not None:
-        product <<= jnp.broadcast_to(_column(row_shift[rows], place), product.shape)
-      total = product if total is None else total + product
-    return total
+  def multiply_low(b, at, rows, columns):
+    place = div(b * tiles.k + at, plan.block)
+    packed = w4[b, pl.ds(at // 2, run // 2), outputs(columns)]
+    product = _dot(
+      operand(0, b, rows, at, run),
+      pltpu.bitcast(packed, jnp.int4),
+      plan.interpret,
+    )
+    if "offsets" in vectors:
+      product += vectors["offsets"][pl.ds(place, 1), columns]
+    shift = vectors["shift"][pl.ds(place, 1), columns]
+    product <<= jnp.broadcast_to(shift, product.shape)
+    if row_shift is not None:
+      product <<= jnp.broadcast_to(_column(row_shift[rows], place), product.shape)
+    return product
 
-  def multiply_high(b, rows):
-    return _dot(operand(1, b, rows, 0, tiles.k), w8[b, :, columns], plan.interpret)
+  def multiply_high(b, rows, columns):
+    return _dot(operand(1, b, rows, 0, tiles.k), w8[b, :, outputs(columns)], plan.interpret)
 
-  # Behind the last block a plain epilogue hides beside the matrix unit; one that requantizes is
-  # too long for that, and comes after all of them.
-  signed = plan.signed
-  fused = signed is None
-  finish = lambda rows, sums: tpu_epilogue.store(sums, vectors, outs[0], rows, plan.activation)
-  all_low = jnp.equal(high_start, plan.blocks)
-  loops = (
-    (0, 0, low_end, multiply_low, all_low),
-    (1, high_start, plan.blocks, multiply_high, ~all_low),
-  )
-  for side, start, end, multiply, last in loops:
-    stop = end - last.astype(jnp.int32) if fused else end
-    body = lambda b, _, side=side, multiply=multiply: block(side, b, multiply, keep)
-    jax.lax.fori_loop(start, stop, body, None)
-    if fused:
-      pl.when(last)(functools.partial(block, side, plan.blocks - 1, multiply, finish))
-  if signed is not None:
-    activation = plan.activation
+  def finish(rows, sums):
+    tpu_epilogue.store(sums, vectors, outs[0], rows, plan.activation, plan.wide)
+
+  def requantize(sums):
+    """Writes codes of `sums(rows, columns)`."""
+    activation, signed = plan.activation, bool(plan.signed)
 
     def steps_at(rows, columns):
       here = {name: vector.at[:, columns] for name, vector in vectors.items()}
-      return tpu_epilogue.scaled(acc[rows, columns], here, activation)
+      return tpu_epilogue.scaled(sums(rows, columns), here, activation, plan.wide)
 
     tile = tpu_epilogue.Tile(
       steps=steps_at,
@@ -319,8 +328,28 @@ def _kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
       written=plan.written(scalars[1]),
       least=tpu_epilogue.least_code(activation, signed),
       signed=signed,
+      beside=plan.fused,
     )
     tpu_epilogue.requantize(tile, outs[0], outs[1])
+
+  def last_block(side):
+    """The last block, with the epilogue beside the matrix unit."""
+    b = plan.blocks - 1
+    if plan.signed is None:
+      block(side, b, finish)
+    else:
+      ready(side, b)
+      requantize(lambda rows, columns: summed(side, b, rows, columns))
+
+  all_low = jnp.equal(high_start, plan.blocks)
+  for side, start, end, last in ((0, 0, low_end, all_low), (1, high_start, plan.blocks, ~all_low)):
+    stop = end - last.astype(jnp.int32) if plan.fused else end
+    body = lambda b, _, side=side: block(side, b, keep)
+    jax.lax.fori_loop(start, stop, body, None)
+    if plan.fused:
+      pl.when(last)(functools.partial(last_block, side))
+  if not plan.fused:
+    requantize(lambda rows, columns: acc[rows, columns])
 
 
 def device_kind() -> str:
@@ -341,9 +370,9 @@ def _column(table, place):
   return jnp.where(here, table, 0).sum(axis=1, keepdims=True)
 
 
-def _row_tiles(start, rows: int):
-  """Slices of at most 256 rows: what the accumulator's registers can turn over."""
-  return [pl.ds(start + at, min(256, rows - at)) for at in range(0, rows, 256)]
+def _row_tiles(start, rows: int, size: int):
+  """Slices of at most `size` rows."""
+  return [pl.ds(start + at, min(size, rows - at)) for at in range(0, rows, size)]
 
 
 def _pad(a: Array, axis: int, size: int) -> Array:

@@ -5,6 +5,7 @@ are counted:
 
 * Scales of the next layer are folded into this one's where the activation function allows (none,
   ReLU, ReLU6), and a constant of GELU's into them elsewhere.
+* GELU is one transcendental operation where the generation has erf in hardware (v6e, v7x).
 * Rounding half to even and the conversion to integers are one addition: beside 1.5 * 2^23 a
   float32 has a step of 1, and the low bits of its pattern are the integer.
 * Codes are limited before they are rounded, to integers, which comes to the same. 4-bit codes,
@@ -47,6 +48,7 @@ class Tile:
     written: end of the outputs to be written in 4 bits, start of those in 8.
     least: smallest 8-bit code.
     signed: whether the next layer's codes are signed.
+    beside: whether `steps` multiplies.
   """
 
   steps: Callable[[Any, Any], Array]
@@ -57,16 +59,22 @@ class Tile:
   written: tuple[Any, Any]
   least: int
   signed: bool
+  beside: bool = False
 
 
-def vectors(epilogue: Epilogue) -> dict[str, Array]:
-  """The operands of an epilogue that have a value for each output, `[1, N]`."""
+def vectors(epilogue: Epilogue, erf: bool = False) -> dict[str, Array]:
+  """The operands of an epilogue that have a value for each output, `[1, N]`.
+
+  Args:
+    epilogue: what follows the integer sum.
+    erf: whether the hardware has it; `scaled` and `store` are told the same.
+  """
   found = {"correction": epilogue.correction, "scale": epilogue.scale}
   if epilogue.bias is not None:
     found["bias"] = epilogue.bias
-  factor = _GELU_ROOT if epilogue.activation == "gelu" else 1.0
+  factor, grown = _factors(erf) if epilogue.activation == "gelu" else (1.0, 1.0)
   if (r := epilogue.requantize) is not None:
-    inverse = 1 / (r.scale * factor)
+    inverse = 1 / (r.scale * grown)
     factor = inverse if _linear(epilogue.activation) else factor
     found |= limits(r.shift, r.signed, least_code(epilogue.activation, r.signed))
     found["inverse"] = jnp.broadcast_to(inverse, epilogue.scale.shape)
@@ -95,18 +103,23 @@ def limits(shift: Array, signed: bool, lo: int) -> dict[str, Array]:
   return {
     "low_least": jnp.maximum(least * step - half, lo).astype(jnp.float32),
     "low_most": jnp.minimum((most + 1) * step - 1 - half, hi).astype(jnp.float32),
-    "low_base": half - _MAGIC_BITS - (0 if signed else 8 * step),
+    "low_magic": _MAGIC + (half - (0 if signed else 8 * step)).astype(jnp.float32),
     "next_shift": shift,
   }
 
 
-def store(sums: Array, vectors: dict[str, Any], out: Any, part: Any, activation: str) -> None:
+def store(
+  sums: Array, vectors: dict[str, Any], out: Any, part: Any, activation: str, erf: bool = False
+) -> None:
   """Writes some rows of a tile as int32 sums or real values."""
   if out.dtype == jnp.int32:
     out[part] = sums
   else:
     y = _real(sums, vectors)
-    y = gelu(y) * (1 / _GELU_ROOT) if activation == "gelu" else lower.activate(y, activation)
+    if activation == "gelu":
+      y = gelu(y, erf) * (1 / _factors(erf)[1])
+    else:
+      y = lower.activate(y, activation)
     out[part] = y.astype(out.dtype)
 
 
@@ -129,23 +142,23 @@ def _requantize_strip(tile: Tile, out8: Any, out4: Any, columns: Any, start: Arr
   end, begin = tile.written
   v = {name: vector.at[:, columns] for name, vector in tile.vectors.items()}
   most = float(quantizer.code_range(8, tile.signed)[1])
-  high_base = -_MAGIC_BITS - (0 if tile.signed else 128)
+  magic = _MAGIC - (0 if tile.signed else 128)
 
   def write(rows, low: bool, high: bool):
     y = tile.steps(rows, columns)
     place = start + jax.lax.broadcasted_iota(jnp.int32, y.shape, 1)
     if high:
-      x8 = rounded_bits(jnp.clip(y, float(tile.least), most)) + high_base
+      x8 = rounded_bits(jnp.clip(y, float(tile.least), most), magic)
       x8 = jnp.where(place < tile.boundary, 0, x8) if low else x8
       out8[rows, columns] = x8.astype(jnp.int8)
     if low:
       limited = jnp.minimum(jnp.maximum(y, v["low_least"][...]), v["low_most"][...])
-      x4 = (rounded_bits(limited) + v["low_base"][...]) >> v["next_shift"][...]
+      x4 = rounded_bits(limited, v["low_magic"][...]) >> v["next_shift"][...]
       x4 = jnp.where(place < tile.boundary, x4, 0) if high else x4
       out4[rows, columns] = x4.astype(jnp.int4)
 
   def all_rows(low: bool, high: bool):
-    return lambda: each(m, tile.strip, functools.partial(write, low=low, high=high))
+    return lambda: each(m, tile.strip, functools.partial(write, low=low, high=high), tile.beside)
 
   def clear(out: Any):
     """A precision that is not used here, and that the next layer reads around its boundary."""
@@ -163,9 +176,9 @@ def _requantize_strip(tile: Tile, out8: Any, out4: Any, columns: Any, start: Arr
   pl.when(is_low & (stop > begin))(clear(out8))
 
 
-def each(m: int, n: int, write: Callable[[Any], None]) -> None:
+def each(m: int, n: int, write: Callable[[Any], None], beside: bool = False) -> None:
   """Calls `write` for slices of m rows of n columns, in a loop: the code is long enough."""
-  size = turn_rows(m, n)
+  size = turn_rows(m, n, beside)
 
   def step(i, _):
     write(pl.ds(pl.multiple_of(i * size, size), size))
@@ -173,9 +186,10 @@ def each(m: int, n: int, write: Callable[[Any], None]) -> None:
   jax.lax.fori_loop(0, m // size, step, None)
 
 
-def turn_rows(m: int, n: int) -> int:
-  """Rows that one turn of `each` takes: up to 2^18 values."""
-  sizes = [size for size in range(64, m + 1, 64) if m % size == 0 and size * n <= 2**18]
+def turn_rows(m: int, n: int, beside: bool = False) -> int:
+  """Rows that one turn of `each` takes: up to 2^18 values, half as many more beside products."""
+  most = 3 * 2**17 if beside else 2**18
+  sizes = [size for size in range(64, m + 1, 64) if m % size == 0 and size * n <= most]
   return max(sizes, default=64)
 
 
@@ -184,19 +198,22 @@ def _real(sums: Array, vectors: dict[str, Any]) -> Array:
   return y + vectors["bias"][...] if "bias" in vectors else y
 
 
-def scaled(sums: Array, vectors: dict[str, Any], activation: str) -> Array:
+def scaled(sums: Array, vectors: dict[str, Any], activation: str, erf: bool = False) -> Array:
   """Integer sums -> results in steps of the next layer's scale, float32."""
   y, inverse = _real(sums, vectors), vectors["inverse"]
   if activation == "relu6":
     y = jnp.minimum(y, 6 * inverse[...])
   if _linear(activation):
     return y
-  return (gelu(y) if activation == "gelu" else lower.activate(y, activation)) * inverse[...]
+  return (gelu(y, erf) if activation == "gelu" else lower.activate(y, activation)) * inverse[...]
 
 
-def rounded_bits(y: Array) -> Array:
-  """The pattern of y rounded half to even, an int32 above `_MAGIC_BITS` by its value."""
-  return jax.lax.bitcast_convert_type(y + jnp.float32(_MAGIC), jnp.int32)
+def rounded_bits(y: Array, magic: Any = _MAGIC) -> Array:
+  """The pattern of y rounded half to even, an int32 above `_MAGIC_BITS` by its value.
+
+  A whole number may be added to `magic`; where it is odd, ties go the other way.
+  """
+  return jax.lax.bitcast_convert_type(y + jnp.asarray(magic, jnp.float32), jnp.int32)
 
 
 def rounded(y: Array) -> Array:
@@ -204,12 +221,16 @@ def rounded(y: Array) -> Array:
   return rounded_bits(y) - _MAGIC_BITS
 
 
-def gelu(r: Array) -> Array:
-  """`c GELU(r / c)`, c = sqrt(log2(e) / 2), to within 1e-6; cheaper than by the compiler's erf.
+def gelu(r: Array, erf: bool = False) -> Array:
+  """`d GELU(r / c)`, (c, d) of `_factors`.
 
-  With Abramowitz and Stegun's 7.1.26, `erf(z) = 1 - P(1 / (1 + p z)) exp(-z^2)` for z >= 0 (error
-  below 1.5e-7), both signs are `max(y, 0) - |y| P exp(-y^2 / 2) / 2`; `exp(-y^2 / 2) = 2^(-r^2)`.
+  Without erf in hardware c = d = sqrt(log2(e) / 2), to within 1e-6; cheaper than by the compiler's
+  erf. With Abramowitz and Stegun's 7.1.26, `erf(z) = 1 - P(1 / (1 + p z)) exp(-z^2)` for z >= 0
+  (error below 1.5e-7), both signs are `max(y, 0) - |y| P exp(-y^2 / 2) / 2`;
+  `exp(-y^2 / 2) = 2^(-r^2)`.
   """
+  if erf:
+    return r + r * jax.lax.erf(r)
   size = jnp.abs(r)
   below = 1 + jnp.float32(0.3275911 * 0.5**0.5 / _GELU_ROOT) * size
   t = pl.reciprocal(below, approx=True)
@@ -218,6 +239,11 @@ def gelu(r: Array) -> Array:
   for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
     p = p * t + jnp.float32(0.5 * c)
   return jnp.maximum(r, 0) - size * (p * t) * jnp.exp2(-(r * r))
+
+
+def _factors(erf: bool) -> tuple[float, float]:
+  """What GELU's operand and its result are multiplied by, for the cheapest form of it."""
+  return (math.sqrt(0.5), math.sqrt(2)) if erf else (_GELU_ROOT, _GELU_ROOT)
 
 
 def _linear(activation: str) -> bool:

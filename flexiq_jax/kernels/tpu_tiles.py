@@ -37,7 +37,13 @@ class Tiles:
 
 
 def choose_tiles(
-  m: int, k: int, n: int, block: int, kind: str = "TPU v5 lite", window: Window | None = None
+  m: int,
+  k: int,
+  n: int,
+  block: int,
+  kind: str = "TPU v5 lite",
+  window: Window | None = None,
+  granule: int = 0,
 ) -> Tiles:
   """Tile sizes for a product of `[m, k]` and `[k, n]` with shift blocks of `block` rows.
 
@@ -49,6 +55,7 @@ def choose_tiles(
     kind: the device, as `jax.Device.device_kind` has it. A matrix unit of 256 x 256 (v6e, v7x)
       takes 512 rows of K a pass in int4; there the accumulator is what binds, and blocks are long.
     window: of a convolution; None where x has all rows of K.
+    granule: of an epilogue that requantizes (see `operands.Requantize`).
 
   Raises:
     NotImplementedError: shift blocks or a K that are no multiples of 128, or images of a size that
@@ -61,13 +68,21 @@ def choose_tiles(
     )
   if window is not None:
     return Tiles(m=window_rows(window, m), n=tile_columns(up(n, LANES)), k=block)
-  long = () if "v5" in kind.lower() else (1536, 1024, 768, 512)
+  long = (1536, 1024, 768, 512) if wide(kind) else ()
   fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
   block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
+  if wide(kind):
+    block_n = wide_columns(up(n, LANES), granule)
+    return Tiles(m=wide_rows(m, k), n=block_n, k=block_k)
   block_n = tile_columns(up(n, LANES))
   # As many sums as a tile of 1024 x 1024 has: filling the matrix unit pays off, code stays short.
   steps = -(-m // min(2048, 2**20 // block_n))
   return Tiles(m=up(-(-m // steps), ROWS), n=block_n, k=block_k)
+
+
+def wide(kind: str) -> bool:
+  """Whether a generation's matrix unit is 256 x 256 and erf is in hardware: v6e and v7x."""
+  return "v5" not in kind.lower()
 
 
 def window_rows(window: Window, m: int | None = None) -> int:
@@ -104,6 +119,30 @@ def tile_columns(n: int) -> int:
   return next(t for t in range(1152, 0, -LANES) if n % t == 0)
 
 
+def wide_columns(n: int, granule: int = 0) -> int:
+  """The same for a matrix unit of 256 columns, which should not be half empty.
+
+  Args:
+    n: columns, a multiple of 128.
+    granule: what an epilogue that requantizes takes at once should be large.
+  """
+  whole = [t for t in range(LANES, min(n, 1152) + 1, LANES) if n % t == 0]
+  return max(whole, key=lambda t: (t % 256 == 0, math.gcd(t, granule), t))
+
+
+def wide_rows(m: int, k: int) -> int:
+  """Rows of a tile there: few rows beyond m, few tiles, and few parts of a tile (`turn_rows`).
+
+  By the schedules a tile costs as much as 200 rows more, and a part as much as 50. Two tiles of x
+  in both precisions take 3 k bytes a row, 32 MiB of them at most.
+  """
+  if m <= 256:
+    return up(m, ROWS)
+  sizes = range(256, max(257, min(2048, 2**25 // (3 * k)) + 1), ROWS)
+  parts = {t: max(p for p in range(ROWS, 513, ROWS) if t % p == 0) for t in sizes}
+  return min(parts, key=lambda t: -(-m // t) * (t + 200 + 50 * t // parts[t]))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
   """Static facts of one kernel.
@@ -121,6 +160,7 @@ class Plan:
     window: of a convolution; None where x has all rows of K.
     copies: see `operands.Weights`; read with a window, as the next.
     unsigned: whether zero activations have the codes -128 and -8.
+    wide: see `wide`.
   """
 
   shape: tuple[int, int, int]
@@ -136,6 +176,7 @@ class Plan:
   window: Window | None = None
   copies: int = 1
   unsigned: bool = False
+  wide: bool = False
 
   @property
   def steps(self) -> int:
@@ -181,6 +222,28 @@ class Plan:
     sizes = range(ROWS, self.tiles.m + 1, ROWS)
     fit = [t for t in sizes if self.tiles.m % t == 0 and t // 8 * passes <= _CODE]
     return max(fit, default=ROWS)
+
+  @property
+  def fused(self) -> bool:
+    """Whether the epilogue runs beside the last block's products.
+
+    One that requantizes does on wide units, where its strips are no narrower than the unit.
+    """
+    narrow = self.strip < min(256, self.tiles.n)
+    return self.signed is None or (self.wide and self.window is None and not narrow)
+
+  @property
+  def spilled(self) -> int:
+    """Bytes of on-chip memory for what the compiler's registers do not hold, at most."""
+    return 2**24 if self.wide else 2**23
+
+  def product_rows(self, side: int) -> int:
+    """Rows that one product takes in the program, in 4 bits (side 0) or in 8.
+
+    A wide matrix unit takes codes of 4 bits in an order of its own. The compiler brings the weights
+    into it for each product, so there they are few.
+    """
+    return 1024 if self.wide and self.window is None and side == 0 else 256
 
   @property
   def strip(self) -> int:

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from flexiq_jax import kernels
-from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu_prepare
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu, tpu_prepare
 from flexiq_jax.kernels.windows import Window
 from tests import targets_for_test as targets
 
@@ -94,9 +93,7 @@ def compiled(
     activation="gelu" if requantize else "none",
     out=out,
   )
-  run = lambda *args: kernels.mixed_matmul(
-    *args, window=window, implementation="tpu", platform="tpu"
-  )
+  run = lambda *args: tpu.mixed_matmul(*args, window, kind=device.device_kind)
   return jax.jit(run).lower(x, w, epilogue).compile()
 
 
@@ -117,6 +114,14 @@ def test_windows_of_real_models_compile(device, chip, name):
   steps = -(-9 // copies)
   text = compiled(device(chip), steps * columns, n, steps * own, **shape).as_text()
   assert text.count("tpu_custom_call") >= 1
+
+
+@pytest.mark.parametrize("chip", ["v6e", "v7x"])
+def test_long_tiles_compile(device, chip):
+  """As many rows as a large batch has: they have to fit into the chip's memory."""
+  for shape, requantize in (("vit_b fc1", True), ("vit_b fc2", False)):
+    text = compiled(device(chip), *SHAPES[shape], requantize=requantize, m=4096).as_text()
+    assert "tpu_custom_call" in text
 
 
 @pytest.mark.parametrize("chip", [*CHIPS])

@@ -21,6 +21,7 @@ from flexiq_jax.kernels import (
 from tests.kernels.operands_for_test import operands, oracle, raw
 
 SMALL = tpu.Tiles(m=64, n=128, k=128)
+WIDE = "TPU v6 lite"  # of a matrix unit of 256 x 256, and erf in hardware
 
 
 @pytest.mark.parametrize("boundary", [0, 1, 128, 200, 383, 384])
@@ -50,6 +51,23 @@ def test_odd_shapes_and_tiles(m, n, blocks, block, tiles):
 def test_shifts_chosen_at_run_time(signed):
   x, w = operands(7, 70, 128, 2, 256, 300, signed=signed, dynamic=True)
   got = tpu.mixed_matmul(x, w, raw(128), interpret=True)
+  np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(128).correction))
+
+
+@pytest.mark.parametrize("boundary", [0, 100, 128, 256, 300, 511, 512])
+@pytest.mark.parametrize("k", [256, 512])
+def test_sums_are_exact_in_several_runs_of_a_block(boundary, k):
+  """Blocks of several shift blocks; on wide units sums wait in memory between them."""
+  x, w = operands(boundary, 330, 256, 4, 128, boundary)
+  tiles = tpu.Tiles(m=320, n=256, k=k)
+  got = tpu.mixed_matmul(x, w, raw(256), tiles=tiles, kind=WIDE, interpret=True)
+  np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(256).correction))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_shifts_chosen_at_run_time_on_wide_units(signed):
+  x, w = operands(7, 70, 128, 4, 128, 300, signed=signed, dynamic=True)
+  got = tpu.mixed_matmul(x, w, raw(128), kind=WIDE, interpret=True)
   np.testing.assert_array_equal(got, oracle(x, w) + np.asarray(raw(128).correction))
 
 
@@ -108,22 +126,25 @@ def epilogue(n: int, activation: str = "none", **changes) -> Epilogue:
   )
 
 
+@pytest.mark.parametrize("kind", ["TPU v5 lite", WIDE])
 @pytest.mark.parametrize("out", ["float32", "bfloat16"])
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "gelu", "gelu_tanh"])
-def test_real_outputs(activation, out):
+def test_real_outputs(activation, out, kind):
   x, w = operands(3, 64, 128, 2, 128, 128)
   e = epilogue(128, activation, out=out)
-  got, expected = tpu.mixed_matmul(x, w, e, interpret=True), reference.mixed_matmul(x, w, e)
+  got = tpu.mixed_matmul(x, w, e, kind=kind, interpret=True)
+  expected = reference.mixed_matmul(x, w, e)
   assert got.dtype == expected.dtype == jnp.dtype(out)
   as_float = lambda a: np.asarray(a.astype(jnp.float32))
   tolerance = 1e-5 if out == "float32" else 1e-2
   np.testing.assert_allclose(as_float(got), as_float(expected), rtol=tolerance, atol=tolerance)
 
 
-def test_gelu_is_exact():
+@pytest.mark.parametrize("erf", [False, True])
+def test_gelu_is_exact(erf):
   y = np.linspace(-12, 12, 5001, dtype=np.float32)
-  root = math.sqrt(0.5 / math.log(2))
-  kernel = lambda ref, out: out.__setitem__(..., tpu_epilogue.gelu(ref[...] * root) / root)
+  c, d = (math.sqrt(0.5), math.sqrt(2)) if erf else (math.sqrt(0.5 / math.log(2)),) * 2
+  kernel = lambda ref, out: out.__setitem__(..., tpu_epilogue.gelu(ref[...] * c, erf) / d)
   shape = jax.ShapeDtypeStruct(y.shape, jnp.float32)
   got = jax.experimental.pallas.pallas_call(kernel, out_shape=shape, interpret=True)(y)
   exact = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in y.astype(np.float64)]
@@ -136,7 +157,23 @@ def test_gelu_is_exact():
   ("boundary", "granule"), [(0, 0), (130, 0), (0, 128), (256, 128), (384, 128), (130, 256)]
 )
 def test_requantized_outputs(signed, boundary, granule):
-  x, w = operands(4, 70, 384, 3, 128, 200)
+  check_requantized(signed, boundary, granule, 200, tiles=SMALL)
+
+
+@pytest.mark.parametrize("k", [128, 384])  # blocks of one run and of three
+@pytest.mark.parametrize("low", [0, 300, 384])
+@pytest.mark.parametrize(
+  ("signed", "boundary", "granule"), [(True, 130, 0), (False, 130, 384), (True, 384, 384)]
+)
+def test_requantizing_beside_the_last_block(k, low, signed, boundary, granule):
+  """The last block's product in 4 bits, in 8, or in both."""
+  tiles = tpu.Tiles(m=128, n=384, k=k)
+  check_requantized(signed, boundary, granule, low, tiles=tiles, kind=WIDE)
+
+
+def check_requantized(signed, boundary, granule, low, **how):
+  """Codes of the kernel against the reference's, where the next layer reads them."""
+  x, w = operands(4, 70, 384, 3, 128, low)
   rng = np.random.default_rng(0)
   e = epilogue(
     384,
@@ -150,7 +187,7 @@ def test_requantized_outputs(signed, boundary, granule):
     ),
   )
   got, expected = (
-    tpu.mixed_matmul(x, w, e, tiles=SMALL, interpret=True),
+    tpu.mixed_matmul(x, w, e, interpret=True, **how),
     reference.mixed_matmul(x, w, e),
   )
   end = -(-boundary // granule) * granule if granule else 384
@@ -180,7 +217,23 @@ def test_shapes_without_a_kernel_are_refused_and_chosen_around():
     tpu.mixed_matmul(*operands(0, 4, 128, 3, 128, 8), raw(128), tiles=tpu.Tiles(m=64, n=128, k=256))
 
 
-@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+@pytest.mark.parametrize(
+  ("m", "k", "n", "granule", "expected"),
+  [
+    (25216, 768, 3072, 1536, (2048, 768)),  # strips as wide as the tile
+    (25216, 768, 2304, 0, (2048, 768)),  # 1,152 columns leave a half of one pass empty
+    (25216, 384, 1152, 0, (2048, 1152)),  # but all divisors of these do
+    (1576, 768, 768, 0, (1600, 768)),
+    (25, 128, 128, 0, (64, 128)),
+    (25216, 12288, 512, 0, (896, 512)),  # rows of x that long are few
+  ],
+)
+def test_tiles_of_wide_units(m, k, n, granule, expected):
+  tiles = tpu.choose_tiles(m, k, n, 128, WIDE, granule=granule)
+  assert (tiles.m, tiles.n) == expected
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", WIDE])
 @pytest.mark.parametrize(("m", "k", "n"), [(25216, 768, 3072), (1576, 384, 1152), (392, 640, 64)])
 def test_chosen_tiles_fit(kind, m, k, n):
   tiles = tpu.choose_tiles(m, k, n, 128, kind)

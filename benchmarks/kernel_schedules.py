@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks import kernel_times, llo
-from benchmarks.kernel_products import MODELS, Product
+from benchmarks.kernel_products import MODELS, V5E, Product
 from flexiq_jax.kernels import (
   Activations,
   Epilogue,
@@ -22,13 +22,14 @@ from flexiq_jax.kernels import (
   Weights,
   tpu,
   tpu_epilogue,
+  tpu_plan,
   tpu_prepare,
   tpu_tiles,
   tpu_windows,
 )
 
 CHIPS = {  # topology, clock in GHz, main memory in GB/s, name of the device kind
-  "v5e": ("v5e:2x2", 1.5, 819, "TPU v5 lite"),
+  "v5e": ("v5e:2x2", 1.5, 819, V5E),
   "v6e": ("v6e:2x2", 1.75, 1640, "TPU v6 lite"),
 }
 # Real shapes whose whole schedules are compared: name -> (M, K, N); shift blocks as in `MODELS`.
@@ -150,13 +151,13 @@ class Compiler:
     return total or None
 
 
-def plan(rows: int, product: Product, tiles, kind: str):
+def plan(rows: int, product: Product, tiles, kind: str = V5E):
   """The kernel's plan, for its traffic."""
   vectors = {"bias": 1, "correction": 1, "scale": 1, "shift": product.k // product.block}
   requantizes = product.next_boundaries is not None
   if requantizes:
     vectors |= {"inverse": 1, "next_shift": 1}
-  return tpu_tiles.Plan(
+  return tpu_plan.Plan(
     shape=(tpu_tiles.up(rows, tpu_tiles.ROWS), product.k, tpu_tiles.up(product.n, tiles.n)),
     tiles=tiles,
     block=product.block,

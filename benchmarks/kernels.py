@@ -12,7 +12,7 @@ Without, libtpu compiles the same kernels ahead of time, and two things are read
   0 % 4-bit, and of the peers' products, from the compiler's final listing;
 * *estimate*: the time of each layer at each level as the larger of its bundles over the clock and
   its bytes over the bandwidth, bytes as the kernel's copies and tiles are counted
-  (`kernels.tpu_tiles.traffic`). Beside the products of the layers: what prepares their operands
+  (`kernels.tpu_plan.traffic`). Beside the products of the layers: what prepares their operands
   (`prepare`), by the schedule and bytes of its kernel, or, for im2col, by its bytes alone: a lower
   bound. Attention products, norms and residual sums are left out. **An estimate, not a
   measurement.**
@@ -36,7 +36,7 @@ from benchmarks import kernel_times, llo
 from benchmarks.kernel_products import BATCHES, MODELS, Product, products
 from benchmarks.kernel_schedules import CHIPS, SHAPES, Compiler, bundles, schedules
 from flexiq_jax import runtime
-from flexiq_jax.kernels import tpu_epilogue, tpu_tiles
+from flexiq_jax.kernels import tpu_epilogue, tpu_plan, tpu_tiles
 
 
 def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) -> dict:
@@ -53,7 +53,7 @@ def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) ->
       boundary = product.boundaries[level]
       after = product.next_boundaries[level] if product.next_boundaries else 0
       compute = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
-      bytes_ = tpu_tiles.traffic(kernel, boundary, after)
+      bytes_ = tpu_plan.traffic(kernel, boundary, after)
       memory = bytes_.total / (bandwidth * 1e9)
       seconds["products"] += max(compute, memory)
       # The same without the activation function, which no 4-bit code makes cheaper.
@@ -128,7 +128,7 @@ def convolutions(compiler: Compiler, chip: str, found: list[Product], batch: int
       for width, boundary in zip((8, 4), ends[one], strict=True):
         after = min(one.next_boundaries or (0,)) if width == 8 else max(one.next_boundaries or (0,))
         compute = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
-        memory = tpu_tiles.traffic(kernel, boundary, after).total / (bandwidth * 1e9)
+        memory = tpu_plan.traffic(kernel, boundary, after).total / (bandwidth * 1e9)
         row[f"{name}_{width}bit"] = 1e6 * max(compute, memory)
     made = preparing(compiler, chip, patches, batch, 0)
     row["im2col_patches"] = 1e6 * made

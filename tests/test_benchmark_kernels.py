@@ -77,7 +77,7 @@ def test_parts_of_a_preparation():
 
 
 def test_programs_of_another_shape_are_refused():
-  with pytest.raises(ValueError, match="program: 1 loops with products, expected 2"):
+  with pytest.raises(ValueError, match="program: 1 parts with products, expected 2 or 4"):
     llo.schedule(llo.parse(DUMP))
 
 
@@ -101,6 +101,18 @@ def test_bundles_of_a_product():
   plan = kernel_schedules.plan(64, product(n=384, next_boundaries=(0,), granule=128), tiles)
   # Its tiles of columns feed channels in 4 bits, in both, and in 8.
   assert kernel_schedules.bundles(plan, schedule, 256, 200) == 3 * (5 + 20) + 2 + 4 + 1
+
+
+def test_bundles_of_products_that_requantize_beside_the_last_block():
+  tiles = tpu.Tiles(m=64, n=128, k=128)
+  finish = (1, 2, 4, 10, 20, 40)  # with a last block in 4 bits, and in 8
+  schedule = llo.Schedule(low=100, high=200, low_last=3, high_last=6, finish=finish, step=5)
+  one = product(n=384, next_boundaries=(0,), granule=128)
+  plan = kernel_schedules.plan(64, one, tiles, "TPU v6 lite")
+  assert plan.fused
+  assert kernel_schedules.bundles(plan, schedule, 256, 128) == 3 * (5 + 100 + 3) + 2 + 1 + 1
+  assert kernel_schedules.bundles(plan, schedule, 128, 128) == 3 * (5 + 100 + 6) + 20 + 10 + 10
+  assert kernel_schedules.bundles(plan, schedule, 0, 384) == 3 * (5 + 200 + 6) + 20 + 20 + 20
 
 
 def test_blocks_of_a_convolution_are_blocks_of_columns():
@@ -156,6 +168,8 @@ slides = product(
 )
 slides = dataclasses.replace(slides, next_boundaries=(0,) * 5, granule=128)
 found.append([dataclasses.asdict(compiler.mixed("v5e", m, slides)[1]) for m in (64, 16 * 640)])
+one = product(m=512, k=512, n=256, block=256, next_boundaries=(0,) * 5, granule=256)
+found.append(dataclasses.asdict(compiler.mixed("v6e", 512, one)[1]))
 both = [product(channels=768, k=768, gathers=gathers) for gathers in (False, True)]
 found.append([dataclasses.asdict(compiler.prepare("v5e", one)) for one in both])
 peers = kernel_times.peers(256, 512, 128)
@@ -173,12 +187,14 @@ print(json.dumps(found + [{name: compiler.peer("v5e", *how) for name, how in pee
   if done.returncode == 3:
     pytest.skip("no TPU compiler here")
   assert done.returncode == 0, done.stderr
-  real, codes, windows, preparing, peers = json.loads(done.stdout.splitlines()[-1])
+  real, codes, windows, beside, preparing, peers = json.loads(done.stdout.splitlines()[-1])
   assert 0 < real["low"] < real["high"] and real["low_last"] > 0 and real["step"] > 0
   assert not real["finish"] and len(codes["finish"]) == 3 and codes["low_last"] == 0
   assert codes["finish"][0] < codes["finish"][1]  # 4 bits take a shift more
   for one in windows:
     assert one["low"] < one["high"] and len(one["finish"]) == 3
+  assert len(beside["finish"]) == 6 and beside["low_last"] > 0
+  assert beside["finish"][1] < beside["finish"][2] and beside["finish"][4] < beside["finish"][5]
   # A tile of 2,048 rows; making patches hides beside the matrix unit.
   assert 9 * 2048 // 8 < windows[1]["high"] < 1.25 * 9 * 2048 // 8
   plain, gathering = preparing

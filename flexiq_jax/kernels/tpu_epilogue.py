@@ -9,8 +9,8 @@ are counted:
 * Rounding half to even and the conversion to integers are one addition: beside 1.5 * 2^23 a
   float32 has a step of 1, and the low bits of its pattern are the integer.
 * Codes are limited before they are rounded, to integers, which comes to the same. 4-bit codes,
-  too: `clip((q + half) >> e, lo, hi)` is `(clip(q, lo', hi') + half) >> e`; the offset of
-  unsigned ones joins the half. So 4 bits cost one shift more than 8.
+  too: `clip((q + half) >> e, lo, hi)` is `(clip(q, lo', hi') + half) >> e`; half and the offset
+  of unsigned ones join the constant. So 4 bits cost one shift more than 8.
 * Outputs wholly on one side of the next layer's boundary make one precision only; a tile is
   taken in strips of what the next layer reads at once, so that no more than one strip makes both.
 """

@@ -19,7 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from flexiq_jax.kernels import tpu_epilogue
 from flexiq_jax.kernels.operands import Activations
-from flexiq_jax.kernels.tpu_tiles import LANES, Plan, Tiles, tile_columns, up
+from flexiq_jax.kernels.tpu_plan import Plan
+from flexiq_jax.kernels.tpu_tiles import LANES, Tiles, tile_columns, up
 from flexiq_jax.quant import quantizer
 
 Array = Any

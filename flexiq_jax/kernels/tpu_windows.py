@@ -21,7 +21,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from flexiq_jax.kernels.tpu_tiles import LANES, ROWS, Plan, div
+from flexiq_jax.kernels.tpu_plan import Plan
+from flexiq_jax.kernels.tpu_tiles import LANES, ROWS, div
 from flexiq_jax.kernels.windows import neighbours
 
 Array = Any

@@ -16,7 +16,7 @@ from flexiq_jax.kernels import (
   reference,
   tpu,
   tpu_epilogue,
-  tpu_tiles,
+  tpu_plan,
 )
 from tests.kernels.operands_for_test import operands, oracle, raw
 
@@ -240,7 +240,7 @@ def test_chosen_tiles_fit(kind, m, k, n):
   assert k % tiles.k == 0 and -(-n // 128) * 128 % tiles.n == 0 and tiles.m <= 2048
 
 
-def plan(**changes) -> tpu_tiles.Plan:
+def plan(**changes) -> tpu_plan.Plan:
   facts = {
     "shape": (256, 512, 1024),
     "tiles": tpu.Tiles(m=64, n=128, k=128),
@@ -253,22 +253,22 @@ def plan(**changes) -> tpu_tiles.Plan:
     "vectors": (("scale", 1),),
     "interpret": False,
   }
-  return tpu_tiles.Plan(**facts | changes)
+  return tpu_plan.Plan(**facts | changes)
 
 
 def test_bytes_follow_the_boundary():
-  high, low = (tpu_tiles.traffic(plan(), boundary) for boundary in (0, 512))
+  high, low = (tpu_plan.traffic(plan(), boundary) for boundary in (0, 512))
   assert (high.x, high.w) == (256 * 512, 512 * 1024)
   assert (low.x, low.w) == (high.x // 2, high.w // 2)
   assert high.y == low.y == 256 * 1024 * 2
-  inside = tpu_tiles.traffic(plan(), 200)  # block 1 is read in both precisions
+  inside = tpu_plan.traffic(plan(), 200)  # block 1 is read in both precisions
   assert inside.w == 1024 * (256 // 2 + 384)
 
 
 @pytest.mark.parametrize(("boundary", "high", "low"), [(0, 8, 1), (512, 4, 4), (1024, 1, 8)])
 def test_requantized_bytes_count_the_tiles_that_leave(boundary, high, low):
   """One tile of the precision that nothing uses leaves a row of tiles, too."""
-  moved = tpu_tiles.traffic(plan(signed=True, granule=128), 0, boundary)
+  moved = tpu_plan.traffic(plan(signed=True, granule=128), 0, boundary)
   assert moved.y == 256 * 128 * high + 256 * 64 * low
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import Requantize, packing, reference, tpu, tpu_tiles, windows
+from flexiq_jax.kernels import Requantize, packing, reference, tpu, tpu_plan, tpu_tiles, windows
 from flexiq_jax.kernels.windows import Window
 from tests.kernels.operands_for_test import operands, raw
 
@@ -200,7 +200,7 @@ def test_images_that_no_tile_fits():
 def test_bytes_follow_the_boundary():
   place, low = window(56, 56), []
   for boundary in (0, 64, 128):
-    plan = tpu_tiles.Plan(
+    plan = tpu_plan.Plan(
       shape=(128 * 3136, 9 * 128, 128),
       tiles=tpu_tiles.choose_tiles(128 * 3136, 9 * 128, 128, 9 * 128, window=place),
       block=9 * 128,
@@ -213,7 +213,7 @@ def test_bytes_follow_the_boundary():
       interpret=False,
       window=place,
     )
-    low.append(tpu_tiles.traffic(plan, boundary))
+    low.append(tpu_plan.traffic(plan, boundary))
   assert [t.x for t in low] == [128 * 3136 * 128 * f // 2 for f in (2, 3, 1)]
   assert [t.w for t in low] == [9 * 128 * 128 * f // 2 for f in (2, 3, 1)]
 

@@ -42,6 +42,7 @@ def start(*arguments: str) -> Ended:
   out, err = io.StringIO(), io.StringIO()
   argv = ["run.py", *map(str, arguments)]
   status, message, verbosity = 0, "", logging.get_verbosity()
+  precision = jax.config.values["jax_default_matmul_precision"]
   with (
     flagsaver.flagsaver(),
     warnings.catch_warnings(),
@@ -56,6 +57,7 @@ def start(*arguments: str) -> Ended:
     except SystemExit as ended:
       status, message = (ended.code, "") if isinstance(ended.code, int) else (1, str(ended.code))
   logging.set_verbosity(verbosity)
+  jax.config.update("jax_default_matmul_precision", precision)  # a run asks for float32
   return Ended(status, out.getvalue(), err.getvalue() + message)
 
 

@@ -214,7 +214,13 @@ def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
 def _dot(a, b, interpret: bool):
   if interpret:  # XLA on CPU has no int4 product
     a, b = a.astype(jnp.int8), b.astype(jnp.int8)
-  return jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+  return jax.lax.dot_general(
+    a,
+    b,
+    (((1,), (0,)), ((), ())),
+    precision=jax.lax.Precision.DEFAULT,  # whatever JAX is set to: Mosaic refuses others
+    preferred_element_type=jnp.int32,
+  )
 
 
 def _column(table, place):

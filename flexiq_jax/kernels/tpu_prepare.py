@@ -144,9 +144,12 @@ def _kernel(plan: Plan, permute: bool, scalars, x, inverse, *refs):
       first = pl.multiple_of(j * tiles.n + columns.start, LANES)
       code = codes[rows, pl.ds(first, columns.size)].astype(jnp.int32)
     else:
-      contract = (((1,), (0,)), ((), ()))
       code = jax.lax.dot_general(
-        codes[rows], one_hot[j, :, columns], contract, preferred_element_type=jnp.int32
+        codes[rows],
+        one_hot[j, :, columns],
+        (((1,), (0,)), ((), ())),
+        precision=jax.lax.Precision.DEFAULT,  # whatever JAX is set to: Mosaic refuses others
+        preferred_element_type=jnp.int32,
       )
     return (code + offset).astype(jnp.float32)
 

@@ -51,6 +51,14 @@ def cases():
         yield pytest.param(job, model, name, marks=marks, id=f"{model}-{job}-{name}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def recorded():
+  """Recorded calls keep what was compiled of them."""
+  yield
+  calls_of.cache_clear()
+  training_calls.cache_clear()
+
+
 @functools.cache
 def calls_of(job, model, platform, dtype="float32", **options):
   m = jobs.made(model, dtype)

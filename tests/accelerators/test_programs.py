@@ -53,13 +53,13 @@ def test_quantized_layers_are_integer_products(model, name):
   m, text = compiled(model, target, "mixed")
   left = products(text)
   for layer in m.network.layers:
-    scope = f"/{layer.name}/"
-    own = {(p.kind, p.operands, p.result) for p in left if scope in p.where}
+    of_it = lambda p, name=layer.name: p.where.partition("/")[2].startswith(f"{name}/")
+    own = {(p.kind, p.operands, p.result) for p in left if of_it(p)}
     want = expected(layer, target.platform)
     assert own <= {want}, layer.name
     if layer.kind != "depthwise":
       assert own == {want}, layer.name
-    left = [p for p in left if scope not in p.where]
+    left = [p for p in left if not of_it(p)]
     # What is left is the model's own, attention above all, and keeps its bits.
   assert all(p.precise for p in left), left
   assert model in ("vit_s", "swin_t") or not left

@@ -137,7 +137,11 @@ def test_shifts_chosen_at_run_time_compile(device, chip):
 @pytest.mark.parametrize("chip", [*CHIPS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_preparing_operands_compiles(device, chip, dtype):
-  sharding = SingleDeviceSharding(device(chip))
+  preparing(device(chip), dtype)
+
+
+def preparing(device, dtype):
+  sharding = SingleDeviceSharding(device)
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   def run(x, scale, shift, boundary, order):
@@ -148,6 +152,13 @@ def test_preparing_operands_compiles(device, chip, dtype):
   arguments = (array(dtype, 200, 384), array("float32"), array("int32", 384), array("int32"))
   compiled = jax.jit(run).lower(*arguments, array("int32", 384)).compile()
   assert "tpu_custom_call" in compiled.as_text()
+
+
+def test_kernels_compile_where_a_run_asks_for_float32(device):
+  """Which is for products of floats (`runtime.full_precision`)."""
+  with jax.default_matmul_precision("highest"):
+    assert "tpu_custom_call" in compiled(device("v5e"), 256, 128, 128, m=320).as_text()
+    preparing(device("v5e"), "float32")
 
 
 def test_rows_that_are_no_whole_tile_compile(device):

@@ -31,9 +31,22 @@ class Case:
 
   @property
   def layer(self) -> graph.Layer:
+    return self.given_to_a_rule[0]
+
+  @property
+  def given_to_a_rule(self) -> tuple[graph.Layer, graph.Contract]:
+    """The layer and its contraction."""
+    seen = []
+
+    def rule(layer, x, w, contract):
+      seen.append((layer, contract))
+      return contract(x, w)
+
     params = {"w": jax.ShapeDtypeStruct(self.w, jnp.float32)}
-    (layer,) = graph.layers(self.apply, params, jax.ShapeDtypeStruct(self.x, jnp.float32))
-    return layer
+    x = jax.ShapeDtypeStruct(self.x, jnp.float32)
+    jax.eval_shape(graph.with_rule(self.apply, rule), params, x)
+    (found,) = seen
+    return found
 
 
 def einsum(spec, x, w, left=False):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import exact, graph
+from flexiq_jax import exact
 from tests.layers_for_test import CASES, conv, einsum
 
 WIDE = {
@@ -21,25 +21,9 @@ WIDE = {
 }
 
 
-def found(case):
-  """A case's layer and its contraction, as a rule gets them."""
-  seen = []
-
-  def rule(layer, x, w, contract):
-    seen.append((layer, contract))
-    return contract(x, w)
-
-  jax.eval_shape(
-    graph.with_rule(case.apply, rule),
-    {"w": jax.ShapeDtypeStruct(case.w, jnp.float32)},
-    jax.ShapeDtypeStruct(case.x, jnp.float32),
-  )
-  return seen[0]
-
-
 def all_ways(case, signed, parts):
   """Way -> a platform that has it."""
-  layer, contract = found(case)
+  layer, contract = case.given_to_a_rule
   each = functools.partial(exact.ways, layer, contract, signed=signed, parts=parts)
   return {way: p for p in exact.PLATFORMS for way in each(p)}
 
@@ -57,7 +41,7 @@ def codes_of(case, signed, kind, seed=0):
 
 @functools.cache
 def compiled(case, **options):
-  layer, contract = found(case)
+  layer, contract = case.given_to_a_rule
   return jax.jit(functools.partial(exact.product, layer, contract=contract, **options))
 
 
@@ -117,12 +101,12 @@ def test_parts_are_as_few_as_the_codes_allow():
   assert exact.parts(layer, np.abs(w) * 3, low) >= exact.parts(layer, np.abs(w) * 3) == 3
   tall = conv((1, 40, 40, 2), (40, 40, 2, 1))
   assert exact.parts(tall.layer, np.full(tall.w, 127)) == exact.worst_parts(tall.layer) == 0
-  assert exact.ways(*found(tall), "gpu", parts=0) == ("patches",)
+  assert exact.ways(*tall.given_to_a_rule, "gpu", parts=0) == ("patches",)
 
 
 def test_what_each_platform_takes_first():
   first = {
-    name: tuple(exact.ways(*found(case), p)[0] for p in exact.PLATFORMS)
+    name: tuple(exact.ways(*case.given_to_a_rule, p)[0] for p in exact.PLATFORMS)
     for name, case in (
       CASES | {"wide": WIDE["convolution"], "pointwise": WIDE["pointwise"]}
     ).items()
@@ -146,21 +130,21 @@ def test_what_each_platform_takes_first():
 def test_floats_count_only_where_they_count_exactly():
   def counts(channels, signed=True):
     case = conv((1, 4, 4, channels), (3, 3, channels, 7))
-    return "float32" in exact.ways(*found(case), "cpu", signed=signed)
+    return "float32" in exact.ways(*case.given_to_a_rule, "cpu", signed=signed)
 
   assert counts(113) and not counts(114)  # 9 * 113 * 128 * 128 < 2^24
   assert counts(57, signed=False) and not counts(58, signed=False)
   small = conv((1, 30, 30, 6), (22, 22, 1, 6), groups=6)
   large = conv((1, 30, 30, 6), (23, 23, 1, 6), groups=6)  # 23 * 23 * 255 * 128 > 2^24
   for platform in exact.PLATFORMS:
-    assert "multiply_add" in exact.ways(*found(small), platform)
-    assert "multiply_add" not in exact.ways(*found(large), platform)
+    assert "multiply_add" in exact.ways(*small.given_to_a_rule, platform)
+    assert "multiply_add" not in exact.ways(*large.given_to_a_rule, platform)
 
 
 def test_real_products_with_integer_weights():
   for name in ("depthwise", "convolution", "dense"):
     case = CASES[name]
-    layer, contract = found(case)
+    layer, contract = case.given_to_a_rule
     rng = np.random.default_rng(0)
     x, w = rng.integers(-9, 9, case.x) / 4, rng.integers(-127, 128, case.w)
     for platform in exact.PLATFORMS:
@@ -171,7 +155,7 @@ def test_real_products_with_integer_weights():
 
 
 def test_unknown_names_are_refused():
-  layer, contract = found(CASES["dense"])
+  layer, contract = CASES["dense"].given_to_a_rule
   with pytest.raises(ValueError, match="platform: 'cuda' is not one of cpu, gpu, tpu"):
     exact.ways(layer, contract, "cuda")
   with pytest.raises(ValueError, match="way: 'patches'; of layer w integer are exact"):

@@ -117,16 +117,8 @@ def run_step(plan: Plan, step: Step, machine: dict, small: bool, limit: float) -
   elif status == "done" and result is None:
     status, why = "failed", "it ended without a result"
   try:
-    return Record(
-      step=step.name,
-      status=status,
-      why=why,
-      seconds=seconds,
-      limit=limit,
-      complete=status == "done" and bool(partial.get("complete")),
-      result=result,
-      tail=tail(log),
-    )
+    complete = status == "done" and bool(partial.get("complete"))
+    return _record(step, status, why, seconds, limit, tail(log), complete, result)
   except ValueError as error:  # a step that writes nonsense is a failed step
     return _record(step, "failed", str(error), seconds, limit, tail(log))
 
@@ -241,15 +233,15 @@ def _partial(plan: Plan, step: Step) -> pathlib.Path:
   return plan.folder / "partial" / f"{step.name}.json"
 
 
-def _record(step, status, why, seconds, limit, tail="") -> Record:
+def _record(step, status, why, seconds, limit, tail="", complete=False, result=None) -> Record:
   return Record(
     step=step.name,
     status=status,
     why=why,
     seconds=seconds,
     limit=limit,
-    complete=False,
-    result=None,
+    complete=complete,
+    result=result,
     tail=tail,
   )
 

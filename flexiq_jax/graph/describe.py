@@ -114,12 +114,6 @@ class Contract:
     """Parameters of `conv_general_dilated`; None for a dot_general."""
     return None if self.eqn.primitive is prim.dot_general_p else self.eqn.params
 
-  @property
-  def dimension_numbers(self) -> Any:
-    """Of a dot_general, x first: `((x contracted, w contracted), (x shared, w shared))`."""
-    pairs = self.eqn.params["dimension_numbers"]
-    return tuple((d[1 - self.side], d[self.side]) for d in pairs)
-
   def __call__(self, x: Array, w: Array, preferred_element_type: Any = None) -> Array:
     """The contraction; real values may come with integer weights, unsigned codes with signed."""
     p = self.eqn.params

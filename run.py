@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
     raise ValueError(f"unexpected argument {argv[1]!r}: flags begin with --")
   # Here, not above: a wrong flag is told before a second of imports.
   import experiments
-  from experiments import setup
-  from flexiq_jax import distributed, runtime
-  from flexiq_jax.metrics import Writer
+  from experiments.shared import setup
+  from flexiq_jax.runs import distributed, runtime
+  from flexiq_jax.runs.workdir import Workdir
 
   with distributed.together(), runtime.interruptible():
     config = _CONFIG.value
@@ -66,23 +66,23 @@ def main(argv: list[str]) -> None:
     runtime.enable_compilation_cache(_CACHE.value)
     runtime.full_precision()
     named = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
-    with distributed.folder(named) as workdir:
-      writer = Writer(workdir)
+    with distributed.folder(named) as folder:
+      workdir = Workdir(folder)
       plain = config.to_dict()
       # A workdir that is finished, or of another run, is told at once; --overrule may change it, so
       # that comes behind all checks. A run whose inputs are wrong leaves no config behind.
-      begun = (workdir / "config.json").is_file()
+      begun = (folder / "config.json").is_file()
       if begun and _OVERRULE.value:
-        _require_same_model(workdir, plain)
-      if distributed.agree(begun and not _OVERRULE.value and _finished(writer, plain)):
+        _require_same_model(folder, plain)
+      if distributed.agree(begun and not _OVERRULE.value and _finished(workdir, plain)):
         return
       inputs = experiment.prepare(config)
-      if distributed.agree(_finished(writer, plain)):
+      if distributed.agree(_finished(workdir, plain)):
         return
       if not _WORKDIR.value:
-        print(f"workdir: {workdir}", flush=True)
+        print(f"workdir: {folder}", flush=True)
       command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-      path = experiment.run(config, inputs, workdir, writer, command)
+      path = experiment.run(config, inputs, workdir, command)
       print(f"report: {path}")
 
 
@@ -133,23 +133,23 @@ def entry(argv: list[str]) -> None:
     )
 
 
-def _require_same_model(workdir: Path, plain: dict) -> None:
+def _require_same_model(folder: Path, plain: dict) -> None:
   """Refuses to add rows of another model to a table: --overrule does not go that far."""
-  from flexiq_jax import files
+  from flexiq_jax.runs import files
 
-  old = files.read_json(workdir / "config.json")
+  old = files.read_json(folder / "config.json")
   for name in ("experiment", "model", "model_args"):
     if old.get(name) != plain[name]:
       raise ValueError(
-        f"config.{name}: {plain[name]!r}, but workdir {str(workdir)!r} holds rows of "
+        f"config.{name}: {plain[name]!r}, but workdir {str(folder)!r} holds rows of "
         f"{old.get(name)!r}; name another workdir"
       )
 
 
-def _finished(writer, plain: dict) -> bool:
+def _finished(workdir, plain: dict) -> bool:
   """Writes or compares the workdir's config; says so where the run is complete."""
-  writer.config(plain, overrule=_OVERRULE.value)
-  message = writer.finished_message()
+  workdir.config(plain, overrule=_OVERRULE.value)
+  message = workdir.finished_message()
   if message:
     print(message)
   return bool(message)

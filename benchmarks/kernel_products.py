@@ -11,9 +11,10 @@ from flexiq_jax.deploy import patches
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.deploy.layout import rows_before
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.grouping import LowSettings
-from flexiq_jax.kernels import tpu_tiles
+from flexiq_jax.kernels import tpu
 from flexiq_jax.kernels.windows import Window
+from flexiq_jax.network import Network
+from flexiq_jax.quant.grouping import LowSettings
 
 # Channels in a group and a shift block: what the chip's matrix unit takes at once in 4 bits, as far
 # as a model's layers have so many.
@@ -89,7 +90,7 @@ def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list
   apply, params = models.functional(module)
   x = np.random.default_rng(0).normal(size=(2, *models.get(name).input_shape))
   x = x.astype(np.float32)
-  network = flexiq.Network(apply, params, x[:1])
+  network = Network(apply, params, x[:1])
   settings = LowSettings(group_size=group, shift_block=group, whole_heads=True)
   deployed = deploy.deploy(flexiq.quantize(network, [x], settings=settings), x[:1], granule=granule)
   traced = tracing.trace(network.apply, network.params, x[:1])
@@ -137,4 +138,4 @@ def granule_of(consumer, kind: str) -> int:
     return consumer.channels
   if k != len(consumer.shift):
     return 0
-  return tpu_tiles.choose_tiles(1, k, n, consumer.weights.block, kind).k
+  return tpu.tiling.choose_tiles(1, k, n, consumer.weights.block, kind).k

@@ -15,18 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks import kernel_times, llo
 from benchmarks.kernel_products import MODELS, V5E, Product
-from flexiq_jax.kernels import (
-  Activations,
-  Epilogue,
-  Requantize,
-  Weights,
-  tpu,
-  tpu_epilogue,
-  tpu_plan,
-  tpu_prepare,
-  tpu_tiles,
-  tpu_windows,
-)
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu
 
 CHIPS = {  # topology, clock in GHz, main memory in GB/s, name of the device kind
   "v5e": ("v5e:2x2", 1.5, 819, V5E),
@@ -53,7 +42,7 @@ class Compiler:
 
   def mixed(self, chip, rows, product: Product):
     """(plan, schedule) of a product on a chip; equal tiles are compiled once."""
-    tiles = tpu_tiles.choose_tiles(
+    tiles = tpu.tiling.choose_tiles(
       *(rows, product.k, product.n, product.block), CHIPS[chip][3], product.window, product.granule
     )
     key = (chip, tiles, product.block, product.n, product.k, product.activation)
@@ -63,7 +52,7 @@ class Compiler:
       some = min(rows, 2 * tiles.m * whole.period)
       self._compile(chip, some, product, tiles)
       program = llo.newest(self._folder, "mixed_matmul")
-      stages = 1 if product.window is None else tiles.m // tpu_windows.turn_rows(tiles.m)
+      stages = 1 if product.window is None else tiles.m // tpu.windows.turn_rows(tiles.m)
       self._schedules[key] = llo.schedule(program, tiles.m // whole.turn, stages)
     return whole, self._schedules[key]
 
@@ -108,7 +97,7 @@ class Compiler:
       of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
       def run(x, scale, shift, boundary, order):
-        return tpu_prepare.quantize_lower(
+        return tpu.prepare.quantize_lower(
           x,
           scale,
           shift,
@@ -157,8 +146,8 @@ def plan(rows: int, product: Product, tiles, kind: str = V5E):
   requantizes = product.next_boundaries is not None
   if requantizes:
     vectors |= {"inverse": 1, "next_shift": 1}
-  return tpu_plan.Plan(
-    shape=(tpu_tiles.up(rows, tpu_tiles.ROWS), product.k, tpu_tiles.up(product.n, tiles.n)),
+  return tpu.sweeps.Plan(
+    shape=(tpu.tiling.up(rows, tpu.tiling.ROWS), product.k, tpu.tiling.up(product.n, tiles.n)),
     tiles=tiles,
     block=product.block,
     activation=product.activation,
@@ -171,7 +160,7 @@ def plan(rows: int, product: Product, tiles, kind: str = V5E):
     window=product.window,
     copies=product.copies,
     unsigned=product.window is not None,
-    wide=tpu_tiles.wide(kind),
+    wide=tpu.tiling.wide(kind),
   )
 
 
@@ -182,7 +171,7 @@ def bundles(plan, schedule: llo.Schedule, boundary: int, next_boundary: int = 0)
   high = plan.blocks - boundary // plan.columns
   finishing = 0
   if schedule.finish:
-    turns = plan.tiles.m // tpu_epilogue.turn_rows(plan.tiles.m, plan.strip, plan.fused)
+    turns = plan.tiles.m // tpu.epilogues.turn_rows(plan.tiles.m, plan.strip, plan.fused)
     finish = schedule.finish[-3:] if high else schedule.finish[:3]
     for start in range(0, plan.shape[2], plan.strip):
       kind = 1 if start + plan.strip <= next_boundary else 0 if start >= next_boundary else 2

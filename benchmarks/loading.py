@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import setup
-from flexiq_jax import flexiq, models, rules
-from flexiq_jax.selection import Space
+from experiments.shared import setup
+from flexiq_jax import models
+from flexiq_jax.calibrated import calibrate
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Space
+from flexiq_jax.quant import rules
+from flexiq_jax.quant.calibration import RangeSettings
+from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant.selectable import selectable
 
 Array = Any
 
@@ -31,7 +37,7 @@ class Loaded:
     pretrained: whether the weights are trained ones; speed is all that random ones tell.
   """
 
-  network: flexiq.Network
+  network: Network
   model: rules.QModel
   space: Space
   scores: np.ndarray
@@ -60,7 +66,7 @@ def pretrained(name: str, images: int | None = None) -> Loaded:
   inputs = setup.prepare(config)
   apply, _ = models.functional(inputs.module)
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
-  network = flexiq.Network(apply, inputs.params, x)
+  network = Network(apply, inputs.params, x)
   batches = setup.calibration_batches(config, inputs)
   settings = inputs.settings
   return _loaded(network, batches, inputs.selectable, settings.ranges, settings.groups, True)
@@ -77,22 +83,19 @@ def random(name: str, images: int, **overrides: Any) -> Loaded:
   module: Any = models.create(name, **overrides)
   apply, params = models.functional(module)
   x = jax.random.normal(jax.random.key(0), (images, *module.input_shape), jnp.float32)
-  network = flexiq.Network(apply, params, x[:1])
-  names = flexiq.selectable(network.layers)
-  ranges, groups = flexiq.RangeSettings(), flexiq.LowSettings()
+  network = Network(apply, params, x[:1])
+  names = selectable(network.layers)
+  ranges, groups = RangeSettings(), LowSettings()
   return _loaded(network, [np.asarray(x)], names, ranges, groups, False)
 
 
 def _loaded(network, batches, names, ranges, settings, pretrained: bool) -> Loaded:
-  observations = flexiq.observe(network, batches, ranges)
-  base = flexiq.base_model(network, observations, ranges)
-  groups = flexiq.group(network, base, observations, names, settings)
-  model = flexiq.lower(network, base, groups, settings)
+  grouped = calibrate(network, batches, ranges).group(names, settings)
   return Loaded(
     network=network,
-    model=model,
-    space=flexiq.space(network, groups),
-    scores=flexiq.score(network, model, groups, batches),
+    model=grouped.model,
+    space=grouped.space,
+    scores=grouped.scores(),
     images=np.concatenate(batches),
     pretrained=pretrained,
   )

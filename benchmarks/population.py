@@ -37,9 +37,12 @@ import jax
 import numpy as np
 
 from benchmarks import loading, torch_search
-from flexiq_jax import runtime, selection
+from flexiq_jax import orders
+from flexiq_jax.orders import Schedule
+from flexiq_jax.runs import runtime
 from flexiq_jax.search import Fitness
-from flexiq_jax.selection import EvolutionSettings, Schedule, evolution
+from flexiq_jax.search.evolution import operators
+from flexiq_jax.search.evolution.operators import EvolutionSettings
 
 # model -> (images, whether torch_search.py has it)
 CASES = {"resnet20": (256, True), "vit_cifar10": (64, False)}
@@ -137,8 +140,8 @@ def measure(
     block=max(1, min(64, len(images) // 4)),
   )
   traces = fitness.traces
-  orders = [selection.random(space, seed) for seed in range(2 * population)]
-  every = np.stack([Schedule(space, order).mask(RATIO) for order in orders])
+  drawn = [orders.random(space, seed) for seed in range(2 * population)]
+  every = np.stack([Schedule(space, order).mask(RATIO) for order in drawn])
   masks = every[:population]
   found: dict[str, np.ndarray] = {}
   ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -212,15 +215,15 @@ def generation(
   space, scores = loaded.space, loaded.scores
   elites = max(1, population // 8)
   settings = EvolutionSettings(population=population, elites=elites, tournament=min(3, population))
-  problem = evolution.Problem.create(space, scores, [RATIO])
-  keys = evolution.seeds(jax.random.key(0), problem, settings, [selection.greedy(space, scores)])
-  decoded = jax.vmap(evolution.decode, (None, 0))(problem, keys)
-  state = evolution.init(jax.random.key(1), keys, fitness(np.asarray(decoded)[:, 0]))
+  problem = operators.Problem.create(space, scores, [RATIO])
+  keys = operators.seeds(jax.random.key(0), problem, settings, [orders.greedy(space, scores)])
+  decoded = jax.vmap(operators.decode, (None, 0))(problem, keys)
+  state = operators.init(jax.random.key(1), keys, fitness(np.asarray(decoded)[:, 0]))
 
   def ours() -> None:
     nonlocal state
-    state, offspring, masks, _ = evolution.ask(state, problem, settings)
-    state = evolution.tell(state, offspring, fitness(np.asarray(masks)[:, 0]), settings)
+    state, offspring, masks, _ = operators.ask(state, problem, settings)
+    state = operators.tell(state, offspring, fitness(np.asarray(masks)[:, 0]), settings)
 
   runs: dict[str, Callable[[], object]] = {"population": ours}
   if theirs is not None:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import loading
-from flexiq_jax import runtime
+from flexiq_jax.runs import runtime
 from flexiq_jax.search import SearchLog, SearchSettings, search
 
 Rows = Sequence[Mapping[str, Any]]

@@ -32,18 +32,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import loading
-from experiments import setup
-from flexiq_jax import calibration, data, flexiq, graph, models, runtime
+from experiments.shared import setup
+from flexiq_jax import data, graph, models
 from flexiq_jax.methods import layerwise
 from flexiq_jax.methods.sensitivity import Sensitivity
 from flexiq_jax.methods.suffixes import cross_entropy
+from flexiq_jax.network import Network
+from flexiq_jax.quant import calibration
+from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.runs import runtime
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
   """What is measured: a float model at several widths, and labelled images."""
 
-  network: flexiq.Network
+  network: Network
   stacks: layerwise.Stacks
   names: tuple[str, ...]
   images: np.ndarray
@@ -74,10 +78,10 @@ def random(name: str, images: int, bits: Sequence[int], **overrides: Any) -> Loa
 
 
 def _loaded(apply, params, images, labels, ranges, names, bits) -> Loaded:
-  network = flexiq.Network(apply, params, images[:1])
+  network = Network(apply, params, images[:1])
   values = calibration.observe_values(network.apply, network.params, [images])
   stacks = layerwise.create(network.layers, network.weights, values, ranges, bits=bits)
-  names = tuple(names or flexiq.selectable(network.layers))
+  names = tuple(names or selectable(network.layers))
   return Loaded(network=network, stacks=stacks, names=names, images=images, labels=labels)
 
 

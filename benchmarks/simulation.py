@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import flexiq, graph, models, runtime
+from flexiq_jax import flexiq, graph, models
+from flexiq_jax.network import Network
 from flexiq_jax.quant import lowering, quantizer
+from flexiq_jax.runs import runtime
 
 CASES = {  # model -> (overrides, batch)
   "resnet20": ({}, 128),
@@ -61,7 +63,7 @@ def measure(name: str, overrides: dict, batch: int, rounds: int) -> dict:
   size = overrides.get("input_size", height)
   assert height == width
   x = jax.random.normal(jax.random.key(0), (batch, size, size, channels), jnp.float32)
-  network = flexiq.Network(apply, params, x[:1])
+  network = Network(apply, params, x[:1])
   model = flexiq.quantize(network, [np.asarray(x)])
   masks = {n: jnp.asarray(m) for n, m in model.schedule.masks(0.5).items()}
   fake = jax.jit(lambda q, m, p, x: graph.with_rule(network.apply, fake_quant_rule(q, m))(p, x))

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from flexiq_jax.flexiq import Network
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Schedule, Space, greedy
 from flexiq_jax.quant import lowering, quantizer
-from flexiq_jax.rules import QLayer, QModel
-from flexiq_jax.selection import Schedule, Space, greedy
+from flexiq_jax.quant.rules import QLayer, QModel
 
 Array = Any
 

@@ -8,7 +8,7 @@ import importlib
 
 from ml_collections import config_dict
 
-# Further rows that show what each part of the method contributes (see experiments/flexiq.py).
+# Further rows that show what each part of the method contributes (see experiments/curve.py).
 VARIANTS = ("naive", "range", "per_output", "uncorrected", "dynamic")
 BRIEF = ("naive", "uncorrected")
 
@@ -132,7 +132,7 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   config.compare = ("greedy",)
   config.ratios = (0.0, 0.25, 0.5, 0.75, 1.0)
   config.random_seeds = (0, 1, 2)
-  # Further rows of the greedy order; see experiments/flexiq.py for their names.
+  # Further rows of the greedy order; see experiments/curve.py for their names.
   config.variants = ()
 
   config.train = config_dict.create(
@@ -207,7 +207,7 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
   config.name = f"compare_{of}" + ("_runlocal" if small else "")
   config.comparison = config_dict.create(
     seeds=(0, 1, 2),
-    # Tables and methods: see experiments/sections.py and experiments/compare.py.
+    # Tables and methods: see experiments/comparison/sections.py and experiments/compare.py.
     sections=("main", "clado_tensor", "clado_channel", "wide", "float8"),
     methods=(
       *("flexiq_greedy", "flexiq", "uniform", "quantune", "random"),

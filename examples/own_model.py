@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flexiq_jax import flexiq, models, search
+from flexiq_jax import flexiq, models
+from flexiq_jax.network import Network
 
 net = nnx.Sequential(
   nnx.Conv(3, 32, (3, 3), rngs=nnx.Rngs(0)),
@@ -16,9 +17,9 @@ net = nnx.Sequential(
 apply, params = models.functional(net)  # or any pure apply(params, x), as Linen's
 images = jax.random.normal(jax.random.key(0), (64, 32, 32, 3))  # training images
 
-network = flexiq.Network(apply, params, images[:1])
+network = Network(apply, params, images[:1])
 model = flexiq.quantize(network, [images])
-model = search.improve(model, images)
+model = flexiq.improve(model, images)
 for ratio in (0.0, 0.5, 1.0):
   error = jnp.linalg.norm(model(images, ratio) - network.float(images))
   print(f"{ratio:4.0%} 4-bit: relative error {error / jnp.linalg.norm(network.float(images)):.4f}")

@@ -4,9 +4,9 @@
 |---|---|
 | `describe(config)` | text for `--dry_run`; reads and writes nothing |
 | `prepare(config)` | checks everything and opens what the job reads; writes nothing |
-| `run(config, inputs, workdir, writer, command)` | the job; returns the report's path |
+| `run(config, inputs, workdir, command)` | the job; returns the report's path |
 """
 
-from experiments import ablation, compare, deploy, flexiq
+from experiments import ablation, compare, curve, deploy
 
-EXPERIMENTS = {"flexiq": flexiq, "ablation": ablation, "compare": compare, "deploy": deploy}
+EXPERIMENTS = {"flexiq": curve, "ablation": ablation, "compare": compare, "deploy": deploy}

@@ -29,23 +29,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments import flexiq as base_experiment
-from experiments import reporting, setup
-from experiments.checks import field
-from experiments.rows import Rows
-from experiments.stages import Stages
-from flexiq_jax import (
-  data,
-  distributed,
-  evaluation,
-  flexiq,
-  plots,
-  report,
-  runtime,
-  selection,
-  tables,
-)
-from flexiq_jax.metrics import Writer
+from experiments import curve as base_experiment
+from experiments.shared import reporting, setup
+from experiments.shared.checks import field
+from experiments.shared.rows import Rows
+from experiments.shared.stages import Stages
+from flexiq_jax import data, evaluation, orders
+from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.calibrated import Calibrated
+from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.runs import distributed, plots, report, runtime, tables
+from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search.fitness import DISTANCES
 
 METHODS = (
@@ -88,54 +82,48 @@ def prepare(config) -> setup.Inputs:
   return inputs
 
 
-def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: str) -> Path:
-  """Runs the ablation; arguments and result as `experiments.flexiq.run`."""
+def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+  """Runs the ablation; arguments and result as `experiments.curve.run`."""
   started = time.monotonic()
-  writer.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **runtime.describe())
   network = base_experiment.network_of(config, inputs)
-  Rows(config, inputs, writer).add("float", None, None, network.float, avg_bits=32.0)
+  Rows(config, inputs, workdir).add("float", None, None, network.float, avg_bits=32.0)
   for seed in config.ablation.seeds:
-    _Seed(config, inputs, workdir, writer, network, seed).run()
+    _Seed(config, inputs, workdir, network, seed).run()
   if not distributed.is_main():
-    return workdir / "report.md"
-  writer.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
-  path = _report(config, inputs, workdir, writer, command, network, time.monotonic() - started)
-  report.print_results(writer.rows(), title=f"ablation, {reporting.title(config)}")
-  writer.finish()
+    return workdir.path / "report.md"
+  workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
+  path = _report(config, inputs, workdir, command, network, time.monotonic() - started)
+  report.print_results(workdir.rows(), title=f"ablation, {reporting.title(config)}")
+  workdir.finish()
   return path
 
 
 class _Seed:
   """All rows of one seed."""
 
-  def __init__(self, config, inputs, workdir: Path, writer: Writer, network, seed: int):
+  def __init__(self, config, inputs, workdir: Workdir, network, seed: int):
     self._config = config.copy_and_resolve_references()
     self._config.seed = seed
-    self._inputs, self._writer, self._network, self._seed = inputs, writer, network, seed
-    self._folder = workdir / f"seed{seed}"
+    self._inputs, self._workdir, self._network, self._seed = inputs, workdir, network, seed
+    self._folder = workdir.path / f"seed{seed}"
     self._folder.mkdir(exist_ok=True)
-    self._stages = Stages(
-      config=self._config, inputs=inputs, workdir=self._folder, writer=Writer(self._folder)
-    )
+    self._stages = Stages(config=self._config, inputs=inputs, workdir=Workdir(self._folder))
 
   def run(self) -> None:
     methods = self._config.ablation.methods
     settings = self._inputs.settings
-    batches = setup.calibration_batches(self._config, self._inputs)
-    observations = self._stages.observe(self._network, batches)
-    base = flexiq.base_model(self._network, observations, settings.ranges)
-    self._images = np.concatenate(batches)
+    calibrated = self._stages.calibrate(self._network)
+    self._images = np.concatenate([*calibrated.batches])
     self._held_out = self._draw_held_out()
-    self._row("int8", None, lambda x: self._network.uniform(base, x), avg_bits=8.0)
+    self._row("int8", None, lambda x: self._network.uniform(calibrated.base, x), avg_bits=8.0)
 
     def select(method):
       search = dataclasses.replace(settings.search, method=method)
       if method == "evolution":
         search = dataclasses.replace(search, max_forwards=self._searched("gram").get("forwards", 0))
-      path = self._folder / "recipes" / f"{method}.json"
-      return self._stages.select(
-        path, settings.groups, self._network, base, observations, batches, search
-      )
+      path = Path("recipes") / f"{method}.json"
+      return self._stages.select(path, calibrated, settings.groups, search)
 
     found = {}
     for name in ("greedy", "gram", "evolution"):  # evolution takes what gram took
@@ -144,7 +132,7 @@ class _Seed:
     for name in methods:
       if name.startswith("random"):
         groups = dataclasses.replace(settings.groups, **_GROUPS.get(name, {}))
-        model = self._random(base, observations, groups)
+        model = self._random(calibrated, groups)
         ratios = self._config.ablation.random_ratios
       else:
         model = found[name.removesuffix("_dynamic")]
@@ -159,21 +147,17 @@ class _Seed:
           channel_share=model.schedule.channel_share(ratio),
         )
 
-  def _random(self, base, observations, settings) -> flexiq.FlexiQ:
+  def _random(self, calibrated: Calibrated, settings: LowSettings) -> AdaptiveModel:
     """The groups of some settings in random order."""
-    names = self._inputs.selectable
-    groups = flexiq.group(self._network, base, observations, names, settings)
-    model = flexiq.lower(self._network, base, groups, settings)
-    space = flexiq.space(self._network, groups)
-    schedule = selection.Schedule(space, selection.random(space, self._seed))
-    return flexiq.FlexiQ(self._network, model, schedule)
+    grouped = calibrated.group(self._inputs.selectable, settings)
+    return grouped.ordered(orders.random(grouped.space, self._seed))
 
   def _searched(self, method: str) -> dict[str, float]:
     """What a search took, from its event in the main process's workdir."""
     return distributed.agree(self._event(method))
 
   def _event(self, method: str) -> dict[str, float]:
-    for event in reversed(self._stages.writer.events("selected")):
+    for event in reversed(self._stages.workdir.events("selected")):
       if event["recipe"] == method and "forwards" in event:
         return {"forwards": event["forwards"], "seconds": event["seconds"]}
     return {}
@@ -192,7 +176,7 @@ class _Seed:
 
   def _row(self, method, ratio, predict, **columns) -> None:
     """Evaluates a row on all three sets of images, and its gain above greedy."""
-    if not distributed.is_main() or self._writer.has(method, ratio, self._seed):
+    if not distributed.is_main() or self._workdir.has(method, ratio, self._seed):
       return
     label = f"seed {self._seed}, {method}" + ("" if ratio is None else f" at {100 * ratio:g} %")
     with setup.shown_batches(self._config, self._inputs, label) as batches:
@@ -213,7 +197,7 @@ class _Seed:
       if images is self._held_out.images:
         columns["held_out"] = 100 * (z.argmax(axis=1) == self._held_out.labels).mean()
     top1 = 100 * right.mean()
-    self._writer.row(method, ratio, self._seed, top1=top1, images=len(right), **columns)
+    self._workdir.row(method, ratio, self._seed, top1=top1, images=len(right), **columns)
 
   def _logits(self, predict, images) -> np.ndarray:
     """Logits `[n, K]`, in batches of the evaluation's size, so that nothing compiles anew."""
@@ -279,8 +263,8 @@ def _check(config) -> None:
       raise ValueError(f"config.ablation.{name}: {part[name]}; numbers in 0..1, above 0")
 
 
-def _report(config, inputs, workdir, writer, command, network, seconds) -> Path:
-  rows = writer.rows()
+def _report(config, inputs, workdir, command, network, seconds) -> Path:
+  rows = workdir.rows()
   joined = tables.aggregate(rows)
   header = ["method", "4-bit ratio", "4-bit MACs (%)", "top-1 (%)", "gain over greedy", "held out"]
   header += ["distance", "held out distance", "forwards", "seconds"]
@@ -303,13 +287,13 @@ def _report(config, inputs, workdir, writer, command, network, seconds) -> Path:
   curves = tables.curves([r for r in rows if r["ratio"] is not None])
   references = {r["method"]: r["top1"] for r in joined if r["ratio"] is None}
   picture = plots.accuracy_against_ratio(
-    workdir / "ablation.png",
+    workdir.path / "ablation.png",
     curves,
     title=f"Ablation, {reporting.title(config)}",
     references=references,
   )
   return report.write(
-    workdir,
+    workdir.path,
     title=f"Ablation, {reporting.title(config)}",
     summary={
       "model": config.model,
@@ -326,5 +310,5 @@ def _report(config, inputs, workdir, writer, command, network, seconds) -> Path:
       "Mean ± standard deviation over seeds. Gain: top-1 above `greedy` on the same images.",
     ],
     command=command,
-    sections=[("Parts", table), ("Gain over greedy", _gains(config, workdir))],
+    sections=[("Parts", table), ("Gain over greedy", _gains(config, workdir.path))],
   )

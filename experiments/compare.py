@@ -1,7 +1,8 @@
 """Ways to spend bits beside each other: FlexiQ and the layer-wise methods at equal budgets.
 
 The paper's Table 5 in its post-training part. All methods share the float model, the calibration
-images and the quantizer (per-channel weights, ranges by the config); experiments/sections.py says
+images and the quantizer (per-channel weights, ranges by the config);
+experiments/comparison/sections.py says
 which tables there are.
 
 | method | what it is |
@@ -30,17 +31,19 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import compare_report, reporting, sections, setup
-from experiments import flexiq as base_experiment
-from experiments.bit_plans import Planner
-from experiments.checks import field
-from experiments.compare_rows import Model, Table
-from experiments.measured import Measured
-from experiments.sections import Section
-from experiments.stages import Stages
-from flexiq_jax import data, distributed, files, report, runtime
+from experiments import curve as base_experiment
+from experiments.comparison import sections, summary
+from experiments.comparison.bit_plans import Planner
+from experiments.comparison.measured import Measured
+from experiments.comparison.rows import Model, Table
+from experiments.comparison.sections import Section
+from experiments.shared import reporting, setup
+from experiments.shared.checks import field
+from experiments.shared.stages import Stages
+from flexiq_jax import data
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.metrics import Writer
+from flexiq_jax.runs import distributed, files, report, runtime
+from flexiq_jax.runs.workdir import Workdir
 
 
 def describe(config) -> str:
@@ -56,30 +59,30 @@ def prepare(config) -> setup.Inputs:
   return base_experiment.prepare(config)
 
 
-def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: str) -> Path:
-  """Runs the comparison; arguments and result as `experiments.flexiq.run`."""
+def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+  """Runs the comparison; arguments and result as `experiments.curve.run`."""
   started = time.monotonic()
-  writer.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **runtime.describe())
   model = Model(config, inputs)
-  _float_row(model, writer)
+  _float_row(model, workdir)
   for seed in config.comparison.seeds:
-    one = _Seed(model, workdir / f"seed{seed}", writer, seed)
+    one = _Seed(model, workdir.path / f"seed{seed}", workdir, seed)
     for section in sections.of(config):
       one.section(section)
-  writer.event("done", peak_memory=runtime.peak_memory())
+  workdir.event("done", peak_memory=runtime.peak_memory())
   seconds = time.monotonic() - started
-  path = compare_report.write(config, inputs, workdir, writer, command, seconds)
-  report.print_results(writer.rows(), title=f"comparison, {reporting.title(config)}")
-  writer.finish()
+  path = summary.write(config, inputs, workdir, command, seconds)
+  report.print_results(workdir.rows(), title=f"comparison, {reporting.title(config)}")
+  workdir.finish()
   return path
 
 
-def _float_row(model: Model, writer: Writer) -> None:
+def _float_row(model: Model, workdir: Workdir) -> None:
   """The row of the float model."""
-  if writer.has("float", None, None):
+  if workdir.has("float", None, None):
     return
   right = model.evaluate("float", model.network.float)
-  writer.row(
+  workdir.row(
     *("float", None, None),
     **{"top1": 100 * right.mean(), "drop_float": 0.0, "relative": 100.0, "avg_bits": 32.0},
     images=len(right),
@@ -90,35 +93,27 @@ def _float_row(model: Model, writer: Writer) -> None:
 class _Seed:
   """All rows of one seed; it calibrates when the first one is missing."""
 
-  def __init__(self, model: Model, folder: Path, writer: Writer, seed: int):
-    self._model, self._folder, self._writer, self._seed = model, folder, writer, seed
+  def __init__(self, model: Model, folder: Path, workdir: Workdir, seed: int):
+    self._model, self._folder, self._workdir, self._seed = model, folder, workdir, seed
     self._config = model.config.copy_and_resolve_references()
     self._config.seed = seed
 
   @functools.cached_property
   def _stages(self) -> Stages:
     self._folder.mkdir(exist_ok=True)
-    return Stages(
-      config=self._config,
-      inputs=self._model.inputs,
-      workdir=self._folder,
-      writer=Writer(self._folder),
-    )
+    return Stages(config=self._config, inputs=self._model.inputs, workdir=Workdir(self._folder))
 
   @functools.cached_property
   def _measured(self) -> Measured:
     """What this seed draws and calibrates, once for all sections."""
     model, inputs = self._model, self._model.inputs
-    batches = setup.calibration_batches(self._config, inputs)
-    images = np.concatenate(batches)
+    calibrated = self._stages.calibrate(model.network)
+    images = np.concatenate([*calibrated.batches])
     return Measured(
-      network=model.network,
+      calibrated=calibrated,
       apply=model.apply,
       params=model.params,
-      observations=self._stages.observe(model.network, batches),
-      ranges=inputs.settings.ranges,
       selectable=inputs.selectable,
-      batches=batches,
       images=images,
       labels=_labels(self._config, inputs),
       sensitivity=min(len(images), self._config.comparison.images or len(images)),
@@ -131,17 +126,17 @@ class _Seed:
       (method, budget)
       for method in section.methods
       for budget in section.budgets
-      if not self._writer.has(section.label(method), section.ratio(budget), self._seed)
+      if not self._workdir.has(section.label(method), section.ratio(budget), self._seed)
     ]
     if not missing:
       return
     measured, part, folder = self._measured, self._config.comparison, self._folder / section.name
-    planner = Planner(part, measured, section, folder, self._stages.writer)
-    table = Table(self._model, self._writer, self._stages, measured, planner)
+    planner = Planner(part, measured, section, folder, self._stages.workdir)
+    table = Table(self._model, self._workdir, self._stages, measured, planner)
     for method, budget in missing:
       table.row(method, budget)
     if "quantune" in dict(missing):
-      lists = compare_report.quantune_lists(planner, section.budgets)
+      lists = summary.quantune_lists(planner, section.budgets)
       files.write_text(folder / "quantune.json", json.dumps(lists, indent=2) + "\n")
 
 

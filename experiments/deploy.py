@@ -27,25 +27,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flexiq as base_experiment
-from experiments import reporting, setup
-from experiments.rows import Rows
-from experiments.stages import Stages
-from flexiq_jax import (
-  artifact,
-  deploy,
-  distributed,
-  flexiq,
-  graph,
-  models,
-  report,
-  rules,
-  runtime,
-  tables,
-)
+from experiments import curve as base_experiment
+from experiments.shared import reporting, setup
+from experiments.shared.rows import Rows
+from experiments.shared.stages import Stages
+from flexiq_jax import deploy, graph, models
+from flexiq_jax.adaptive import AdaptiveModel, from_recipe
+from flexiq_jax.deploy import artifact
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.kernels import api, tile_files, tuning
-from flexiq_jax.metrics import Writer
+from flexiq_jax.quant import rules
+from flexiq_jax.runs import distributed, report, runtime, tables
+from flexiq_jax.runs.workdir import Workdir
 
 
 def describe(config) -> str:
@@ -66,15 +59,15 @@ def prepare(config) -> setup.Inputs:
   return base_experiment.prepare(config)
 
 
-def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: str) -> Path:
-  """Deploys and compares; arguments and result as `experiments.flexiq.run`."""
+def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+  """Deploys and compares; arguments and result as `experiments.curve.run`."""
   started = time.monotonic()
-  writer.event("start", command=command, **runtime.describe())
-  stages = Stages(config=config, inputs=inputs, workdir=workdir, writer=writer)
+  workdir.event("start", command=command, **runtime.describe())
+  stages = Stages(config=config, inputs=inputs, workdir=workdir)
   network = base_experiment.network_of(config, inputs, stages)
   model = _model(config, inputs, network, stages)
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
-  folder = workdir / "artifact"
+  folder = workdir.path / "artifact"
   shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
   made = deploy.deploy(model, x, levels=inputs.settings.ratios, granule=config.deploy.granule)
   artifact.save(folder, made, name=config.model)
@@ -87,41 +80,31 @@ def run(config, inputs: setup.Inputs, workdir: Path, writer: Writer, command: st
     shapes = sorted(set(deploy.products(deployed, batch).values()))
     tuning.autotune(shapes, config.deploy.tuning, progress=lambda line: print(line, flush=True))
   runner = deploy.Runner(deployed, sizes=(size,), tuning=config.deploy.tuning or None)
-  rows = Rows(config, inputs, writer)
+  rows = Rows(config, inputs, workdir)
   rows.add("float", None, config.seed, network.float, avg_bits=32.0)
   nudged = _rounded(model)
   for ratio in inputs.settings.ratios:
-    _compare(config, inputs, writer, rows, model, runner, nudged, ratio)
+    _compare(config, inputs, workdir, rows, model, runner, nudged, ratio)
   switches = switch_cost(runner, inputs.settings.ratios, config.deploy.switches)
   switches["traces"] = runner.traces
-  writer.event("switched", **switches)
+  workdir.event("switched", **switches)
   seconds = time.monotonic() - started
-  path = _report(config, inputs, workdir, writer, command, model, deployed, switches, seconds)
-  report.print_results(writer.rows(), title=f"deployed, {reporting.title(config)}")
-  writer.finish()
+  path = _report(config, inputs, workdir, command, model, deployed, switches, seconds)
+  report.print_results(workdir.rows(), title=f"deployed, {reporting.title(config)}")
+  workdir.finish()
   return path
 
 
-def _model(config, inputs: setup.Inputs, network, stages: Stages) -> flexiq.FlexiQ:
+def _model(config, inputs: setup.Inputs, network, stages: Stages) -> AdaptiveModel:
   """The FlexiQ model of the config's recipe, or of one that is found here."""
   if inputs.recipe:
-    return flexiq.from_recipe(network, inputs.recipe, config.dynamic)
+    return from_recipe(network, inputs.recipe, config.dynamic)
+  calibrated = stages.calibrate(network)
   settings = inputs.settings
-  batches = setup.calibration_batches(config, inputs)
-  observations = stages.observe(network, batches)
-  base = flexiq.base_model(network, observations, settings.ranges)
-  return stages.select(
-    stages.workdir / "recipe.json",
-    settings.groups,
-    network,
-    base,
-    observations,
-    batches,
-    settings.search,
-  )
+  return stages.select(Path("recipe.json"), calibrated, settings.groups, settings.search)
 
 
-def _rounded(model: flexiq.FlexiQ):
+def _rounded(model: AdaptiveModel):
   """`predict(x, ratio)` of the simulation with layer results one rounding off."""
 
   @jax.jit
@@ -134,7 +117,7 @@ def _rounded(model: flexiq.FlexiQ):
   return lambda x, ratio: run(model.model, model.schedule.masks(ratio), params, x)
 
 
-def _compare(config, inputs, writer, rows: Rows, model, runner, nudged, ratio: float) -> None:
+def _compare(config, inputs, workdir, rows: Rows, model, runner, nudged, ratio: float) -> None:
   """The rows of one ratio; the images pass all models at once."""
   share, seed = model.schedule.mac_share(ratio), config.seed
   columns = {
@@ -165,7 +148,7 @@ def _compare(config, inputs, writer, rows: Rows, model, runner, nudged, ratio: f
       a, b = (np.concatenate(found[name])[:count] for name in ("simulated", method))
       differing = int((a.argmax(axis=1) != b.argmax(axis=1)).sum())
       error = float(np.abs(a - b).max() / a.std())
-      writer.row(method, ratio, seed, differing=differing, logit_error=error)
+      workdir.row(method, ratio, seed, differing=differing, logit_error=error)
 
 
 def switch_cost(runner: deploy.Runner, ratios, times: int) -> dict[str, float]:
@@ -206,12 +189,12 @@ def _check(config) -> None:
     raise ValueError(f"config.deploy.switches: {part.switches}; 1 or more is accepted")
 
 
-def _report(config, inputs, workdir, writer, command, model, deployed, switches, seconds) -> Path:
-  rows = writer.rows()
+def _report(config, inputs, workdir, command, model, deployed, switches, seconds) -> Path:
+  rows = workdir.rows()
   space = model.schedule.space
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
   return report.write(
-    workdir,
+    workdir.path,
     title=f"Deployed {reporting.title(config)}",
     summary={
       "model": config.model,
@@ -231,7 +214,7 @@ def _report(config, inputs, workdir, writer, command, model, deployed, switches,
     command=command,
     sections=[
       ("Agreement", _agreement(rows)),
-      ("Bytes", _bytes(workdir / "artifact", deployed, x)),
+      ("Bytes", _bytes(workdir.path / "artifact", deployed, x)),
       ("Switching", _switching(switches)),
       ("Where channels gather", _gathers(model.network.layers, deployed)),
     ],

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import graph, rules
+from flexiq_jax import graph
+from flexiq_jax.quant import rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Random:
   """A quantized layer with random codes, groups and shifts, scales powers of two.
 
   Attributes:
-    q: the layer for `flexiq_jax.rules`.
+    q: the layer for `flexiq_jax.quant.rules`.
     params, x: float operands; `x` holds some values beyond the range of the codes.
     w8, w4: int64 weights, as the contraction takes them.
     group: `[C]`, shift: `[J]`.

@@ -6,7 +6,8 @@ import pathlib
 import pytest
 
 from configs import common
-from experiments import checks, flexiq
+from experiments import curve
+from experiments.shared import checks
 from flexiq_jax import models
 from tests.runs_for_test import compiled, start
 
@@ -44,7 +45,7 @@ def test_values_are_checked_and_complete(name):
   assert settings.ratios == (0.0, 0.25, 0.5, 0.75, 1.0)
   assert config.weights and config.data.name and config.calibration.name
   assert (config.data.split, config.calibration.split) == ("test", "train")
-  assert set(config.variants) <= set(flexiq.VARIANTS)
+  assert set(config.variants) <= set(curve.VARIANTS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,10 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from flexiq_jax import flexiq, rules
-from flexiq_jax.calibration import RangeSettings
-from flexiq_jax.grouping import LowSettings
-from flexiq_jax.selection import recipe as recipes
+from flexiq_jax import flexiq
+from flexiq_jax.adaptive import AdaptiveModel, from_recipe
+from flexiq_jax.calibrated import calibrate
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Schedule
+from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.quant import rules
+from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant.selectable import selectable
 from tests.graph import models_for_test
 
 RATIOS = (0.0, 0.3, 0.5, 1.0)
@@ -19,16 +24,16 @@ BLOCKS = LowSettings(group_size=1, shift_block=3, weight_shift_per="output")
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-  network: flexiq.Network
+  network: Network
   batches: list
-  model: flexiq.FlexiQ
+  model: AdaptiveModel
 
 
 def make(name, settings=SETTINGS, **options):
   apply, params = models_for_test.MODELS[name]()
   batches = [np.asarray(models_for_test.image(4, seed=seed)) for seed in (1, 2)]
-  network = flexiq.Network(apply, params, batches[0][:1])
-  names = flexiq.selectable(network.layers, first_last=False, depthwise=True)
+  network = Network(apply, params, batches[0][:1])
+  names = selectable(network.layers, first_last=False, depthwise=True)
   return Made(
     network,
     batches,
@@ -71,7 +76,7 @@ def test_any_ratio_of_any_model_is_one_program(any_model):
 def test_float_model_is_the_one_that_was_given():
   apply, params = models_for_test.linen_model()
   x = models_for_test.image(3)
-  network = flexiq.Network(apply, params, x[:1])
+  network = Network(apply, params, x[:1])
   # Batch norm is folded: equal but for rounding.
   np.testing.assert_allclose(network.float(x), apply(params, x), rtol=1e-4, atol=1e-4)
 
@@ -82,13 +87,9 @@ def blocks():
 
 
 def laid_out(made, order, settings):
-  """The 8-bit model, a schedule of `order` and the groups that go with it."""
-  network, ranges = made.network, RangeSettings()
-  observations = flexiq.observe(network, made.batches, ranges)
-  base = flexiq.base_model(network, observations, ranges)
+  """The model whose groups are in an order."""
   names = made.model.schedule.space.names
-  groups = flexiq.group(network, base, observations, names, settings)
-  return base, *flexiq.lay_out(network, base, observations, groups, order, settings)
+  return calibrate(made.network, made.batches).group(names, settings).ordered(order)
 
 
 @pytest.mark.parametrize("name", ["plain", "blocks"])
@@ -96,33 +97,23 @@ def test_recipe_gives_the_same_model_bit_for_bit(name, request, tmp_path):
   plain = request.getfixturevalue(name)
   settings = SETTINGS if name == "plain" else BLOCKS
   network, x = plain.network, plain.batches[0]
-  ranges = RangeSettings()
   # A schedule that has been laid out once stays as it is.
-  _, schedule, groups = laid_out(plain, plain.model.schedule.order, settings)
-  np.testing.assert_array_equal(schedule.order, plain.model.schedule.order)
-  recipe = flexiq.to_recipe(
-    plain.model,
-    groups,
-    model_name="plain",
-    method="greedy",
-    seed=0,
-    ranges=ranges,
-    settings=settings,
-  )
+  model = laid_out(plain, plain.model.schedule.order, settings)
+  np.testing.assert_array_equal(model.schedule.order, plain.model.schedule.order)
+  recipe = model.recipe(model_name="plain", method="greedy", seed=0)
+  assert recipe == plain.model.recipe(model_name="plain", method="greedy", seed=0)
   recipes.save(tmp_path / "recipe.json", recipe)
   apply, params = models_for_test.plain_model()
-  again = flexiq.from_recipe(
-    flexiq.Network(apply, params, x[:1]), recipes.load(tmp_path / "recipe.json")
-  )
+  again = from_recipe(Network(apply, params, x[:1]), recipes.load(tmp_path / "recipe.json"))
   for a, b in zip(jax.tree.leaves(plain.model.model), jax.tree.leaves(again.model), strict=True):
     np.testing.assert_array_equal(a, b)
   for ratio in RATIOS:
     np.testing.assert_array_equal(again(x, ratio), plain.model(x, ratio))
   with pytest.raises(ValueError, match="layer out has macs 31 in the recipe and 30"):
     layers = [dataclasses.replace(e, macs=e.macs + (e.name == "out")) for e in recipe.layers]
-    flexiq.from_recipe(network, dataclasses.replace(recipe, layers=tuple(layers)))
+    from_recipe(network, dataclasses.replace(recipe, layers=tuple(layers)))
   with pytest.raises(ValueError, match=r"settings do not fit this release .*colour"):
-    flexiq.from_recipe(
+    from_recipe(
       network, dataclasses.replace(recipe, settings={"ranges": {"colour": 1}, "groups": {}})
     )
 
@@ -130,8 +121,9 @@ def test_recipe_gives_the_same_model_bit_for_bit(name, request, tmp_path):
 def test_shift_blocks_of_an_order(blocks):
   network, x = blocks.network, blocks.batches[0]
   before = np.random.default_rng(5).permutation(blocks.model.schedule.space.total)
-  base, schedule, groups = laid_out(blocks, before, BLOCKS)
-  _, _, own = laid_out(blocks, before, dataclasses.replace(BLOCKS, shift_block=0))
+  model = laid_out(blocks, before, BLOCKS)
+  schedule, groups = model.schedule, model.cuts
+  own = laid_out(blocks, before, dataclasses.replace(BLOCKS, shift_block=0)).cuts
   layout = schedule.layer_order()
   told = False
   for name, g in groups.items():
@@ -143,27 +135,18 @@ def test_shift_blocks_of_an_order(blocks):
   assert told
   for level in recipes.LEVELS:
     np.testing.assert_array_equal(
-      schedule.mask(level), flexiq.Schedule(schedule.space, before).mask(level)
+      schedule.mask(level), Schedule(schedule.space, before).mask(level)
     )
-  model = flexiq.FlexiQ(network, flexiq.lower(network, base, groups, BLOCKS), schedule)
+  base = {name: dataclasses.replace(q, low=None) for name, q in model.model.items()}
   np.testing.assert_array_equal(model(x, 0.0), network.uniform(base, x))
   assert not np.array_equal(model(x, 1.0), model(x, 0.5))
 
 
 def test_shifts_of_another_order_are_not_written(blocks, tmp_path):
-  _, schedule, _ = laid_out(blocks, blocks.model.schedule.order[::-1], BLOCKS)
-  _, _, own = laid_out(
-    blocks, blocks.model.schedule.order, dataclasses.replace(BLOCKS, shift_block=0)
-  )
-  recipe = flexiq.to_recipe(
-    dataclasses.replace(blocks.model, schedule=schedule),
-    own,
-    model_name="plain",
-    method="greedy",
-    seed=0,
-    ranges=RangeSettings(),
-    settings=BLOCKS,
-  )
+  schedule = laid_out(blocks, blocks.model.schedule.order[::-1], BLOCKS).schedule
+  own = laid_out(blocks, blocks.model.schedule.order, dataclasses.replace(BLOCKS, shift_block=0))
+  mixed = dataclasses.replace(blocks.model, schedule=schedule, cuts=own.cuts)
+  recipe = mixed.recipe(model_name="plain", method="greedy", seed=0)
   with pytest.raises(ValueError, match=r"x_shift of groups .* are in one shift block of 3 channel"):
     recipes.save(tmp_path / "recipe.json", recipe)
 
@@ -180,18 +163,14 @@ def test_dynamic_shifts_are_another_program_with_the_same_ends(plain):
 
 
 def test_closed_form_scores_give_an_order_without_images(plain):
-  network, ranges = plain.network, RangeSettings()
-  observations = flexiq.observe(network, plain.batches, ranges)
-  base = flexiq.base_model(network, observations, ranges)
-  groups = flexiq.group(network, base, observations, plain.model.schedule.space.names, SETTINGS)
-  scores = flexiq.score(network, flexiq.lower(network, base, groups, SETTINGS), groups, None)
+  calibrated = calibrate(plain.network, plain.batches)
+  scores = calibrated.group(plain.model.schedule.space.names, SETTINGS).scores(exact=False)
   assert scores.shape == (plain.model.schedule.space.total,)
   assert np.isfinite(scores).all() and (scores > 0).any()
 
 
 def test_uniform_4_bits_keep_what_is_named(plain):
-  observations = flexiq.observe(plain.network, plain.batches, RangeSettings())
-  model = flexiq.base_model(plain.network, observations, RangeSettings(), 4, keep8=("stem",))
+  model = calibrate(plain.network, plain.batches).uniform(4, keep8=("stem",))
   assert {name: q.bits for name, q in model.items()} == {"stem": 8, "heads": 4, "out": 4}
   assert isinstance(model["heads"], rules.QLayer)
   assert np.abs(np.asarray(model["heads"].w)).max() <= 8 < np.abs(np.asarray(model["stem"].w)).max()
@@ -234,7 +213,7 @@ LAYERS = [
   ],
 )
 def test_selectable_layers(options, names):
-  assert flexiq.selectable(LAYERS, **options) == names
+  assert selectable(LAYERS, **options) == names
 
 
 @pytest.mark.parametrize(
@@ -248,4 +227,4 @@ def test_selectable_layers(options, names):
 )
 def test_selectable_refuses(keep8, message):
   with pytest.raises(ValueError, match=message):
-    flexiq.selectable(LAYERS, keep8=keep8)
+    selectable(LAYERS, keep8=keep8)

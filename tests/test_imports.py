@@ -14,50 +14,40 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Module or package -> what of ours it may import, itself aside. The longest matching name rules, so
 # a module needs its own line where it differs from its folder. `*` is everything of ours.
-_LOW = ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.kernels", "flexiq_jax.selection")
-_RULES = (
-  *(*_LOW, "flexiq_jax.exact", "flexiq_jax.rules"),
-  *("flexiq_jax.calibration", "flexiq_jax.grouping"),
-)
-_STATE = ("flexiq_jax.checkpoint", "flexiq_jax.files", "flexiq_jax.distributed")
+_CODES = ("flexiq_jax.quant.lowering", "flexiq_jax.quant.quantizer")
+_QUANT = ("flexiq_jax.quant", "flexiq_jax.graph")
+_ORDERS = (*_QUANT, "flexiq_jax.orders", "flexiq_jax.network")
+_MODEL = (*_ORDERS, "flexiq_jax.adaptive", "flexiq_jax.calibrated")
 OURS = {
   "run": ("experiments", "flexiq_jax"),
   "configs": (),
   "experiments": ("flexiq_jax",),
+  "experiments.shared": ("flexiq_jax",),
+  "experiments.comparison": ("experiments.shared", "flexiq_jax"),
   "benchmarks": ("configs", "experiments", "flexiq_jax"),
   "examples": ("flexiq_jax",),
   "tests": ("*",),
   "flexiq_jax": (),
-  "flexiq_jax.quant": (),
   "flexiq_jax.graph": (),
-  "flexiq_jax.kernels": ("flexiq_jax.quant",),
-  "flexiq_jax.kernels.tuning": ("flexiq_jax.kernels", "flexiq_jax.quant", "flexiq_jax.files"),
-  "flexiq_jax.selection": (),
-  "flexiq_jax.exact": ("flexiq_jax.graph",),
-  "flexiq_jax.rules": ("flexiq_jax.quant", "flexiq_jax.graph", "flexiq_jax.exact"),
-  "flexiq_jax.calibration": ("flexiq_jax.rules", "flexiq_jax.exact", *_LOW[:2]),
-  "flexiq_jax.grouping": ("flexiq_jax.rules", "flexiq_jax.exact", *_LOW[:2]),
-  "flexiq_jax.flexiq": (*_RULES, "flexiq_jax.selection"),
-  "flexiq_jax.evaluation": (),
+  "flexiq_jax.quant": ("flexiq_jax.graph",),
+  "flexiq_jax.quant.quantizer": ("flexiq_jax.quant.lowering",),
+  "flexiq_jax.quant.lowering": (),
+  "flexiq_jax.orders": (),
+  "flexiq_jax.runs": (),
   "flexiq_jax.models": (),
   "flexiq_jax.data": (),
-  "flexiq_jax.methods": _RULES,
-  "flexiq_jax.methods.sensitivity": (*_RULES, "flexiq_jax.methods", "flexiq_jax.checkpoint"),
-  "flexiq_jax.deploy": (*_RULES, "flexiq_jax.flexiq"),
-  "flexiq_jax.artifact": (*_RULES, "flexiq_jax.deploy", "flexiq_jax.checkpoint"),
-  "flexiq_jax.serving": (*_RULES, "flexiq_jax.artifact"),
-  "flexiq_jax.checkpoint": (),
-  "flexiq_jax.train_recipe": (),
-  "flexiq_jax.train": ("flexiq_jax.train_recipe", "flexiq_jax.checkpoint", "flexiq_jax.data"),
-  "flexiq_jax.runtime": (),
-  "flexiq_jax.tables": (),
-  "flexiq_jax.files": (),
-  "flexiq_jax.distributed": (),
-  "flexiq_jax.metrics": ("flexiq_jax.files",),
-  "flexiq_jax.search": (*_RULES, "flexiq_jax.selection", "flexiq_jax.flexiq", *_STATE),
-  "flexiq_jax.search.log": ("flexiq_jax.files",),
-  "flexiq_jax.plots": (),
-  "flexiq_jax.report": ("flexiq_jax.files", "flexiq_jax.runtime", "flexiq_jax.tables"),
+  "flexiq_jax.evaluation": (),
+  "flexiq_jax.kernels": _CODES,
+  "flexiq_jax.kernels.tuning": ("flexiq_jax.kernels", *_CODES, "flexiq_jax.runs"),
+  "flexiq_jax.network": _QUANT,
+  "flexiq_jax.adaptive": _ORDERS,
+  "flexiq_jax.calibrated": (*_ORDERS, "flexiq_jax.adaptive"),
+  "flexiq_jax.search": (*_ORDERS, "flexiq_jax.runs"),
+  "flexiq_jax.flexiq": (*_MODEL, "flexiq_jax.search"),
+  "flexiq_jax.methods": (*_MODEL, "flexiq_jax.runs"),
+  "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
+  "flexiq_jax.deploy": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.runs"),
+  "flexiq_jax.serving": ("flexiq_jax.deploy", "flexiq_jax.runs"),
 }
 
 # Module or package -> the only packages outside the standard library that it may import.
@@ -68,8 +58,6 @@ OUTSIDE = {
   "flexiq_jax.quant": ("flax", "jax", "numpy"),
   "flexiq_jax.graph": ("flax", "jax", "numpy"),
   "flexiq_jax.kernels": ("flax", "jax", "numpy"),
-  "flexiq_jax.exact": ("jax", "numpy"),
-  "flexiq_jax.rules": ("flax", "jax", "numpy"),
 }
 
 # Functions of the package take plain arguments; torch is an oracle of tests.
@@ -150,7 +138,7 @@ def test_directions(module, path):
 
 def test_finds_our_modules():
   names = {name for name, _ in modules()}
-  assert {"flexiq_jax", "flexiq_jax.report", "flexiq_jax.metrics"} <= names
+  assert {"flexiq_jax", "flexiq_jax.runs.report", "flexiq_jax.runs.workdir"} <= names
   assert not any(name.endswith("__init__") for name in names)
 
 
@@ -158,21 +146,29 @@ def test_finds_our_modules():
   ("module", "source", "culprit"),
   [
     ("flexiq_jax.quant.lowering", "from flexiq_jax import graph", "flexiq_jax.graph"),
-    ("flexiq_jax.quant.lowering", "from .. import rules", "flexiq_jax.rules"),
+    ("flexiq_jax.quant.lowering", "from . import rules", "flexiq_jax.quant.rules"),
     ("flexiq_jax.quant.lowering", "from ..models.vit import ViT", "flexiq_jax.models.vit.ViT"),
     (
-      "flexiq_jax.selection.greedy",
+      "flexiq_jax.orders.greedy",
       "import flexiq_jax.quant.lowering",
       "flexiq_jax.quant.lowering",
     ),
-    ("flexiq_jax.kernels.gpu", "def f():\n  import flexiq_jax.rules", "flexiq_jax.rules"),
+    (
+      "flexiq_jax.kernels.gpu.matmul",
+      "def f():\n  import flexiq_jax.quant.rules",
+      "flexiq_jax.quant.rules",
+    ),
     ("flexiq_jax.graph", "if TYPE_CHECKING:\n  import run", "run"),
     ("flexiq_jax.data.cifar", "from flexiq_jax.models import resnet", "flexiq_jax.models.resnet"),
     ("flexiq_jax.models.vit", "import scipy.special", "scipy.special"),
     ("flexiq_jax.models.vit", "from safetensors import numpy", "safetensors.numpy"),
     ("flexiq_jax.methods.clado", "from absl import flags", "absl.flags"),
-    ("flexiq_jax.report", "import ml_collections", "ml_collections"),
-    ("flexiq_jax.rules", "importlib.import_module('flexiq_jax.serving')", "flexiq_jax.serving"),
+    ("flexiq_jax.runs.report", "import ml_collections", "ml_collections"),
+    (
+      "flexiq_jax.quant.rules",
+      "importlib.import_module('flexiq_jax.serving')",
+      "flexiq_jax.serving",
+    ),
     ("experiments.accuracy", "import run", "run"),
     ("configs.digits", "from experiments import accuracy", "experiments.accuracy"),
     ("flexiq_jax.newcomer", "", "OURS"),
@@ -195,12 +191,12 @@ def test_relative_import_of_a_package_counts_from_itself():
   ("module", "source"),
   [
     (
-      "flexiq_jax.quant.lowering",
-      "import math\nfrom flexiq_jax.quant import quantizer\nimport jax",
+      "flexiq_jax.quant.quantizer",
+      "import math\nfrom flexiq_jax.quant import lowering\nimport jax",
     ),
     ("flexiq_jax.models.weights", "import json\nfrom safetensors import numpy"),
-    ("flexiq_jax.calibration", "from flexiq_jax import graph, quant, rules"),
-    ("experiments.accuracy", "import ml_collections\nfrom flexiq_jax.selection import greedy"),
+    ("flexiq_jax.quant.calibration", "from flexiq_jax import graph, quant"),
+    ("experiments.accuracy", "import ml_collections\nfrom flexiq_jax.orders import greedy"),
     ("flexiq_jax.methods.hawq", "from absl import logging"),
   ],
 )

@@ -1,6 +1,6 @@
 """Each way of computing an exact int8 convolution: the one place that knows them.
 
-The ways of `flexiq_jax.exact` for the platform, and the plain ones beside them, exact or not:
+The ways of `flexiq_jax.quant.exact` for the platform, and the plain ones beside them, exact or not:
 
 | way | what |
 |---|---|
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.device.shapes import Convolution
-from flexiq_jax import exact, graph
+from flexiq_jax import graph
+from flexiq_jax.quant import exact
 
 Array = Any
 KINDS = ("NHWC", "HWIO", "NHWC")
@@ -55,7 +56,7 @@ def ways(
 
 
 def _of_the_project(shape: Convolution, platform: str, w: np.ndarray) -> dict[str, Callable]:
-  """The ways of `flexiq_jax.exact`, which takes a layer and its contraction of a trace."""
+  """The ways of `flexiq_jax.quant.exact`, which takes a layer and its contraction of a trace."""
 
   def apply(params, x):
     return _convolution(shape, x, params["kernel"], None)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from benchmarks.device.context import Context
-from flexiq_jax import runtime
+from flexiq_jax.runs import runtime
 
 PACKAGES = (
   "jax-cuda13-plugin",

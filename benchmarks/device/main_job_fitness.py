@@ -12,28 +12,30 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import flexiq as experiment
-from experiments import setup
-from experiments.stages import Stages
-from flexiq_jax import flexiq, runtime, selection
-from flexiq_jax.metrics import Writer
+from experiments import curve as experiment
+from experiments.shared import setup
+from experiments.shared.stages import Stages
+from flexiq_jax import orders
+from flexiq_jax.adaptive import from_recipe
+from flexiq_jax.orders import Schedule
+from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.runs import runtime
+from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search import Fitness
-from flexiq_jax.selection import Schedule
-from flexiq_jax.selection import recipe as recipes
 
 
 def fitness(name: str, argument: str, workdir: pathlib.Path) -> list[float]:
   """Mean distances of masks at a quarter, half and three quarters: the recipe's and random ones."""
   config = importlib.import_module(f"configs.{name}").get_config(argument or None)
   inputs = setup.prepare(config)
-  stages = Stages(config=config, inputs=inputs, workdir=workdir, writer=Writer(workdir))
+  stages = Stages(config=config, inputs=inputs, workdir=Workdir(workdir))
   network = experiment.network_of(config, inputs, stages)  # reads the training back
-  model = flexiq.from_recipe(network, recipes.load(workdir / "recipe.json"))
+  model = from_recipe(network, recipes.load(workdir / "recipe.json"))
   space = model.schedule.space
   images = np.concatenate(setup.calibration_batches(config, inputs))
   evaluate = Fitness(network, model.model, space, images, capacity=8)
-  orders = [model.schedule, *(Schedule(space, selection.random(space, s)) for s in range(3))]
-  masks = np.stack([one.mask(ratio) for one in orders for ratio in (0.25, 0.5, 0.75)])
+  schedules = [model.schedule, *(Schedule(space, orders.random(space, s)) for s in range(3))]
+  masks = np.stack([one.mask(ratio) for one in schedules for ratio in (0.25, 0.5, 0.75)])
   return [float(v) for v in evaluate(masks)]
 
 

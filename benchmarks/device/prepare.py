@@ -1,6 +1,6 @@
 """Deployed models with random weights, made on the CPU while the accelerator measures other things.
 
-    FOLDER/models/NAME/     the artifact (flexiq_jax.artifact)
+    FOLDER/models/NAME/     the artifact (flexiq_jax.deploy.artifact)
     FOLDER/models/NAME.json written when it is complete
 
 Calibrated on noise and ordered at random: what is measured on them is time, which depends on
@@ -16,8 +16,12 @@ import numpy as np
 
 from benchmarks.device import records, shapes
 from benchmarks.device.context import Context
-from flexiq_jax import artifact, deploy, flexiq, models, selection
-from flexiq_jax.grouping import LowSettings
+from flexiq_jax import deploy, models, orders
+from flexiq_jax.calibrated import calibrate
+from flexiq_jax.deploy import artifact
+from flexiq_jax.network import Network
+from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant.selectable import selectable
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -54,14 +58,9 @@ def build(name: str, platform: str, kind: str = "", small: bool = False) -> depl
   module: Any = models.create(name, **shapes.overrides(name, small))
   apply, params = models.functional(module)
   x = np.random.default_rng(0).normal(size=(1, *module.input_shape)).astype(np.float32)
-  network = flexiq.Network(apply, params, x)
+  network = Network(apply, params, x)
   size = shapes.group_size(name, platform, kind)
   settings = LowSettings(group_size=size, shift_block=size, whole_heads=True)
-  ranges = flexiq.RangeSettings()
-  seen = flexiq.observe(network, [x], ranges)
-  base = flexiq.base_model(network, seen, ranges)
-  groups = flexiq.group(network, base, seen, flexiq.selectable(network.layers), settings)
-  order = selection.random(flexiq.space(network, groups), 0)
-  schedule, groups = flexiq.lay_out(network, base, seen, groups, order, settings)
-  model = flexiq.FlexiQ(network, flexiq.lower(network, base, groups, settings), schedule)
+  grouped = calibrate(network, [x]).group(selectable(network.layers), settings)
+  model = grouped.ordered(orders.random(grouped.space, 0))
   return deploy.deploy(model, x, levels=shapes.LEVELS, granule=shapes.granule(platform))

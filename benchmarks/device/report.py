@@ -142,8 +142,8 @@ def take(run: pathlib.Path, docs: pathlib.Path = DOCS, tiles: pathlib.Path = TIL
     records.write(docs / "hardware" / f"{name}.{found.name}", profile)
   measured = run / "tiles" / f"{name}.json"
   if measured.is_file():
-    from flexiq_jax import files
     from flexiq_jax.kernels import tile_files  # needs JAX; the page alone does not
+    from flexiq_jax.runs import files
 
     kind = summary.machine["device_kind"]
     all_tiles = tile_files.load(tiles, kind) | tile_files.load(measured.parent, kind)

@@ -26,10 +26,11 @@ import numpy as np
 from benchmarks import loading, population, torch_search
 from benchmarks.device import main_job, present, timing
 from benchmarks.device.context import Context, claim
-from flexiq_jax import runtime, selection
+from flexiq_jax import orders
+from flexiq_jax.orders import Schedule
+from flexiq_jax.runs import runtime
 from flexiq_jax.search import Fitness, Influence
-from flexiq_jax.search.ties import Ties
-from flexiq_jax.selection import Schedule
+from flexiq_jax.search.gram.ties import Ties
 
 GOAL = 3.0  # times the peer's individuals a second
 BACKWARD = 20.0  # seconds that the backward passes are left, compilation included
@@ -58,8 +59,8 @@ def run(context: Context) -> dict[str, Any]:
   runtime.full_precision()  # as a search by run.py has it
   images, individuals = (8, 4) if context.small else (256, 16)
   loaded = load(context.small, images)
-  orders = [selection.random(loaded.space, seed) for seed in range(individuals)]
-  masks = np.stack([Schedule(loaded.space, order).mask(0.5) for order in orders])
+  drawn = [orders.random(loaded.space, seed) for seed in range(individuals)]
+  masks = np.stack([Schedule(loaded.space, order).mask(0.5) for order in drawn])
   result: dict[str, Any] = {
     "model": "resnet20",
     "pretrained": loaded.pretrained,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.kernel_products import MODELS, Product
-from flexiq_jax import flexiq, graph, models
+from flexiq_jax import graph, models
+from flexiq_jax.quant.selectable import selectable
 
 BATCHES = (1, 8, 32, 128)
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -62,9 +63,9 @@ def products(name: str, platform: str, kind: str = "", small: bool = False) -> l
   """
   found: dict[tuple[int, int, int, int], Product] = {}
   layers = graph.layers(*abstract(name, small))
-  selectable = {*flexiq.selectable(layers)}
+  chosen = {*selectable(layers)}
   for layer in layers:
-    if layer.name not in selectable:
+    if layer.name not in chosen:
       continue
     taps = math.prod(layer.window)
     group = min(group_size(name, platform, kind), layer.in_channels)

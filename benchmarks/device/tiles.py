@@ -15,7 +15,7 @@ import jax
 
 from benchmarks.device import present, shapes, timing
 from benchmarks.device.context import Context, Skipped, claim
-from flexiq_jax.kernels import api, gpu_tiles, tile_files, tuning
+from flexiq_jax.kernels import api, gpu, tile_files, tuning
 from flexiq_jax.kernels.tile_files import Shape, Tiles
 
 BATCHES = (8, 1, 128, 32)
@@ -101,7 +101,7 @@ class Clock:
     deepest: dict[tuple, Tiles] = {}
     for tiles in tuning.candidates(tile_files.present(), shape):
       key = (tiles,)
-      if isinstance(tiles, gpu_tiles.Tiles):
+      if isinstance(tiles, gpu.tiling.Tiles):
         key = (tiles.m, tiles.n, tiles.groups)
         if key in deepest and tiles.buffers <= deepest[key].buffers:  # pyrefly: ignore
           continue
@@ -113,7 +113,7 @@ class Clock:
     assert self._runs is not None
     x, w, epilogue = tuning.example(shape)
     if api.choose(w) == "gpu":
-      from flexiq_jax.kernels import gpu  # only where it is used: it needs that part of Pallas
+      from flexiq_jax.kernels import gpu
 
       w = jax.jit(gpu.prepare)(w)
     copies = timing.copies_for(shape.k * shape.n, 2 * shape.m * shape.n)

@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.device import prepare, present, profiles, records, shapes, timing
 from benchmarks.device.context import Context, Skipped, claim
 from experiments.deploy import switch_cost
-from flexiq_jax import artifact, deploy
+from flexiq_jax import deploy
+from flexiq_jax.deploy import artifact
 from flexiq_jax.kernels import tile_files
 
 HOW = (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from flexiq_jax import flexiq as flexiqs
+from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.deploy import depthwise, links, patches
 from flexiq_jax.deploy import layout as layouts
 from flexiq_jax.deploy.depthwise import Depthwise
@@ -18,16 +18,16 @@ from flexiq_jax.deploy.model import Deployed
 from flexiq_jax.deploy.plan import make_plan, mixed_layers
 from flexiq_jax.graph import Layer, reorder
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.kernels.tpu_tiles import LANES, window_rows
+from flexiq_jax.kernels.tpu.tiling import LANES, window_rows
 from flexiq_jax.kernels.windows import Window
-from flexiq_jax.rules import QLayer
-from flexiq_jax.selection.recipe import LEVELS
+from flexiq_jax.orders.recipe import LEVELS
+from flexiq_jax.quant.rules import QLayer
 
 Array = Any
 
 
 def deploy(
-  model: flexiqs.FlexiQ,
+  model: AdaptiveModel,
   x: Any,
   *,
   levels: Sequence[float] = LEVELS,

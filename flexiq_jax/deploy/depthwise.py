@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from flexiq_jax import rules
 from flexiq_jax.graph import Layer
 from flexiq_jax.graph.describe import Contract
 from flexiq_jax.kernels import lower
 from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize
-from flexiq_jax.quant import quantizer
+from flexiq_jax.quant import quantizer, rules
 
 Array = Any
 

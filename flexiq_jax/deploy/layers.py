@@ -13,14 +13,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import struct
 
-from flexiq_jax import rules
 from flexiq_jax.deploy import patches
 from flexiq_jax.deploy.layout import rows_before
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.kernels import api, lower
 from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize
 from flexiq_jax.kernels.windows import Window
-from flexiq_jax.quant import lowering, quantizer
+from flexiq_jax.quant import lowering, quantizer, rules
 
 Array = Any
 
@@ -246,7 +245,7 @@ def _granule(d: Mixed, **kernel: Any) -> int:
     return 0
   if d.slides:
     return d.channels
-  from flexiq_jax.kernels import tpu  # only where it is used: it needs that part of Pallas
+  from flexiq_jax.kernels import tpu
 
   by_rule = tpu.choose_tiles(1, k, n, d.weights.block, tpu.device_kind()).k
   # Whichever tiles the layer takes in the end, what they read must have been written.

@@ -32,7 +32,7 @@ from flexiq_jax.graph import Layer
 from flexiq_jax.kernels import packing
 from flexiq_jax.kernels.operands import Weights
 from flexiq_jax.quant import lowering
-from flexiq_jax.rules import Low, QLayer
+from flexiq_jax.quant.rules import Low, QLayer
 
 Array = Any
 

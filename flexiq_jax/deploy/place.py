@@ -33,7 +33,7 @@ def place(
         "granule=64 for a GPU"
       )
     if isinstance(d, Mixed) and (implementation or api.choose(d.weights, platform)) == "gpu":
-      from flexiq_jax.kernels import gpu  # only where it is used: it needs that part of Pallas
+      from flexiq_jax.kernels import gpu
 
       d = dataclasses.replace(d, weights=jax.jit(gpu.prepare)(d.weights))
     layers[name] = d

@@ -112,9 +112,9 @@ def quantize_lower(
   """
   if implementation != "tpu" or x.shape[1] % 128 or len(shift) % 128:
     return lower.quantize_lower(x, scale, shift, boundary, signed=signed, order=order)
-  from flexiq_jax.kernels import tpu_prepare
+  from flexiq_jax.kernels import tpu
 
-  return tpu_prepare.quantize_lower(
+  return tpu.prepare.quantize_lower(
     *(x, scale, shift, boundary),
     signed=signed,
     order=order,

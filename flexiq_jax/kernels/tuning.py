@@ -18,10 +18,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from flexiq_jax import files
-from flexiq_jax.kernels import gpu, gpu_tiles, packing, tile_files, tpu, tpu_tiles
+from flexiq_jax.kernels import gpu, packing, tile_files, tpu
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 from flexiq_jax.kernels.tile_files import Shape, Tiles, Tuned, implementation
+from flexiq_jax.runs import files
 
 
 def heuristic(kind: str, shape: Shape) -> Tiles | None:
@@ -32,9 +32,9 @@ def heuristic(kind: str, shape: Shape) -> Tiles | None:
   """
   match implementation(kind):
     case "tpu":
-      return tpu_tiles.choose_tiles(shape.m, shape.k, shape.n, shape.block, kind)
+      return tpu.tiling.choose_tiles(shape.m, shape.k, shape.n, shape.block, kind)
     case "gpu":
-      return gpu_tiles.choose_tiles(shape.m, tpu_tiles.up(shape.n, gpu_tiles.STRIP))
+      return gpu.tiling.choose_tiles(shape.m, tpu.tiling.up(shape.n, gpu.tiling.STRIP))
   return None
 
 
@@ -43,29 +43,29 @@ def candidates(kind: str, shape: Shape) -> list[Tiles]:
   first = heuristic(kind, shape)
   if first is None:
     return []
-  options = _tpu_options(shape) if isinstance(first, tpu_tiles.Tiles) else _gpu_options(shape)
+  options = _tpu_options(shape) if isinstance(first, tpu.tiling.Tiles) else _gpu_options(shape)
   return [first, *(tiles for tiles in options if tiles != first)]
 
 
 def _gpu_options(shape: Shape) -> Iterable[Tiles]:
-  n = tpu_tiles.up(shape.n, gpu_tiles.STRIP)
+  n = tpu.tiling.up(shape.n, gpu.tiling.STRIP)
   for rows, strip, groups in itertools.product((64, 128, 256), (64, 128, 256), (1, 2)):
     if n % (strip * groups) or rows * strip > 128 * 128 or rows >= shape.m + 64:
       continue
     for buffers in (2, 3, 4, 6):
-      tiles = gpu_tiles.Tiles(m=rows, n=strip * groups, groups=groups, buffers=buffers)
-      if tiles.shared_bytes <= gpu_tiles.SHARED:
+      tiles = gpu.tiling.Tiles(m=rows, n=strip * groups, groups=groups, buffers=buffers)
+      if tiles.shared_bytes <= gpu.tiling.SHARED:
         yield tiles
 
 
 def _tpu_options(shape: Shape) -> Iterable[Tiles]:
-  outputs = tpu_tiles.up(shape.n, tpu_tiles.LANES)
-  rows = [m for m in (256, 512, 1024, 2048) if m < shape.m + tpu_tiles.ROWS]
+  outputs = tpu.tiling.up(shape.n, tpu.tiling.LANES)
+  rows = [m for m in (256, 512, 1024, 2048) if m < shape.m + tpu.tiling.ROWS]
   columns = [n for n in (128, 256, 384, 512, 768, 1024) if outputs % n == 0]
   for m, n, k in itertools.product(rows, columns, (128, 256, 384, 512, 768, 1024)):
-    tiles = tpu_tiles.Tiles(m=m, n=n, k=k)
+    tiles = tpu.tiling.Tiles(m=m, n=n, k=k)
     with contextlib.suppress(NotImplementedError):
-      tpu_tiles.check_tiles(tiles, shape.k, shape.block)
+      tpu.tiling.check_tiles(tiles, shape.k, shape.block)
       yield tiles
 
 
@@ -125,7 +125,7 @@ def autotune(
 def measure(shape: Shape, tiles: Tiles, repeats: int = 20) -> float:
   """Median seconds of a product with bfloat16 results on the present device."""
   x, w, epilogue = example(shape)
-  if isinstance(tiles, gpu_tiles.Tiles):
+  if isinstance(tiles, gpu.tiling.Tiles):
     laid_out = jax.jit(gpu.prepare)(w)
     run = jax.jit(lambda x, w, e: gpu.mixed_matmul(x, w, e, tiles=tiles))
   else:

@@ -31,10 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from flexiq_jax import rules
-from flexiq_jax.calibration import RangeSettings, Values, quantize_layer
 from flexiq_jax.graph import Apply, Layer, closest, with_rule
-from flexiq_jax.quant import quantizer
+from flexiq_jax.quant import quantizer, rules
+from flexiq_jax.quant.calibration import RangeSettings, Values, quantize_layer
 
 Array = Any
 

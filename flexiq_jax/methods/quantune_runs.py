@@ -24,7 +24,7 @@ from flexiq_jax.graph.describe import Contract
 from flexiq_jax.methods import fusion
 from flexiq_jax.methods.fusion import Operation
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.rules import float_rule
+from flexiq_jax.quant.rules import float_rule
 
 Array = Any
 

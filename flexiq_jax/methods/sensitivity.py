@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import graph
-from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.graph import Layer
 from flexiq_jax.methods.clado import Losses
 from flexiq_jax.methods.layerwise import Stacks
 from flexiq_jax.methods.suffixes import Suffixes
+from flexiq_jax.runs.checkpoint import Checkpoints
 
 Array = Any
 Show = Callable[[str], None]

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import graph, rules
+from flexiq_jax import graph
 from flexiq_jax.graph import Layer, Live
 from flexiq_jax.methods.layerwise import Stacks, fake_quantized
+from flexiq_jax.quant import rules
 from flexiq_jax.quant.quantizer import check_one_of
 
 Array = Any

@@ -27,11 +27,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flexiq_jax import graph, rules
-from flexiq_jax.flexiq import Network
+from flexiq_jax import graph
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Space
+from flexiq_jax.quant import rules
 from flexiq_jax.quant.quantizer import check_one_of
 from flexiq_jax.search.memory import GIB, fit_block, memory_of
-from flexiq_jax.selection import Space
 
 Array = Any
 

@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flexiq_jax import files
+from flexiq_jax.runs import files
 
 
 class _Column(NamedTuple):

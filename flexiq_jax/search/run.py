@@ -10,19 +10,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flexiq_jax import calibration, distributed, rules, selection
-from flexiq_jax.checkpoint import Checkpoints
-from flexiq_jax.flexiq import FlexiQ, Network
-from flexiq_jax.search.evolve import evolve
+from flexiq_jax import orders
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Schedule, Space
+from flexiq_jax.quant import rules
+from flexiq_jax.runs import distributed
+from flexiq_jax.runs.checkpoint import Checkpoints
+from flexiq_jax.search.evolution.loop import evolve
 from flexiq_jax.search.fitness import AXIS, Fitness
-from flexiq_jax.search.flips import Flips
-from flexiq_jax.search.gram import gram_search
-from flexiq_jax.search.influence import Influence
+from flexiq_jax.search.gram.flips import Flips
+from flexiq_jax.search.gram.influence import Influence
+from flexiq_jax.search.gram.loop import gram_search
+from flexiq_jax.search.gram.ties import Ties
 from flexiq_jax.search.log import SearchLog
+from flexiq_jax.search.record import Found, Track
 from flexiq_jax.search.settings import SearchSettings
-from flexiq_jax.search.ties import Ties
-from flexiq_jax.search.track import Found, Track
-from flexiq_jax.selection import Schedule, Space
 
 Array = Any
 
@@ -82,7 +84,7 @@ def search(
     block=settings.block,
     mesh=mesh,
   )
-  greedy = selection.greedy(space, scores)
+  greedy = orders.greedy(space, scores)
   log = SearchLog(workdir / "search.csv") if workdir else None
   start = dict(
     zip(
@@ -135,52 +137,6 @@ def search(
     fitness.forwards = found.forwards
     short = dataclasses.replace(settings, generations=settings.polish)
     return evolve(record, scores, short, [found.order, greedy])
-
-
-def improve(
-  model: FlexiQ,
-  images: Array,
-  settings: SearchSettings | None = None,
-  *,
-  seed: int = 0,
-  show: Callable[[str], None] | None = None,
-) -> FlexiQ:
-  """Searches a better order for a model, on all devices.
-
-  Args:
-    model: as `flexiq.quantize` makes it, without shift blocks.
-    images: `[n, ...]` training images.
-    settings: of the search.
-    seed: of everything random in it.
-    show: called with a line of progress now and then.
-
-  Returns:
-    The model with the order that was found.
-
-  Raises:
-    ValueError: as `search`, and for a model with shift blocks.
-  """
-  if any(q.low is not None and q.low.block is not None for q in model.model.values()):
-    raise ValueError(
-      "model: its shift blocks go with the order it has; search in a model whose shift_block is 0, "
-      "then share the shifts along the order that was found (flexiq.lay_out)"
-    )
-  network, space = model.network, model.schedule.space
-  errors = calibration.observe_errors(
-    network.apply, network.params, model.model, [images], platform=network.platform
-  )
-  found = search(
-    network,
-    model.model,
-    space,
-    selection.exact_scores(space, errors),
-    images,
-    settings or SearchSettings(),
-    seed=seed,
-    show=show,
-    mesh=population_mesh(),
-  )
-  return dataclasses.replace(model, schedule=Schedule(space, found.order))
 
 
 def population_mesh() -> Mesh | None:

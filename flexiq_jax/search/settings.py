@@ -5,8 +5,8 @@ import itertools
 from typing import Literal
 
 from flexiq_jax.quant.quantizer import check_one_of
+from flexiq_jax.search.evolution.operators import EvolutionSettings
 from flexiq_jax.search.fitness import DISTANCES
-from flexiq_jax.selection import EvolutionSettings
 
 METHODS = ("greedy", "gram", "evolution")
 
@@ -40,7 +40,7 @@ class SearchSettings:
     halving: evolution: evaluate on a quarter of the images first, and only the better half on half
       of them, and half of those on all.
     population, elites, tournament, layer_rate, swap_share, noise: evolution; see
-      `selection.EvolutionSettings`.
+      `evolution.EvolutionSettings`.
     checkpoint_every: evolution: generations between checkpoints.
   """
 

@@ -9,14 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flexiq_jax import calibration, data, deploy, flexiq, models, rules, train
-from flexiq_jax.calibration import RangeSettings
+from flexiq_jax import calibrated, data, deploy, models
+from flexiq_jax.calibrated import Calibrated, Observations
 from flexiq_jax.deploy.runner import SIZES
-from flexiq_jax.grouping import LowSettings
 from flexiq_jax.methods import curvature, layerwise, quantune_runs, sensitivity
-from flexiq_jax.search import fitness, flips, influence, ties
-from flexiq_jax.selection import Space
-from flexiq_jax.train_recipe import TrainSettings
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Space
+from flexiq_jax.quant import calibration, rules
+from flexiq_jax.quant.calibration import RangeSettings
+from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.search import fitness
+from flexiq_jax.search.gram import flips, influence, ties
+from flexiq_jax.training import classification
+from flexiq_jax.training.settings import TrainSettings
 
 # One of each kind: basic and bottleneck blocks, inverted residuals, attention, shifted windows.
 MODELS = ("resnet20", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t", "odd")
@@ -66,10 +72,7 @@ class Made:
 
   apply: Any
   params: Any
-  network: flexiq.Network
-  observations: flexiq.Observations
-  base: rules.QModel
-  names: tuple[str, ...]
+  calibrated: Calibrated
   model: rules.QModel
   space: Space
   images: np.ndarray
@@ -102,28 +105,23 @@ def built(name: str, dtype: str = "float32") -> tuple[Any, Any, np.ndarray]:
 def made(name: str, dtype: str = "float32") -> Made:
   """A quantized model. What calibration would see is made up: every other input is unsigned."""
   apply, params, images = built(name, dtype)
-  network = flexiq.Network(apply, params, images[:1])
+  network = Network(apply, params, images[:1])
   settings = LowSettings(group_size=4)
   flat = np.ones(calibration.BINS, np.int64)
   edges = [np.linspace(low, 1, calibration.BINS + 1) for low in (-1, 0)]
-  observations = flexiq.Observations(
+  observations = Observations(
     {x.name: calibration.Values(flat, edges[i % 2]) for i, x in enumerate(network.layers)},
     {x.name: np.ones((x.in_channels, 256), np.int64) for x in network.layers},
   )
-  base = flexiq.base_model(network, observations, RANGES)
-  names = flexiq.selectable(network.layers)
-  groups = flexiq.group(network, base, observations, names, settings)
-  model = flexiq.lower(network, base, groups, settings)
-  space = flexiq.space(network, groups)
-  labels = np.arange(len(images)) % 10
-  return Made(
-    apply, params, network, observations, base, names, model, space, images, labels.astype(np.int32)
-  )
+  seen = Calibrated(network, [images], observations)
+  grouped = seen.group(selectable(network.layers), settings)
+  labels = (np.arange(len(images)) % 10).astype(np.int32)
+  return Made(apply, params, seen, grouped.model, grouped.space, images, labels)
 
 
-def network_for(m: Made, platform: str) -> flexiq.Network:
+def network_for(m: Made, platform: str) -> Network:
   """The network compiled for a platform; its layers' numbers are those of `made`."""
-  return flexiq.Network(m.apply, m.params, m.images[:1], platform)
+  return Network(m.apply, m.params, m.images[:1], platform)
 
 
 def inference(m: Made, platform: str) -> None:
@@ -131,8 +129,8 @@ def inference(m: Made, platform: str) -> None:
   network = network_for(m, platform)
   masks = m.space.split(np.arange(m.space.total) % 2 == 0)
   network.float(m.images)
-  network.uniform(flexiq.base_model(network, m.observations, RANGES, 4), m.images)
-  network.uniform(m.base, m.images)
+  network.uniform(m.calibrated.uniform(4), m.images)
+  network.uniform(m.calibrated.base, m.images)
   network.mixed(m.model, masks, m.images)
   network.mixed(m.model, masks, m.images, dynamic=True)
 
@@ -140,7 +138,7 @@ def inference(m: Made, platform: str) -> None:
 def calibrate(m: Made, platform: str) -> None:
   """All calibration passes, and the errors of groups."""
   network = network_for(m, platform)
-  flexiq.observe(network, [m.images], RANGES)
+  calibrated.calibrate(network, [m.images])
   calibration.observe_errors(
     network.apply, network.params, m.model, [m.images], platform=network.platform
   )
@@ -162,7 +160,7 @@ def search(m: Made, platform: str) -> None:
 def layer_bits(m: Made, platform: str) -> None:
   """What the methods run that give whole layers their bits."""
   network = network_for(m, platform)
-  values = m.observations.values
+  values = m.calibrated.observations.values
   stacks = layerwise.create(network.layers, network.weights, values, RANGES, bits=(4, 8))
   several = layerwise.Layerwise(network.apply, network.params, stacks, network.platform)
   bits = dict.fromkeys(stacks.names, 4)
@@ -173,7 +171,7 @@ def layer_bits(m: Made, platform: str) -> None:
   sensitivity.Sensitivity(*model, stacks, names, block=2).measure(m.images, m.labels)
   curvature.mean_traces(jax.random.key(0), *model, m.images, m.labels, probes=2)
   curvature.relative_logits(*model, stacks, m.images, m.labels)
-  rule = rules.uniform_rule(m.base, network.platform)
+  rule = rules.uniform_rule(m.calibrated.base, network.platform)
   quantune_runs.measure(network.apply, network.params, rule, [m.images])
 
 
@@ -182,10 +180,9 @@ def serve(m: Made, platform: str, implementation: str | None = None) -> None:
   network = network_for(m, platform)
   granule = {"gpu": 64, "tpu": 128}[platform]
   settings = LowSettings(group_size=16, shift_block=16)
-  groups = flexiq.group(network, m.base, m.observations, m.names, settings)
-  order = np.arange(sum(len(g.channels) for g in groups.values()))
-  schedule, groups = flexiq.lay_out(network, m.base, m.observations, groups, order, settings)
-  model = flexiq.FlexiQ(network, flexiq.lower(network, m.base, groups, settings), schedule)
+  here = dataclasses.replace(m.calibrated, network=network)
+  grouped = here.group(selectable(network.layers), settings)
+  model = grouped.ordered(np.arange(grouped.space.total))
   deployed = deploy.deploy(model, m.images[:1], granule=granule)
   runner = deploy.Runner(deployed, implementation=implementation, platform=platform)
   for size in SIZES:
@@ -204,4 +201,4 @@ def training(name: str) -> None:
   )
   preprocess = data.Preprocess(mean=(0.5,) * channels, std=(0.5,) * channels)
   settings = TrainSettings(epochs=1, batch_size=3, learning_rate=0.1, warmup=0.0)
-  train.fit(module, source, preprocess, settings=settings)
+  classification.fit(module, source, preprocess, settings=settings)

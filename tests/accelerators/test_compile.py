@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from flexiq_jax import exact
-from flexiq_jax.search import fitness, influence
+from flexiq_jax.quant import exact
+from flexiq_jax.search import fitness
+from flexiq_jax.search.gram import influence
 from tests import targets_for_test as targets
 from tests.accelerators import jobs_for_test as jobs
 from tests.accelerators.hlo_for_test import products

@@ -52,7 +52,7 @@ def test_quantized_layers_are_integer_products(model, name):
   target = targets.get(name)
   m, text = compiled(model, target, "mixed")
   left = products(text)
-  for layer in m.network.layers:
+  for layer in m.calibrated.network.layers:
     of_it = lambda p, name=layer.name: p.where.partition("/")[2].startswith(f"{name}/")
     own = {(p.kind, p.operands, p.result) for p in left if of_it(p)}
     want = expected(layer, target.platform)

@@ -7,7 +7,10 @@ import jax
 import numpy as np
 
 from flexiq_jax import flexiq, models
-from flexiq_jax.grouping import LowSettings
+from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.network import Network
+from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant.selectable import selectable
 
 RESNET = ("resnet8", {"width": 8, "depths": (2, 1)})
 WIDE = ("resnet8", {"width": 64, "depths": (1,), "input_size": 8})
@@ -21,7 +24,7 @@ LEVELS = (0.0, 0.3, 0.5, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-  model: flexiq.FlexiQ
+  model: AdaptiveModel
   x: np.ndarray
 
   def __call__(self, x, ratio):
@@ -34,8 +37,8 @@ def make(name, arguments, settings=BLOCKS, dynamic=False, depthwise=False) -> Ma
   module = models.create(name, seed=1, **dict(arguments))
   apply, params = models.functional(module)
   x = np.asarray(jax.random.normal(jax.random.key(0), (6, *module.input_shape)), np.float32)
-  network = flexiq.Network(apply, params, x[:1])
-  names = flexiq.selectable(network.layers, depthwise=depthwise)
+  network = Network(apply, params, x[:1])
+  names = selectable(network.layers, depthwise=depthwise)
   model = flexiq.quantize(network, [x], names=names, settings=settings, dynamic=dynamic)
   return Made(model, x)
 
@@ -45,7 +48,7 @@ def made(case, **options) -> Made:
   return make(name, tuple(sorted(arguments.items())), **options)
 
 
-def exact_scales(model: flexiq.FlexiQ) -> flexiq.FlexiQ:
+def exact_scales(model: AdaptiveModel) -> AdaptiveModel:
   """The same layers with scales whose product is one: results are the integer sums themselves."""
   layers = {
     name: dataclasses.replace(
@@ -101,7 +104,7 @@ def ones_own(depthwise=True, settings=BLOCKS):
     for (n, s), k in zip(SHAPES.items(), keys, strict=True)
   }
   x = np.asarray(jax.random.normal(jax.random.key(1), (4, 6, 6, 2)))
-  network = flexiq.Network(own_network, params, x[:1])
-  names = flexiq.selectable(network.layers, depthwise=True) if depthwise else ("expand", "project")
+  network = Network(own_network, params, x[:1])
+  names = selectable(network.layers, depthwise=True) if depthwise else ("expand", "project")
   own = flexiq.quantize(network, [x], names=names, settings=settings)
   return own, x

@@ -8,7 +8,8 @@ from flax import nnx
 
 from flexiq_jax import deploy, flexiq, models
 from flexiq_jax.deploy.layers import Mixed
-from flexiq_jax.grouping import LowSettings
+from flexiq_jax.network import Network
+from flexiq_jax.quant.grouping import LowSettings
 from tests import targets_for_test as targets
 from tests.deploy.deployed_for_test import WIDE, made
 
@@ -24,7 +25,7 @@ def deit():
   settings = LowSettings(group_size=128, shift_block=128, whole_heads=True)
   apply, params = models.functional(models.create("deit_s", seed=0, depth=1))
   x = np.zeros((1, 224, 224, 3), np.float32)
-  network = flexiq.Network(apply, params, x)
+  network = Network(apply, params, x)
   names = [layer.name for layer in network.layers if layer.name.startswith("blocks")]
   own = flexiq.quantize(network, [x + 0.5], names=names, settings=settings)
   one = deploy.deploy(own, x, granule=128)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexiq_jax import artifact, deploy, models
-from flexiq_jax.deploy import export
+from flexiq_jax import deploy, models
+from flexiq_jax.deploy import artifact, export
 from tests.deploy.deployed_for_test import (
   LEVELS,
   RESNET,

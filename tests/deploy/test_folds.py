@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexiq_jax import artifact, deploy, models
+from flexiq_jax import deploy, models
+from flexiq_jax.deploy import artifact
 from flexiq_jax.deploy.layers import Mixed
-from flexiq_jax.grouping import LowSettings
-from flexiq_jax.selection import Schedule
+from flexiq_jax.orders import Schedule
+from flexiq_jax.quant.grouping import LowSettings
 from tests.deploy.deployed_for_test import LEVELS, SWIN, made
 
 HEADS = 4

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq_jax import rules
 from flexiq_jax.deploy import layout as layouts
 from flexiq_jax.deploy import patches
 from flexiq_jax.graph import trace as tracing
 from flexiq_jax.kernels import Activations, Weights, packing
 from flexiq_jax.kernels.windows import unfold
+from flexiq_jax.quant import rules
 from tests.layers_for_test import CASES, conv, einsum, lowered
 
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import deploy, graph, rules
+from flexiq_jax import deploy, graph
 from flexiq_jax.deploy import layers
 from flexiq_jax.deploy.layers import Mixed
-from flexiq_jax.grouping import LowSettings
-from flexiq_jax.kernels import tpu, tpu_tiles
+from flexiq_jax.kernels import tpu
 from flexiq_jax.kernels.tile_files import Shape
+from flexiq_jax.quant import rules
+from flexiq_jax.quant.grouping import LowSettings
 from tests.deploy.deployed_for_test import (
   BLOCKS,
   BOTTLENECK,
@@ -188,7 +189,7 @@ def test_measured_tiles_give_the_same(monkeypatch):
   x = small.x[:2]
   deployed = deploy.deploy(small.model, x[:1], levels=LEVELS, granule=128)
   assert any(feed.producer for feed in deployed.plan.feeds.values())
-  tokens, own = 2 * 5, tpu_tiles.Tiles(m=64, n=128, k=768)
+  tokens, own = 2 * 5, tpu.tiling.Tiles(m=64, n=128, k=768)
   mixed = {name: d.weights for name, d in deployed.layers.items() if isinstance(d, Mixed)}
   tuned = {
     Shape(m=tokens, k=len(w.w8), n=w.w8.shape[1], block=w.block): own for w in mixed.values()

@@ -7,7 +7,7 @@ import pytest
 from flexiq_jax import deploy
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.kernels import Weights
-from flexiq_jax.kernels.gpu import GpuWeights
+from flexiq_jax.kernels.gpu.matmul import GpuWeights
 from tests.deploy.deployed_for_test import RESNET, made
 
 ON_GPU = {"platform": "gpu", "implementation": None}

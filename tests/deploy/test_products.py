@@ -6,7 +6,7 @@ import pytest
 
 from flexiq_jax import deploy
 from flexiq_jax.kernels import api
-from flexiq_jax.kernels.gpu import GpuWeights
+from flexiq_jax.kernels.gpu.matmul import GpuWeights
 from flexiq_jax.kernels.tile_files import Shape
 from tests.deploy.deployed_for_test import RESNET, SWIN, VIT, made
 

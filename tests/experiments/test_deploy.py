@@ -10,9 +10,9 @@ import pytest
 
 from configs import deploy as deploy_config
 from experiments import deploy as experiment
-from flexiq_jax import artifact
+from flexiq_jax.deploy import artifact
 from flexiq_jax.kernels import tile_files, tuning
-from flexiq_jax.metrics import Writer
+from flexiq_jax.runs.workdir import Workdir
 from tests.runs_for_test import compiled, start
 
 __all__ = ["compiled"]
@@ -130,6 +130,6 @@ def test_tiles_of_the_models_products_are_measured_first(tmp_path, monkeypatch):
   config.calibration.update(images=16, batch_size=16)
   config.data.limit, config.search.method = 20, "greedy"
   inputs = experiment.prepare(config)
-  experiment.run(config, inputs, tmp_path, Writer(tmp_path), "command")
+  experiment.run(config, inputs, Workdir(tmp_path), "command")
   assert seen and seen == sorted(set(seen))
   assert {shape.m % config.batch_size for shape in seen} == {0}

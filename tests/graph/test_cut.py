@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexiq_jax import graph, models
-from flexiq_jax.rules import float_rule
+from flexiq_jax.quant.rules import float_rule
 from tests.graph import models_for_test
 from tests.layers_for_test import CASES
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import graph
-from flexiq_jax.rules import float_rule
+from flexiq_jax.quant.rules import float_rule
 
 
 def loop_scan(p, x):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from flexiq_jax import graph, models
-from flexiq_jax.rules import float_rule
+from flexiq_jax.quant.rules import float_rule
 from tests.graph import models_for_test
 
 SPEC = jax.ShapeDtypeStruct

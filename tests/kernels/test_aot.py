@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu, tpu_prepare
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, tpu
 from flexiq_jax.kernels.windows import Window
 from tests import targets_for_test as targets
 
@@ -145,7 +145,7 @@ def preparing(device, dtype):
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   def run(x, scale, shift, boundary, order):
-    return tpu_prepare.quantize_lower(
+    return tpu.prepare.quantize_lower(
       x, scale, shift, boundary, signed=False, order=order, granule=128, rows=128
     )
 

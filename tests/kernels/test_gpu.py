@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, gpu, hopper, reference
-from flexiq_jax.kernels.gpu_tiles import SHARED, Tiles, choose_tiles
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, gpu, reference
+from flexiq_jax.kernels.gpu.tiling import SHARED, Tiles, choose_tiles
 from tests import targets_for_test as targets
 from tests.kernels.gpu_for_test import interpreter, require_hopper
 from tests.kernels.operands_for_test import operands, oracle, raw
@@ -79,7 +79,7 @@ def test_tiles_of_the_other_precision_are_not_read():
 
   @jax.jit
   def sums(low, high):
-    return hopper.mixed(
+    return gpu.hopper.mixed(
       x.boundary[None],
       low,
       high,

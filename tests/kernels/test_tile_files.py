@@ -9,7 +9,7 @@ import pytest
 from flexiq_jax import kernels
 from flexiq_jax.kernels import gpu, tile_files, tpu, tuning
 from flexiq_jax.kernels.tile_files import Shape
-from flexiq_jax.kernels.tpu_tiles import Tiles
+from flexiq_jax.kernels.tpu.tiling import Tiles
 from tests.kernels.operands_for_test import oracle
 
 H100 = "NVIDIA H100 80GB HBM3"

@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import (
-  Activations,
-  Epilogue,
-  Requantize,
-  reference,
-  tpu,
-  tpu_epilogue,
-  tpu_plan,
-)
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, reference, tpu
 from tests.kernels.operands_for_test import operands, oracle, raw
 
 SMALL = tpu.Tiles(m=64, n=128, k=128)
@@ -144,7 +136,7 @@ def test_real_outputs(activation, out, kind):
 def test_gelu_is_exact(erf):
   y = np.linspace(-12, 12, 5001, dtype=np.float32)
   c, d = (math.sqrt(0.5), math.sqrt(2)) if erf else (math.sqrt(0.5 / math.log(2)),) * 2
-  kernel = lambda ref, out: out.__setitem__(..., tpu_epilogue.gelu(ref[...] * c, erf) / d)
+  kernel = lambda ref, out: out.__setitem__(..., tpu.epilogues.gelu(ref[...] * c, erf) / d)
   shape = jax.ShapeDtypeStruct(y.shape, jnp.float32)
   got = jax.experimental.pallas.pallas_call(kernel, out_shape=shape, interpret=True)(y)
   exact = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in y.astype(np.float64)]
@@ -240,7 +232,7 @@ def test_chosen_tiles_fit(kind, m, k, n):
   assert k % tiles.k == 0 and -(-n // 128) * 128 % tiles.n == 0 and tiles.m <= 2048
 
 
-def plan(**changes) -> tpu_plan.Plan:
+def plan(**changes) -> tpu.sweeps.Plan:
   facts = {
     "shape": (256, 512, 1024),
     "tiles": tpu.Tiles(m=64, n=128, k=128),
@@ -253,22 +245,22 @@ def plan(**changes) -> tpu_plan.Plan:
     "vectors": (("scale", 1),),
     "interpret": False,
   }
-  return tpu_plan.Plan(**facts | changes)
+  return tpu.sweeps.Plan(**facts | changes)
 
 
 def test_bytes_follow_the_boundary():
-  high, low = (tpu_plan.traffic(plan(), boundary) for boundary in (0, 512))
+  high, low = (tpu.sweeps.traffic(plan(), boundary) for boundary in (0, 512))
   assert (high.x, high.w) == (256 * 512, 512 * 1024)
   assert (low.x, low.w) == (high.x // 2, high.w // 2)
   assert high.y == low.y == 256 * 1024 * 2
-  inside = tpu_plan.traffic(plan(), 200)  # block 1 is read in both precisions
+  inside = tpu.sweeps.traffic(plan(), 200)  # block 1 is read in both precisions
   assert inside.w == 1024 * (256 // 2 + 384)
 
 
 @pytest.mark.parametrize(("boundary", "high", "low"), [(0, 8, 1), (512, 4, 4), (1024, 1, 8)])
 def test_requantized_bytes_count_the_tiles_that_leave(boundary, high, low):
   """One tile of the precision that nothing uses leaves a row of tiles, too."""
-  moved = tpu_plan.traffic(plan(signed=True, granule=128), 0, boundary)
+  moved = tpu.sweeps.traffic(plan(signed=True, granule=128), 0, boundary)
   assert moved.y == 256 * 128 * high + 256 * 64 * low
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import gpu_tiles, tile_files, tpu_tiles, tuning
+from flexiq_jax.kernels import gpu, tile_files, tpu, tuning
 from flexiq_jax.kernels.tile_files import Shape
 from tests.kernels.gpu_for_test import require_hopper
 from tests.kernels.operands_for_test import oracle
@@ -35,7 +35,7 @@ SHAPE = Shape(m=1576, k=384, n=1536, block=128)
 def test_device_kinds(kind, name):
   assert tile_files.implementation(kind) == name
   tiles = tuning.heuristic(kind, SHAPE)
-  assert {"tpu": tpu_tiles.Tiles, "gpu": gpu_tiles.Tiles, "reference": type(None)}[name] is type(
+  assert {"tpu": tpu.tiling.Tiles, "gpu": gpu.tiling.Tiles, "reference": type(None)}[name] is type(
     tiles
   )
   options = tuning.candidates(kind, SHAPE)
@@ -47,7 +47,7 @@ def test_device_kinds(kind, name):
 @pytest.mark.parametrize("m", [1, 50, 1576])
 def test_candidates_of_a_gpu_are_legal(m, n):
   for tiles in tuning.candidates(H100, Shape(m=m, k=384, n=n, block=64)):
-    gpu_tiles.check_tiles(tiles, -(-n // 64) * 64)
+    gpu.tiling.check_tiles(tiles, -(-n // 64) * 64)
     assert tiles.m < m + 64
 
 
@@ -57,7 +57,7 @@ def test_candidates_of_a_tpu_are_legal(kind, k, block):
   options = tuning.candidates(kind, Shape(m=1576, k=k, n=768, block=block))
   assert len(options) > 3
   for tiles in options:
-    tpu_tiles.check_tiles(tiles, k, block)
+    tpu.tiling.check_tiles(tiles, k, block)
 
 
 def clock(best):
@@ -72,7 +72,7 @@ def clock(best):
 
 
 def test_autotune_keeps_the_fastest(tmp_path):
-  best = gpu_tiles.Tiles(m=64, n=128, groups=1, buffers=4)
+  best = gpu.tiling.Tiles(m=64, n=128, groups=1, buffers=4)
   lines = []
   tuned = tuning.autotune(
     [SHAPE], tmp_path / "new", kind=H100, seconds=clock(best), progress=lines.append
@@ -86,7 +86,7 @@ def test_autotune_keeps_the_fastest(tmp_path):
 
 
 def test_autotune_adds_to_a_file(tmp_path):
-  best = gpu_tiles.Tiles(m=64, n=128, groups=1, buffers=4)
+  best = gpu.tiling.Tiles(m=64, n=128, groups=1, buffers=4)
   other = dataclasses.replace(SHAPE, m=50)
   tuning.autotune([SHAPE], tmp_path, kind=H100, seconds=clock(best))
   tuned = tuning.autotune([other], tmp_path, kind=H100, seconds=clock(best))
@@ -111,7 +111,7 @@ def test_a_heuristic_that_does_not_run_is_no_obstacle(tmp_path):
 def test_tpu_tiles_survive_the_file(tmp_path):
   kind = "TPU v6 lite"
   tuned = tuning.autotune([SHAPE], tmp_path, kind=kind, seconds=lambda shape, tiles: tiles.m)
-  assert isinstance(tuned[SHAPE].tiles, tpu_tiles.Tiles)
+  assert isinstance(tuned[SHAPE].tiles, tpu.tiling.Tiles)
   assert tile_files.load(tmp_path, kind) == tuned
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import Requantize, packing, reference, tpu, tpu_plan, tpu_tiles, windows
+from flexiq_jax.kernels import Requantize, packing, reference, tpu, windows
 from flexiq_jax.kernels.windows import Window
 from tests.kernels.operands_for_test import operands, raw
 
@@ -119,7 +119,7 @@ def test_windows_of_any_form(offsets):
 def test_parts_of_an_image_see_their_neighbours():
   place = window(16, 16)
   x, w = convolution(1, 2, place, 128, 2, 128, 128, signed=False)
-  assert tpu_tiles.margin(place) == 64
+  assert tpu.tiling.margin(place) == 64
   check(x, w, place, tiles=tpu.Tiles(m=64, n=128, k=w.block))
 
 
@@ -189,20 +189,20 @@ def test_vmap_over_activations():
   ],
 )
 def test_tiles_of_real_images(height, width, rows, tile):
-  assert tpu_tiles.window_rows(window(height, width), rows) == tile
+  assert tpu.tiling.window_rows(window(height, width), rows) == tile
 
 
 def test_images_that_no_tile_fits():
   with pytest.raises(NotImplementedError, match=r"window: images of 75 x 75 pixels"):
-    tpu_tiles.window_rows(window(75, 75))
+    tpu.tiling.window_rows(window(75, 75))
 
 
 def test_bytes_follow_the_boundary():
   place, low = window(56, 56), []
   for boundary in (0, 64, 128):
-    plan = tpu_plan.Plan(
+    plan = tpu.sweeps.Plan(
       shape=(128 * 3136, 9 * 128, 128),
-      tiles=tpu_tiles.choose_tiles(128 * 3136, 9 * 128, 128, 9 * 128, window=place),
+      tiles=tpu.tiling.choose_tiles(128 * 3136, 9 * 128, 128, 9 * 128, window=place),
       block=9 * 128,
       activation="relu",
       out="bfloat16",
@@ -213,7 +213,7 @@ def test_bytes_follow_the_boundary():
       interpret=False,
       window=place,
     )
-    low.append(tpu_plan.traffic(plan, boundary))
+    low.append(tpu.sweeps.traffic(plan, boundary))
   assert [t.x for t in low] == [128 * 3136 * 128 * f // 2 for f in (2, 3, 1)]
   assert [t.w for t in low] == [9 * 128 * 128 * f // 2 for f in (2, 3, 1)]
 

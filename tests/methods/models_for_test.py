@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flexiq_jax import calibration, flexiq
-from flexiq_jax.calibration import RangeSettings, Values
 from flexiq_jax.methods import layerwise
+from flexiq_jax.network import Network
+from flexiq_jax.quant import calibration
+from flexiq_jax.quant.calibration import RangeSettings, Values
 from tests.search import networks_for_test as networks
 
 NAMES = ("stem", "depth", "conv", "up", "down", "head")
@@ -18,7 +19,7 @@ NAMES = ("stem", "depth", "conv", "up", "down", "head")
 class Made:
   """A float network and what calibration saw of it."""
 
-  network: flexiq.Network
+  network: Network
   values: Mapping[str, Values]
   ranges: RangeSettings
   images: np.ndarray
@@ -37,7 +38,7 @@ def made() -> Made:
   """Random weights and images; the labels are mostly what the network predicts."""
   rng = np.random.default_rng(1)
   images = rng.normal(size=(networks.IMAGES, 8, 8, 3)).astype(np.float32)
-  network = flexiq.Network(networks.apply, networks.parameters(), images[:1])
+  network = Network(networks.apply, networks.parameters(), images[:1])
   ranges = RangeSettings()
   values = calibration.observe_values(network.apply, network.params, [images])
   labels = np.asarray(network.float(images)).argmax(axis=1).astype(np.int32)

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import calibration, graph, rules
-from flexiq_jax.calibration import RangeSettings
+from flexiq_jax import graph
 from flexiq_jax.methods import layerwise
 from flexiq_jax.methods.layerwise import FLOAT
+from flexiq_jax.quant import calibration, rules
+from flexiq_jax.quant.calibration import RangeSettings
 from tests import layers_for_test
 from tests.methods import models_for_test as models
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental import io_callback
 
-from flexiq_jax import calibration, graph, rules
-from flexiq_jax.calibration import RangeSettings
+from flexiq_jax import graph
 from flexiq_jax.methods import fusion, quantune, quantune_plan, quantune_runs
 from flexiq_jax.methods.layerwise import FLOAT
+from flexiq_jax.quant import calibration, rules
+from flexiq_jax.quant.calibration import RangeSettings
 
 WIDTH = 8
 LAYERS = ("a", "b", "c", "d", "head")

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import calibration, flexiq
-from flexiq_jax.checkpoint import Checkpoints
 from flexiq_jax.methods import Choices, clado, layerwise, suffixes
 from flexiq_jax.methods.layerwise import FLOAT
 from flexiq_jax.methods.sensitivity import Sensitivity
+from flexiq_jax.network import Network
+from flexiq_jax.quant import calibration
+from flexiq_jax.runs.checkpoint import Checkpoints
 from tests.methods import models_for_test as models
 
 BITS = (2, 8)
@@ -302,7 +303,7 @@ def test_recovers_the_hessian_of_a_loss_that_is_exactly_quadratic(monkeypatch):
   def apply(params, x):
     return sum(x[:, 6 * i : 6 * i + 6] @ params[f"w{i}"] for i in range(3))
 
-  network = flexiq.Network(apply, params, x[:1])
+  network = Network(apply, params, x[:1])
   values = calibration.observe_values(network.apply, network.params, [x])
   ranges = calibration.RangeSettings()
   stacks = layerwise.create(network.layers, network.weights, values, ranges, bits=BITS)

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import flexiq, rules, selection
-from flexiq_jax.calibration import RangeSettings
-from flexiq_jax.grouping import LowSettings
+from flexiq_jax import orders
+from flexiq_jax.calibrated import Grouped, calibrate
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Space
+from flexiq_jax.quant import rules
+from flexiq_jax.quant.grouping import LowSettings
 from flexiq_jax.search.fitness import Fitness
-from flexiq_jax.search.influence import Influence
-from flexiq_jax.search.ties import Ties
-from flexiq_jax.selection import Space
+from flexiq_jax.search.gram.influence import Influence
+from flexiq_jax.search.gram.ties import Ties
 
 IMAGES, CLASSES = 16, 5
 SELECTABLE = ("conv", "up", "down", "head")
@@ -24,7 +26,8 @@ SELECTABLE = ("conv", "up", "down", "head")
 class Made:
   """A quantized network and what a search of it takes."""
 
-  network: flexiq.Network
+  network: Network
+  grouped: Grouped
   model: rules.QModel
   space: Space
   scores: np.ndarray
@@ -94,14 +97,9 @@ def apply(params, x):
 def made() -> Made:
   """Quantized with random weights; groups of two channels."""
   images = np.random.default_rng(1).normal(size=(IMAGES, 8, 8, 3)).astype(np.float32)
-  network = flexiq.Network(apply, parameters(), images[:1])
-  ranges, settings = RangeSettings(), LowSettings(group_size=2)
-  observations = flexiq.observe(network, [images], ranges)
-  base = flexiq.base_model(network, observations, ranges)
-  groups = flexiq.group(network, base, observations, SELECTABLE, settings)
-  model = flexiq.lower(network, base, groups, settings)
-  scores = flexiq.score(network, model, groups, [images])
-  return Made(network, model, flexiq.space(network, groups), scores, images)
+  network = Network(apply, parameters(), images[:1])
+  grouped = calibrate(network, [images]).group(SELECTABLE, LowSettings(group_size=2))
+  return Made(network, grouped, grouped.model, grouped.space, grouped.scores(), images)
 
 
 def fitness(**options) -> Fitness:
@@ -127,4 +125,4 @@ def influence(
 
 
 def greedy() -> np.ndarray:
-  return selection.greedy(made().space, made().scores)
+  return orders.greedy(made().space, made().scores)

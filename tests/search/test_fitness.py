@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import flexiq
+from flexiq_jax.network import Network
 from flexiq_jax.search import population_mesh
 from flexiq_jax.search.fitness import Fitness
 from tests.search import networks_for_test
@@ -98,7 +98,7 @@ def test_too_small_a_budget_says_what_is_needed():
 
 def test_weights_that_are_nan_are_refused():
   params = networks_for_test.parameters() | {"bias": jnp.full(networks_for_test.CLASSES, jnp.nan)}
-  network = flexiq.Network(networks_for_test.apply, params, made().images[:1])
+  network = Network(networks_for_test.apply, params, made().images[:1])
   with pytest.raises(ValueError, match="8-bit model's logits are not finite on the search images"):
     make(network=network)
 
@@ -113,7 +113,7 @@ def broken_model(limit=1e5):
 
   head = m.model["head"]
   low = dataclasses.replace(head.low, bias=head.low.bias.at[0].set(2**30))
-  network = flexiq.Network(apply, networks_for_test.parameters(), m.images[:1])
+  network = Network(apply, networks_for_test.parameters(), m.images[:1])
   return network, {**m.model, "head": dataclasses.replace(head, low=low)}
 
 
@@ -170,10 +170,10 @@ import json
 import jax, numpy as np
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from flexiq_jax.search import Influence, SearchSettings, Track, population_mesh
-from flexiq_jax.search.evolve import evolve
+from flexiq_jax.search.evolution.loop import evolve
 from flexiq_jax.search.fitness import Fitness
-from flexiq_jax.search.gram import gram_search
-from flexiq_jax.search.ties import Ties
+from flexiq_jax.search.gram.loop import gram_search
+from flexiq_jax.search.gram.ties import Ties
 from tests.search import networks_for_test
 
 m = networks_for_test.made()

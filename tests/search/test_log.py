@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq_jax import files
+from flexiq_jax.runs import files
 from flexiq_jax.search.log import SearchLog
 
 ROW = {

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flexiq_jax import flexiq
-from flexiq_jax.search import SearchLog, SearchSettings, improve, search
-from flexiq_jax.selection import Schedule
+from flexiq_jax.flexiq import improve
+from flexiq_jax.orders import Schedule
+from flexiq_jax.search import SearchLog, SearchSettings, search
 from tests.search import networks_for_test
 from tests.search.networks_for_test import greedy, made
 
@@ -111,7 +111,7 @@ def test_gram_search_is_polished_and_goes_on(tmp_path):
 
 def test_improved_model_runs_in_the_order_that_was_found():
   m = made()
-  model = flexiq.FlexiQ(m.network, m.model, Schedule(m.space, greedy()))
+  model = m.grouped.ordered(greedy())
   better = improve(model, m.images, SMALL)
   for level in SMALL.levels:
     before, after = (m.distances(x.schedule.mask(level)).mean() for x in (model, better))
@@ -125,7 +125,7 @@ def test_models_with_shift_blocks_are_not_improved():
   m = made()
   low = lambda q: q.low and dataclasses.replace(q.low, block=q.low.group)
   blocks = {name: dataclasses.replace(q, low=low(q)) for name, q in m.model.items()}
-  model = flexiq.FlexiQ(m.network, blocks, Schedule(m.space, greedy()))
+  model = dataclasses.replace(m.grouped.ordered(greedy()), model=blocks)
   with pytest.raises(ValueError, match="model: its shift blocks go with the order it has; search"):
     improve(model, m.images, SMALL)
 

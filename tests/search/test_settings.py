@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from flexiq_jax.search import SearchSettings
-from flexiq_jax.selection import EvolutionSettings
+from flexiq_jax.search.evolution.operators import EvolutionSettings
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The parts of the comparison of methods (experiments/compare.py)."""

@@ -1,0 +1,216 @@
+"""FlexiQ's accuracy curve: top-1 over the 4-bit ratio, beside uniform INT8, INT4 and random order.
+
+Stages, each kept in the workdir so that a stopped run goes on behind the last complete one: weights
+(training only), calibration (`calibration/`), selection (`recipe.json`, `recipes/`), one row of
+`results.csv` after the other, report.
+
+| method | what it is |
+|---|---|
+| `float` | the model as loaded |
+| `uniform_int8`, `uniform_int4` | plain uniform quantization, the same calibration |
+| `flexiq_gram`, `flexiq_evolution` | the order that the config's search found, or one to compare |
+| `flexiq_greedy` | groups in order of error per MAC |
+| `flexiq_random` | the same groups in random order |
+| `flexiq_greedy_naive` | top four bits of every code (shift 4), no bias correction |
+| `flexiq_greedy_range` | shifts by range instead of squared error |
+| `flexiq_greedy_per_output` | a weight shift per output channel instead of one per group |
+| `flexiq_greedy_uncorrected` | no bias correction |
+| `flexiq_METHOD_dynamic` | activation shifts chosen at run time, the config's order |
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.shared import reporting, setup
+from experiments.shared.checks import field
+from experiments.shared.rows import Rows
+from experiments.shared.stages import Stages
+from flexiq_jax import models, orders
+from flexiq_jax.adaptive import AdaptiveModel, from_recipe
+from flexiq_jax.network import Network
+from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.runs import distributed, report, runtime
+from flexiq_jax.runs.workdir import Workdir
+
+VARIANTS: dict[str, dict[str, Any]] = {
+  "naive": {"activation_shift": "naive", "weight_shift": "naive", "bias_correction": False},
+  "range": {"activation_shift": "range", "weight_shift": "range"},
+  "per_output": {"weight_shift_per": "output"},
+  "uncorrected": {"bias_correction": False},
+  "dynamic": {},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Methods:
+  """What is to be evaluated.
+
+  Attributes:
+    uniform: method -> (bits, quantized layers).
+    adaptive: method -> (model, seed); the first is the run's own.
+    groups: layer name -> `grouping.Groups` of the run's own; None where nothing was calibrated.
+  """
+
+  uniform: dict[str, tuple[int, Any]]
+  adaptive: dict[str, tuple[AdaptiveModel, int]]
+  groups: Any = None
+
+  @property
+  def chosen(self) -> AdaptiveModel:
+    return next(iter(self.adaptive.values()))[0]
+
+
+def describe(config) -> str:
+  """The layer table of a config's model, without weights or data."""
+  plan = setup.plan(config)
+  _check(config)
+  rows = reporting.layer_rows(plan.layers, plan.selectable, config.groups.group_size)
+  notes = [f"not a layer: {s.param}: {s.reason}" for s in plan.skipped]
+  return "\n".join([report.layer_table(rows), *notes])
+
+
+def prepare(config) -> setup.Inputs:
+  """Checks a config and opens weights and data; nothing is written.
+
+  Raises:
+    ValueError: something is wrong or missing; names the fields.
+  """
+  _check(config)
+  return setup.prepare(config)
+
+
+def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+  """Runs the experiment.
+
+  Args:
+    config: the config.
+    inputs: from `prepare`.
+    workdir: of the run.
+    command: the command line, for the report.
+
+  Returns:
+    The report's path.
+  """
+  started = time.monotonic()
+  workdir.event("start", command=command, **runtime.describe())
+  stages = Stages(config=config, inputs=inputs, workdir=workdir)
+  network = network_of(config, inputs, stages)
+  methods = _from_recipe(config, inputs, network, workdir.path) if inputs.recipe else None
+  methods = methods or _calibrated(config, inputs, network, stages)
+
+  rows = Rows(config, inputs, workdir)
+  rows.add("float", None, config.seed, network.float, avg_bits=32.0)
+  for method, (bits, model) in methods.uniform.items():
+    rows.add(
+      method, None, config.seed, lambda x, m=model: network.uniform(m, x), avg_bits=float(bits)
+    )
+  for method, (model, seed) in methods.adaptive.items():
+    for ratio in inputs.settings.ratios:
+      if ratio or model is methods.chosen:  # at 0 all variants are the same 8-bit model
+        rows.add_adaptive(method, model, ratio, seed)
+  space = methods.chosen.schedule.space
+  for seed in () if inputs.recipe else config.random_seeds:
+    schedule = orders.Schedule(space, orders.random(space, seed))
+    shuffled = dataclasses.replace(methods.chosen, schedule=schedule)
+    for ratio in inputs.settings.ratios:
+      if 0 < ratio < 1:  # at 0 and 1 every order is the same model
+        rows.add_adaptive("flexiq_random", shuffled, ratio, seed)
+  if not distributed.is_main():
+    return workdir.path / "report.md"
+
+  workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
+  path = reporting.write(
+    config,
+    inputs,
+    workdir,
+    command,
+    methods.chosen,
+    methods.groups,
+    time.monotonic() - started,
+  )
+  report.print_results(workdir.rows(), title=reporting.title(config))
+  best = max((r for r in workdir.rows() if r["ratio"] == 1), key=lambda r: r["top1"], default=None)
+  workdir.finish(top1_at_100=best["top1"] if best else None)
+  return path
+
+
+def _check(config) -> None:
+  if config.weights == "train" and distributed.several():
+    raise ValueError(
+      "config.weights: 'train' in several processes; train in one process first (no srun, no "
+      "JAX_NUM_PROCESSES), then give the weights as a file"
+    )
+  for variant in config.variants:
+    if variant not in VARIANTS:
+      known = ", ".join(VARIANTS)
+      raise ValueError(
+        f"config.variants: {variant!r} is not one of {known}; give several as \"('naive','range')\""
+      )
+  for seed in config.random_seeds:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+      raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0")
+
+
+def network_of(config, inputs: setup.Inputs, stages: Stages | None = None) -> Network:
+  """The float model; where the config says so it is trained, which is a stage."""
+  module, params = inputs.module, inputs.params
+  apply, _ = models.functional(module)
+  if params is None:
+    module = setup.build(config, inputs.settings)
+    if stages and config.weights == "train":
+      stages.train(module)
+    apply, params = models.functional(module)
+  return Network(apply, params, jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32))
+
+
+def _from_recipe(config, inputs: setup.Inputs, network, folder: Path) -> _Methods:
+  """The model of the recipe that the config names; a copy of the recipe goes to the workdir."""
+  recipe = inputs.recipe
+  assert recipe is not None
+  with field("config.recipe"):
+    model = from_recipe(network, recipe, config.dynamic)
+  recipes.save(folder / "recipe.json", recipe)
+  base = {name: dataclasses.replace(q, low=None) for name, q in model.model.items()}
+  return _Methods(
+    uniform={"uniform_int8": (8, base)},
+    adaptive={f"flexiq_{recipe.method}": (model, recipe.seed)},
+  )
+
+
+def _calibrated(config, inputs: setup.Inputs, network, stages: Stages) -> _Methods:
+  """Calibrates and selects, with the config's settings and with those of its variants."""
+  settings, seed = inputs.settings, config.seed
+  calibrated = stages.calibrate(network)
+  kept = [layer.name for layer in network.layers if layer.name not in inputs.selectable]
+
+  def select(path, groups, method):
+    search = dataclasses.replace(settings.search, method=method)
+    return stages.select(Path(path), calibrated, groups, search)
+
+  chosen = settings.search.method
+  found = {f"flexiq_{chosen}": (select("recipe.json", settings.groups, chosen), seed)}
+  for method in config.compare:
+    if method != chosen:
+      model = select(f"recipes/{method}.json", settings.groups, method)
+      found[f"flexiq_{method}"] = (model, seed)
+  for variant in config.variants:
+    if variant == "dynamic":
+      model = dataclasses.replace(found[f"flexiq_{chosen}"][0], dynamic=True)
+      found[f"flexiq_{chosen}_dynamic"] = (model, seed)
+    else:
+      changed = dataclasses.replace(settings.groups, **VARIANTS[variant])
+      model = select(f"recipes/{variant}.json", changed, "greedy")
+      found[f"flexiq_greedy_{variant}"] = (model, seed)
+  return _Methods(
+    uniform={
+      "uniform_int8": (8, calibrated.base),
+      "uniform_int4": (4, calibrated.uniform(4, keep8=kept)),
+    },
+    adaptive=found,
+    groups=calibrated.group(inputs.selectable, settings.groups).groups,
+  )

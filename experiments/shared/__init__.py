@@ -1,0 +1,1 @@
+"""What several jobs share: checks, inputs, stages, rows, reports."""

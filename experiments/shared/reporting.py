@@ -1,0 +1,103 @@
+"""The layer table and `report.md` of a FlexiQ run."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.shared import pictures, setup
+from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.runs import report, runtime
+from flexiq_jax.runs.workdir import Workdir
+
+
+def layer_rows(layers, names, group_size: int) -> list[dict[str, Any]]:
+  """Rows of the layer table.
+
+  Args:
+    layers: `graph.Layer`s of a model.
+    names: the layers whose channels may go to 4 bits.
+    group_size: channels per group.
+  """
+  return [
+    {
+      "name": layer.name,
+      "kind": layer.kind,
+      "in_channels": layer.in_channels,
+      "out_channels": layer.out_channels,
+      "macs": layer.macs,
+      "parameters": layer.params,
+      "groups": -(-layer.in_channels // group_size) if layer.name in names else 0,
+      "bits": "4/8" if layer.name in names else 8,
+    }
+    for layer in layers
+  ]
+
+
+def title(config) -> str:
+  """Model and dataset, for tables and pictures."""
+  return f"AdaptiveModel: {config.model} on {Path(config.data.root or config.data.name).name}"
+
+
+def weights_note(config) -> str:
+  """Where the weights come from."""
+  random = " Random: the figures show that the pipeline runs, no accuracy."
+  return f"Weights: `{config.weights}`.{random if config.weights == 'random' else ''}"
+
+
+def write(
+  config,
+  inputs: setup.Inputs,
+  workdir: Workdir,
+  command: str,
+  chosen: AdaptiveModel,
+  groups,
+  seconds: float,
+) -> Path:
+  """Draws the pictures and writes `report.md`.
+
+  Args:
+    config: the config.
+    inputs: what `setup.prepare` made of it.
+    workdir: of the run, with all rows.
+    command: the command line of the run.
+    chosen: the model whose schedule is shown.
+    groups: layer name -> `grouping.Groups`, or None without calibration.
+    seconds: what this start of the run took.
+
+  Returns:
+    The report's path.
+  """
+  rows, network, space = workdir.rows(), chosen.network, chosen.schedule.space
+  images = setup.evaluation_count(config, inputs)
+  heading = f"{title(config)}, {images} images"
+  kept = [layer.name for layer in network.layers if layer.name not in space.names]
+  notes = [
+    weights_note(config),
+    f"{space.total} channel groups in {len(space.names)} layers. "
+    f"Always 8-bit: {', '.join(f'`{name}`' for name in kept) or 'none'}.",
+    "The ratio counts MACs of the selectable layers; average bits are their MAC-weighted mean.",
+  ]
+  if "uniform_int4" in {r["method"] for r in rows}:
+    notes.append("Uniform INT4 keeps the same layers 8-bit, with the same calibration images.")
+  if config.recipe:
+    notes.append(f"Nothing was calibrated or selected here; the schedule is of `{config.recipe}`.")
+  notes += [f"Not quantized: `{s.param}`: {s.reason}." for s in network.skipped]
+  memory = runtime.peak_memory()
+  return report.write(
+    workdir.path,
+    title=title(config),
+    summary={
+      "model": config.model,
+      "evaluation images": images,
+      "calibration images": config.calibration.images if not config.recipe else None,
+      "seed": config.seed,
+      "wall time": runtime.duration(seconds),
+      "peak memory (GiB)": round(memory["host"] / 2**30, 2),
+    },
+    rows=rows,
+    layers=layer_rows(network.layers, space.names, max(map(int, space.channels))),
+    plots=pictures.draw(
+      workdir.path, heading, rows, network, chosen, groups, config.search.distance
+    ),
+    notes=notes,
+    command=command,
+  )

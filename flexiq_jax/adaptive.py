@@ -1,0 +1,136 @@
+"""`AdaptiveModel`: a model that runs at any 4-bit ratio, and how it becomes a recipe and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flexiq_jax import orders
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Schedule, Space
+from flexiq_jax.orders.recipe import Recipe, RecipeLayer, require_fit
+from flexiq_jax.quant import calibration, grouping, rules
+from flexiq_jax.quant.calibration import RangeSettings
+from flexiq_jax.quant.grouping import Cut, LowSettings
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveModel:
+  """A model that runs at any 4-bit ratio; call it as `model(x, ratio)`.
+
+  Attributes:
+    network: the float model.
+    model: its quantized layers, selectable ones with their 4-bit side.
+    schedule: the order in which channel groups go to 4 bits.
+    cuts: layer name -> its channel groups and shifts, from which the 4-bit side was made.
+    ranges, settings: how clipping ranges were found, and how channels were grouped and lowered.
+    dynamic: whether activation shifts follow the live range.
+  """
+
+  network: Network
+  model: rules.QModel
+  schedule: Schedule
+  cuts: Mapping[str, Cut]
+  ranges: RangeSettings
+  settings: LowSettings
+  dynamic: bool = False
+
+  def __call__(self, x: Array, ratio: float) -> Array:
+    """Logits with `ratio` (0..1) of the selectable MACs in 4 bits; compiled once for all ratios."""
+    return self.network.mixed(self.model, self.schedule.masks(ratio), x, self.dynamic)
+
+  def recipe(self, *, model_name: str, method: str, seed: int) -> Recipe:
+    """What is to be kept of it (see `orders.recipe`)."""
+    layers = []
+    for layer in self.network.layers:
+      q, cut = self.model[layer.name], self.cuts.get(layer.name)
+      chosen: dict[str, Any] = {}
+      if cut is not None:
+        chosen = {
+          "groups": tuple(tuple(g.tolist()) for g in cut.channels),
+          "x_shift": tuple(cut.x_shift.tolist()),
+          "x_mean": tuple(cut.x_mean.tolist()),
+          "low_mean": tuple(cut.low_mean.tolist()),
+        }
+      layers.append(
+        RecipeLayer(
+          name=layer.name,
+          in_channels=layer.in_channels,
+          out_channels=layer.out_channels,
+          macs=layer.macs,
+          x_scale=float(q.x_scale),
+          signed=q.signed,
+          **chosen,
+        )
+      )
+    space = self.schedule.space
+    starts = np.cumsum((0, *space.sizes))
+    return Recipe(
+      model=model_name,
+      method=method,
+      seed=seed,
+      settings={
+        "ranges": dataclasses.asdict(self.ranges),
+        "groups": dataclasses.asdict(self.settings),
+      },
+      layers=tuple(layers),
+      order=tuple(
+        (space.names[space.layer[i]], int(i - starts[space.layer[i]])) for i in self.schedule.order
+      ),
+    )
+
+
+def space(network: Network, cuts: Mapping[str, Cut]) -> Space:
+  """The search space over the groups of `cuts`."""
+  names = [layer.name for layer in network.layers if layer.name in cuts]
+  return Space.create(
+    names,
+    [[len(c) for c in cuts[name].channels] for name in names],
+    [network.layer(name).macs_per_channel for name in names],
+  )
+
+
+def recipe_settings(recipe: Recipe) -> tuple[RangeSettings, LowSettings]:
+  """The settings that a recipe was made with.
+
+  Raises:
+    ValueError: this release does not know them.
+  """
+  try:
+    ranges = RangeSettings(**recipe.settings["ranges"])
+    return ranges, LowSettings(**recipe.settings["groups"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"recipe: its settings do not fit this release ({error})") from None
+
+
+def from_recipe(network: Network, recipe: Recipe, dynamic: bool = False) -> AdaptiveModel:
+  """Quantizes a float model as a recipe says, without calibration examples.
+
+  Raises:
+    ValueError: the recipe does not fit the model.
+  """
+  require_fit(recipe, network.layers)
+  ranges, settings = recipe_settings(recipe)
+  schedule = recipe.schedule()
+  layouts = schedule.layer_order()
+  model, cuts = {}, {}
+  for entry in recipe.layers:
+    layer = network.layer(entry.name)
+    model[entry.name] = calibration.quantize_layer(
+      layer, network.weights[entry.name], entry.x_scale, entry.signed, ranges
+    )
+    if entry.groups:
+      cuts[entry.name] = Cut(
+        channels=tuple(np.array(g) for g in entry.groups),
+        block=orders.shift_blocks(layouts[entry.name], settings.groups_per_block(entry.groups)),
+        x_shift=np.array(entry.x_shift, np.int32),
+        x_mean=np.array(entry.x_mean),
+        low_mean=np.array(entry.low_mean),
+      )
+  model = grouping.lower_layers(network.layers, model, cuts, settings)
+  return AdaptiveModel(
+    network, model, schedule, cuts=cuts, ranges=ranges, settings=settings, dynamic=dynamic
+  )

@@ -1,0 +1,234 @@
+"""The body of the TPU kernel: copies, products, sums and what they become, for one tile.
+
+What shapes the speed (v5e; `benchmarks/kernels.py` prints the schedules):
+
+* The matrix unit takes 128 rows of K a pass in int8 and 256 in int4. Runs of K that share a shift
+  must therefore be 256 long, or 4 bits gain nothing: `block_k` is a multiple of that where K is.
+* Filling and draining the unit costs about 140 cycles a block, so tiles are large.
+* Windows of a convolution are unfolded on the way into the matrix unit (`tpu_windows`).
+* Reading and writing the accumulator takes one store a register and pass, just hidden behind an
+  int4 pass; the first block starts from the correction instead of zeroing it beforehand.
+
+On a matrix unit of 256 x 256 (v6e, v7x) a pass takes 256 rows of K in int8 and 512 in int4, and the
+vector units bind first:
+
+* The compiler reorders int4 operands, weights anew for each product: there products are long.
+* Sums of several runs of K would be held at once, in memory: they are written and read between.
+* An epilogue that requantizes runs beside the last block's products.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from flexiq_jax.kernels.tpu import epilogues, windows
+from flexiq_jax.kernels.tpu.sweeps import Plan
+from flexiq_jax.kernels.tpu.tiling import LANES, ROWS, div
+
+
+def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
+  """One step of the grid; `tpu._build` says what its references are."""
+  tiles, (steps, _) = plan.tiles, plan.grid
+  refs, window = list(refs), plan.window
+  masks = () if window is None else (refs.pop(0), refs.pop(0))
+  row_shift = refs.pop(0) if plan.dynamic else None
+  vectors = {name: refs.pop(0) for name, _ in plan.vectors}
+  words = refs.pop() if window is not None else None
+  *outs, x4, x8, w4, w8, acc, x_sems, w_sems = refs
+  i, j = pl.program_id(0), pl.program_id(1)
+  boundary = scalars[0]
+  depth = plan.columns
+  low_end, high_start = div(boundary + depth - 1, depth), div(boundary, depth)
+  # Precision -> its operands, its blocks of K, and how many rows of w one of K takes.
+  sides = (
+    (x4_hbm, x4, w4_hbm, w4, 0, low_end, 2),
+    (x8_hbm, x8, w8_hbm, w8, high_start, plan.blocks, 1),
+  )
+
+  def copy_w(side, b):
+    _, _, source, target, _, _, packed = sides[side]
+    size = tiles.k // packed
+    return pltpu.make_async_copy(
+      source.at[pl.ds(pl.multiple_of(b * size, size), size)], target.at[b], w_sems.at[side, b]
+    )
+
+  def copy_x(side, step, b, act):
+    """Starts a copy or waits for it; the last tile of rows may be short."""
+    source, target = sides[side][:2]
+
+    def of(size, ahead=0):
+      rows = pl.ds(pl.multiple_of(step * tiles.m + ahead, ROWS), size)
+      columns = pl.ds(pl.multiple_of(b * depth, LANES), depth)
+      slot, to = jax.lax.rem(step, 2), pl.ds(plan.margin + ahead, size)
+      act(
+        pltpu.make_async_copy(
+          source.at[rows, columns], target.at[slot, b, to], x_sems.at[side, slot, b]
+        )
+      )
+
+    if plan.halo:
+      pl.when(step > 0)(lambda: of(plan.margin, -plan.margin))
+      pl.when(step < steps - 1)(lambda: of(plan.margin, tiles.m))
+
+    short = plan.shape[0] - (steps - 1) * tiles.m
+    if short == tiles.m:
+      of(tiles.m)
+    else:
+      pl.when(step < steps - 1)(lambda: of(tiles.m))
+      pl.when(step == steps - 1)(lambda: of(short))
+
+  def start_x(step):
+    for side, (*_, start, end, _) in enumerate(sides):
+      jax.lax.fori_loop(
+        start, end, lambda b, _, side=side: copy_x(side, step, b, lambda c: c.start()), None
+      )
+
+  @pl.when((i == 0) & (j == 0))
+  def _():
+    start_x(0)
+    for side, (*_, start, end, _) in enumerate(sides):
+      jax.lax.fori_loop(start, end, lambda b, _, side=side: copy_w(side, b).start(), None)
+
+  @pl.when((i + 1 < steps) & (j == 0))
+  def _():
+    start_x(i + 1)
+
+  def operand(side, b, rows, at, size):
+    """Rows of K of some rows of the tile."""
+    if window is not None:
+      dtype = (jnp.int4, jnp.int8)[side]
+      return windows.patches(plan, dtype, words, masks[1 - side], b, boundary, rows)
+    return sides[side][1][jax.lax.rem(i, 2), b, rows, pl.ds(at, size)]
+
+  def ready(side, b):
+    """Waits for a block's operands."""
+    pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
+    if window is not None:
+      windows.stage(plan, sides[side][1].at[jax.lax.rem(i, 2), b], words)
+    pl.when((i == 0) & (j == 0))(lambda: copy_w(side, b).wait())
+
+  def summed(side, b, rows, columns):
+    """The sums with a block's product; the first one met starts from the correction."""
+    before = acc[rows, columns]
+    if isinstance(b, jax.Array) or b == 0:
+      first = jnp.asarray(b == 0) & ((side == 0) | (low_end == 0))
+      before = jnp.where(first, vectors["correction"][:, columns], before)
+    if side == 1:
+      return before + multiply_high(b, rows, columns)
+    for at in range(0, tiles.k, run):
+      if at and plan.wide:  # else the compiler holds the sums of all runs at once
+        acc[rows, columns] = before
+        before = acc[rows, columns]
+      before += multiply_low(b, at, rows, columns)
+    return before
+
+  def block(side, b, write):
+    """Adds a block's product to the sums."""
+    ready(side, b)
+
+    def turn(start):
+      for rows in _row_tiles(start, plan.turn, plan.product_rows(side)):
+        write(rows, summed(side, b, rows, pl.ds(0, tiles.n)))
+
+    if plan.turn == tiles.m:
+      turn(0)
+    else:
+      step = lambda t, _: turn(pl.multiple_of(t * plan.turn, ROWS))
+      jax.lax.fori_loop(0, tiles.m // plan.turn, step, None)
+
+  def keep(rows, sums):
+    acc[rows] = sums
+
+  def outputs(columns):
+    start = pl.multiple_of(j * tiles.n + columns.start, LANES)
+    return pl.ds(start, columns.size)
+
+  run = min(plan.block, tiles.k)
+
+  def multiply_low(b, at, rows, columns):
+    place = div(b * tiles.k + at, plan.block)
+    packed = w4[b, pl.ds(at // 2, run // 2), outputs(columns)]
+    product = _dot(
+      operand(0, b, rows, at, run),
+      pltpu.bitcast(packed, jnp.int4),
+      plan.interpret,
+    )
+    if "offsets" in vectors:
+      product += vectors["offsets"][pl.ds(place, 1), columns]
+    shift = vectors["shift"][pl.ds(place, 1), columns]
+    product <<= jnp.broadcast_to(shift, product.shape)
+    if row_shift is not None:
+      product <<= jnp.broadcast_to(_column(row_shift[rows], place), product.shape)
+    return product
+
+  def multiply_high(b, rows, columns):
+    return _dot(operand(1, b, rows, 0, tiles.k), w8[b, :, outputs(columns)], plan.interpret)
+
+  def finish(rows, sums):
+    epilogues.store(sums, vectors, outs[0], rows, plan.activation, plan.wide)
+
+  def requantize(sums):
+    """Writes codes of `sums(rows, columns)`."""
+    activation, signed = plan.activation, bool(plan.signed)
+
+    def steps_at(rows, columns):
+      here = {name: vector.at[:, columns] for name, vector in vectors.items()}
+      return epilogues.scaled(sums(rows, columns), here, activation, plan.wide)
+
+    tile = epilogues.Tile(
+      steps=steps_at,
+      vectors=vectors,
+      strip=plan.strip,
+      start=j * tiles.n,
+      boundary=scalars[1],
+      written=plan.written(scalars[1]),
+      least=epilogues.least_code(activation, signed),
+      signed=signed,
+      beside=plan.fused,
+    )
+    epilogues.requantize(tile, outs[0], outs[1])
+
+  def last_block(side):
+    """The last block, with the epilogue beside the matrix unit."""
+    b = plan.blocks - 1
+    if plan.signed is None:
+      block(side, b, finish)
+    else:
+      ready(side, b)
+      requantize(lambda rows, columns: summed(side, b, rows, columns))
+
+  all_low = jnp.equal(high_start, plan.blocks)
+  for side, start, end, last in ((0, 0, low_end, all_low), (1, high_start, plan.blocks, ~all_low)):
+    stop = end - last.astype(jnp.int32) if plan.fused else end
+    body = lambda b, _, side=side: block(side, b, keep)
+    jax.lax.fori_loop(start, stop, body, None)
+    if plan.fused:
+      pl.when(last)(functools.partial(last_block, side))
+  if not plan.fused:
+    requantize(lambda rows, columns: acc[rows, columns])
+
+
+def _dot(a, b, interpret: bool):
+  if interpret:  # XLA on CPU has no int4 product
+    a, b = a.astype(jnp.int8), b.astype(jnp.int8)
+  return jax.lax.dot_general(
+    a,
+    b,
+    (((1,), (0,)), ((), ())),
+    precision=jax.lax.Precision.DEFAULT,  # whatever JAX is set to: Mosaic refuses others
+    preferred_element_type=jnp.int32,
+  )
+
+
+def _column(table, place):
+  """Column `place` (known at run time) of `[rows, J]`, as `[rows, 1]`."""
+  here = jax.lax.broadcasted_iota(jnp.int32, table.shape, 1) == place
+  return jnp.where(here, table, 0).sum(axis=1, keepdims=True)
+
+
+def _row_tiles(start, rows: int, size: int):
+  """Slices of at most `size` rows."""
+  return [pl.ds(start + at, min(size, rows - at)) for at in range(0, rows, size)]

@@ -1,0 +1,177 @@
+"""The mixed matmul on a TPU (Mosaic): int4 and int8 products on the matrix unit, in one pass.
+
+The grid walks over tiles of rows and of outputs. A tile's sum is a loop over blocks of K: first
+those in 4 bits, then those in 8, with an int32 accumulator in VMEM; the block that holds the
+boundary is met by both, each finding the other's entries zero. Both trip counts are read at run
+time, so a new boundary costs no compilation.
+
+The layer's weights stay in VMEM from the first tile to the last. They and the activations are
+fetched by hand, block by block, because only so the precision that a block does not use is never
+read: the bytes follow the boundary, too.
+
+The body of the kernel is in `tpu_kernel`, what a tile's sums become in `tpu_epilogue`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from flexiq_jax.kernels import operands
+from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
+from flexiq_jax.kernels.tpu import epilogues, kernel, windows
+from flexiq_jax.kernels.tpu.sweeps import Plan
+from flexiq_jax.kernels.tpu.tiling import (
+  ROWS,
+  Tiles,
+  check_tiles,
+  check_window,
+  choose_tiles,
+  up,
+  wide,
+)
+from flexiq_jax.kernels.windows import Window
+
+Array = Any
+VMEM = 120 * 2**20  # of the generations' on-chip memory the most that one of them has
+
+
+def mixed_matmul(
+  x: Activations,
+  w: Weights,
+  epilogue: Epilogue,
+  window: Window | None = None,
+  *,
+  tiles: Tiles | None = None,
+  kind: str | None = None,
+  interpret: bool = False,
+) -> Array | Activations:
+  """See `api.mixed_matmul`; `kind` is the TPU that the kernel is made for, None: the present one.
+
+  Any M and N: rows are padded to a multiple of 64 and outputs to one of 128 here, which copies;
+  weights that are padded when they are packed, and batches that give such an M, are not copied.
+
+  Raises:
+    NotImplementedError: shift blocks or a K that are no multiples of 128, a layer whose weights do
+      not fit into VMEM, or images of a size that no tile fits.
+  """
+  m, (k, n) = x.x8.shape[0], w.w8.shape
+  kind = kind or device_kind()
+  granule = 0 if epilogue.requantize is None else epilogue.requantize.granule
+  tiles = tiles or choose_tiles(m, k, n, w.block, kind, window, granule)
+  if window is not None:
+    check_window(tiles, m, w.block, window, w.copies)
+  check_tiles(tiles, k, w.block)
+  shift = w.w_shift if x.row_shift is not None else operands.total_shift(w)
+  offsets = None
+  if x.row_shift is not None and w.offset:
+    offsets = operands.low_offsets(w, x.boundary)
+  rows, columns = up(m, ROWS), up(n, tiles.n)
+  pad_n = functools.partial(_pad, axis=-1, size=columns)
+  requantize = epilogue.requantize
+  vectors = epilogues.vectors(epilogue, wide(kind)) | {"shift": shift}
+  if offsets is not None:
+    vectors["offsets"] = offsets
+  plan = Plan(
+    shape=(rows, k, columns),
+    tiles=tiles,
+    block=w.block,
+    activation=epilogue.activation,
+    out=epilogue.out,
+    signed=None if requantize is None else requantize.signed,
+    granule=granule,
+    dynamic=x.row_shift is not None,
+    vectors=tuple((name, len(vectors[name])) for name in sorted(vectors)),
+    interpret=interpret,
+    window=window,
+    copies=w.copies,
+    unsigned=bool(w.offset),
+    wide=wide(kind),
+  )
+  # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
+  boundary = jnp.clip(x.boundary, 0, k // w.steps)
+  scalars = jnp.stack([boundary, jnp.int32(0) if requantize is None else requantize.boundary])
+  y = _build(plan)(
+    scalars,
+    _pad(x.x4, 0, rows),
+    _pad(x.x8, 0, rows),
+    pad_n(w.w4),
+    pad_n(w.w8),
+    *([] if window is None else windows.masks(plan)),
+    *([_pad(x.row_shift, 0, rows)] if x.row_shift is not None else []),
+    *(pad_n(vectors[name]) for name in sorted(vectors)),
+  )
+  if requantize is None:
+    return y[0][:m, :n]
+  return Activations(x8=y[0][:m, :n], x4=y[1][:m, :n], boundary=requantize.boundary)
+
+
+@functools.lru_cache
+def _build(plan: Plan):
+  """The pallas_call for one set of static facts."""
+  (m, k, n), tiles = plan.shape, plan.tiles
+  if plan.vmem > VMEM:
+    raise NotImplementedError(
+      f"w: K = {k} and N = {n} take {plan.vmem / 2**20:.0f} MiB on the chip, {VMEM >> 20} at most; "
+      "split the outputs, or use the reference"
+    )
+  column = lambda i, j, *_: (0, j)
+  vectors = [pl.BlockSpec((size, tiles.n), column) for _, size in plan.vectors]
+  anywhere = pl.BlockSpec(memory_space=pl.ANY)
+  rows = [pl.BlockSpec((tiles.m, k // plan.block), lambda i, j, *_: (i, 0))] * plan.dynamic
+  if plan.signed is None:
+    outs = [(plan.out, lambda i, j, _: (i, j))]
+  else:
+    outs = [
+      ("int8", lambda i, j, scalars: (i, plan.high_column(j, scalars[1]))),
+      ("int4", lambda i, j, scalars: (i, plan.low_column(j, scalars[1]))),
+    ]
+  masks, unfolding = [], []
+  if plan.window is None:
+    slots = (2, plan.blocks, tiles.m, tiles.k)
+  else:
+    slots = (2, plan.blocks, tiles.m + 2 * plan.margin, plan.columns)
+    masks = windows.mask_specs(plan)
+    unfolding = [pltpu.VMEM(windows.words_shape(plan), jnp.int32)]
+  return pl.pallas_call(
+    functools.partial(kernel.kernel, plan),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=plan.grid,
+      in_specs=[anywhere] * 4 + masks + rows + vectors,
+      out_specs=[pl.BlockSpec((tiles.m, tiles.n), index) for _, index in outs],
+      scratch_shapes=[
+        pltpu.VMEM(slots, jnp.int4),
+        pltpu.VMEM(slots, jnp.int8),
+        pltpu.VMEM((plan.blocks, tiles.k // 2, n), jnp.int8),
+        pltpu.VMEM((plan.blocks, tiles.k, n), jnp.int8),
+        pltpu.VMEM((tiles.m, tiles.n), jnp.int32),
+        pltpu.SemaphoreType.DMA((2, 2, plan.blocks)),
+        pltpu.SemaphoreType.DMA((2, plan.blocks)),
+        *unfolding,
+      ],
+    ),
+    out_shape=[jax.ShapeDtypeStruct((m, n), dtype) for dtype, _ in outs],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem + plan.spilled
+    ),
+    interpret=plan.interpret,
+    name="mixed_matmul",
+  )
+
+
+def device_kind() -> str:
+  """The TPU that tiles are chosen for: the present one, or a v5e where a program is exported."""
+  device = jax.devices()[0]
+  return device.device_kind if device.platform == "tpu" else "TPU v5 lite"
+
+
+def _pad(a: Array, axis: int, size: int) -> Array:
+  if a.shape[axis] == size:
+    return a
+  widths = [(0, 0)] * a.ndim
+  widths[axis] = (0, size - a.shape[axis])
+  return jnp.pad(a, widths)

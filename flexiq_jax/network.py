@@ -1,0 +1,107 @@
+"""`Network`: a float model, folded and traced, with one compiled function for each rule."""
+
+import collections
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from flexiq_jax import graph
+from flexiq_jax.graph import Layer
+from flexiq_jax.quant import exact, rules
+
+Array = Any
+
+
+class Network:
+  """A float model with batch norm folded, its layers, and one compiled function per rule.
+
+  Attributes:
+    apply, params: the folded model.
+    layers: its layers, in execution order.
+    skipped: contractions with parameters that are no layers.
+    traces: rule -> how often it was traced, once for each batch shape.
+    platform: cpu, gpu or tpu, for which its functions are compiled.
+    compiled: rule -> its jitted function: `float` and of `(params, x)`, `uniform` of `(model,
+      params, x)`, `mixed` and `dynamic` of `(model, masks, params, x)`.
+  """
+
+  def __init__(self, apply: graph.Apply, params: Any, x: Any, platform: str | None = None):
+    """Folds and traces a model.
+
+    Args:
+      apply: pure function `(params, x) -> logits` in inference mode.
+      params: pytree of arrays, batch statistics included.
+      x: example input `[B, ...]`, an array or a `jax.ShapeDtypeStruct`.
+      platform: cpu, gpu or tpu: whose ways of computing exact products are taken (see `exact`).
+        None is JAX's default backend.
+
+    Raises:
+      ValueError: see `graph.layers`; an unknown platform.
+    """
+    self.platform = exact.platform_of(platform)
+    self.apply, self.params = graph.fold_batch_norm(apply, params, x)
+    self.layers = graph.layers(self.apply, self.params, x)
+    self.skipped = graph.skipped(self.apply, self.params, x)
+    self.traces: collections.Counter[str] = collections.Counter()
+    self._weights = functools.partial(graph.weights, self.apply, self.params, x)
+    self._runs = functools.partial(graph.run_lengths, self.apply, self.params, x)
+
+  @functools.cached_property
+  def weights(self) -> dict[str, Array]:
+    """The weights of every layer, behind folded batch norm."""
+    return self._weights()
+
+  @functools.cached_property
+  def runs(self) -> dict[str, int]:
+    """How many neighbouring input channels of each layer stay together (see `graph.reorder`)."""
+    return self._runs()
+
+  def layer(self, name: str) -> Layer:
+    """A layer by its name.
+
+    Raises:
+      ValueError: there is no such layer.
+    """
+    for layer in self.layers:
+      if layer.name == name:
+        return layer
+    near = graph.closest(name, [layer.name for layer in self.layers])
+    raise ValueError(f"name: no layer {name!r}; closest names: {near}")
+
+  def float(self, x: Array) -> Array:
+    """Logits of the float model."""
+    return self.compiled["float"](self.params, x)
+
+  def uniform(self, model: rules.QModel, x: Array) -> Array:
+    """Logits with every layer at the width it was quantized to."""
+    return self.compiled["uniform"](model, self.params, x)
+
+  def mixed(
+    self, model: rules.QModel, masks: Mapping[str, Array], x: Array, dynamic: bool = False
+  ) -> Array:
+    """Logits with the masked channel groups in 4 bits (see `rules.mixed_rule`)."""
+    return self.compiled["dynamic" if dynamic else "mixed"](model, masks, self.params, x)
+
+  @functools.cached_property
+  def compiled(self):
+    def run_float(params, x):
+      self.traces["float"] += 1
+      return self.apply(params, x)
+
+    def run_uniform(model, params, x):
+      self.traces["uniform"] += 1
+      return graph.with_rule(self.apply, rules.uniform_rule(model, self.platform))(params, x)
+
+    def run_mixed(model, masks, params, x, dynamic):
+      self.traces["dynamic" if dynamic else "mixed"] += 1
+      rule = rules.mixed_rule(model, masks, dynamic, platform=self.platform)
+      return graph.with_rule(self.apply, rule)(params, x)
+
+    return {
+      "float": jax.jit(run_float),
+      "uniform": jax.jit(run_uniform),
+      "mixed": jax.jit(functools.partial(run_mixed, dynamic=False)),
+      "dynamic": jax.jit(functools.partial(run_mixed, dynamic=True)),
+    }

@@ -1,0 +1,1 @@
+"""What surrounds a run: its workdir, checkpoints, progress, processes, tables, pictures, report."""

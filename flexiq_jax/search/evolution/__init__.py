@@ -1,0 +1,1 @@
+"""Evolutionary search over orders, FlexiQ's Algorithm 1: keys, operators, and the loop."""

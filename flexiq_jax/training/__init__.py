@@ -1,0 +1,1 @@
+"""Training with labels: a resumable loop, schedules, augmentation."""

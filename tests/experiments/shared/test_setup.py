@@ -1,0 +1,82 @@
+"""From a config to a checked plan."""
+
+import pytest
+
+from configs import common
+from experiments.shared import setup
+from flexiq_jax import models
+
+
+def config(**changes):
+  made = common.flexiq("test", "resnet8")
+  made.weights = "random"
+  made.data.name = made.calibration.name = "digits"
+  made.calibration.images = 16
+  made.update_from_flattened_dict(changes)
+  return made.lock()
+
+
+def test_plan_is_the_model_without_weights():
+  plan = setup.plan(config())
+  names = [layer.name for layer in plan.layers]
+  assert names[0] == "conv1" and names[-1] == "fc"
+  assert plan.selectable == tuple(names[1:-1])
+  assert plan.module.input_shape == (8, 8, 1)
+  leaves = models.flatten(models.functional(plan.module)[1]).values()
+  assert not any(hasattr(leaf, "device") and hasattr(leaf, "block_until_ready") for leaf in leaves)
+
+
+def test_model_arguments_are_python_values():
+  plan = setup.plan(config(model_args="width=4, depths=(1,1)"))
+  assert plan.settings.model_args == {"width": 4, "depths": (1, 1)}
+  assert [layer.out_channels for layer in plan.layers] == [4, 4, 4, 8, 8, 10]
+  assert setup.plan(config(model_args="tiny,depths=(1,)")).settings.model_args == {
+    "width": 8,
+    "depths": (1,),
+  }
+
+
+def test_keep8_and_friends():
+  plan = setup.plan(config(keep8=("^layer2/", "conv2$"), keep_first_last=False))
+  assert plan.selectable == ("conv1", "layer1/0/conv1", "layer3/0/conv1", "fc")
+
+
+def test_images_have_to_fit_the_model():
+  with pytest.raises(ValueError, match=r"give images 8x8x1; model 'resnet8' takes 16x16x1"):
+    setup.plan(config(model_args="input_size=16"))
+  setup.plan(config(model_args="input_size=16", **{"preprocess.crop": 16}))
+
+
+def test_inputs_are_opened():
+  inputs = setup.prepare(config(**{"data.limit": 30}))
+  assert (len(inputs.evaluation), len(inputs.calibration)) == (445, 1352)
+  assert inputs.params is None and inputs.recipe is None
+  assert setup.evaluation_count(config(**{"data.limit": 30}), inputs) == 30
+  assert setup.evaluation_count(config(**{"data.limit": 9999}), inputs) == 445
+  images = setup.calibration_batches(config(**{"calibration.batch_size": 10}), inputs)
+  assert [batch.shape for batch in images] == [(10, 8, 8, 1), (6, 8, 8, 1)]
+  batches, count = setup.evaluation_batches(config(batch_size=100), inputs)
+  assert count == 445
+  assert [int(batch.mask.sum()) for batch in batches] == [100, 100, 100, 100, 45]
+  # A batch is not padded beyond all there is.
+  batches, _ = setup.evaluation_batches(config(batch_size=10**6), inputs)
+  assert [batch.images.shape for batch in batches] == [(445, 8, 8, 1)]
+
+
+def test_all_that_is_missing_is_one_message(tmp_path):
+  missing = config(
+    weights="/no/weights",
+    recipe="/no/recipe.json",
+    **{"data.name": "folder", "data.root": "/no/images", "calibration.name": "imagenet"},
+    **{"calibration.root": str(tmp_path)},
+  )
+  with pytest.raises(ValueError) as error:
+    setup.prepare(missing)
+  names = [line.partition(": ")[0] for line in str(error.value).split("\n")]
+  assert names == [
+    "config.data",
+    "config.calibration",
+    "config.weights",
+    "config.recipe",
+    "to try the pipeline with neither",
+  ]

@@ -1,0 +1,147 @@
+"""Checkpoints: exact round trips, half-written steps, clear refusals."""
+
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flexiq_jax.runs.checkpoint import Checkpoints, pack, unpack
+
+
+def _tree():
+  params = {"conv": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3, jnp.bfloat16)}}
+  return {
+    "params": params,
+    "optimizer": optax.sgd(0.1, momentum=0.9).init(params),
+    "codes": np.arange(-4, 4, dtype=np.int8),
+    "offset": np.array([2**40], np.int64),
+    "empty": jnp.zeros((0, 3)),
+    "key": jax.random.key(7),
+    "generation": 3,
+  }
+
+
+def _blank(tree):
+  """The same structure with other values, so that a restore which reads nothing is noticed."""
+
+  def blank(leaf):
+    if isinstance(leaf, int):
+      return 0
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.key(0)
+    return leaf * 0
+
+  return jax.tree.map(blank, tree)
+
+
+def _assert_same(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert type(a) is type(b)
+    if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+      a, b = jax.random.key_data(a), jax.random.key_data(b)
+    assert np.asarray(a).dtype == np.asarray(b).dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_round_trip_is_exact_in_a_new_process_view(tmp_path):
+  tree, metadata = _tree(), {"log": [1, 2.5, None, "text"], "rate": 0.1}
+  with Checkpoints(tmp_path / "deep" / "folder") as checkpoints:
+    checkpoints.save(5, tree, metadata)
+  with Checkpoints(tmp_path / "deep" / "folder") as checkpoints:
+    restored = checkpoints.restore_latest(_blank(tree))
+  assert restored is not None and restored.step == 5 and restored.metadata == metadata
+  _assert_same(restored.tree, tree)
+
+
+def test_packed_trees_come_back_exactly():
+  tree, metadata = _tree(), {"log": [1, 2.5, None, "text"], "rate": 0.1}
+  got, told = unpack(_blank(tree), pack(tree, metadata))
+  _assert_same(got, tree)
+  assert told == metadata
+
+
+def test_an_abstract_template_gives_jax_arrays(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(0, {"a": np.arange(3.0, dtype=np.float32)})
+    restored = checkpoints.restore_latest({"a": jax.ShapeDtypeStruct((3,), jnp.float32)})
+  assert isinstance(restored.tree["a"], jax.Array)
+  np.testing.assert_array_equal(restored.tree["a"], np.arange(3.0))
+
+
+def test_keeps_the_newest_and_restores_the_latest(tmp_path):
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.restore_latest({"a": 0}) is None
+    for step in (1, 2, 3):
+      checkpoints.save(step, {"a": step * 10}, {"step": step})
+    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.restore_latest({"a": 0}) == (3, {"a": 30}, {"step": 3})
+
+
+@pytest.mark.parametrize("lost", ["_CHECKPOINT_METADATA", "tree", "metadata", "everything"])
+def test_half_written_steps_are_ignored_and_survive_the_next_save(tmp_path, lost):
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(1, {"a": 10})
+  half = tmp_path / "2"
+  if lost == "everything":
+    half.mkdir()
+  else:
+    shutil.copytree(tmp_path / "1", half)
+    (shutil.rmtree if (half / lost).is_dir() else os.remove)(half / lost)
+  (tmp_path / "9.orbax-checkpoint-tmp").mkdir()
+
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.steps() == [1]
+    assert checkpoints.restore_latest({"a": 0}).tree == {"a": 10}
+    checkpoints.save(2, {"a": 20})
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.restore_latest({"a": 0}).tree == {"a": 20}
+  assert (tmp_path / "2.incomplete-0").is_dir()
+
+
+def test_a_damaged_step_is_named(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(4, {"a": np.arange(1000.0)})
+    for file in (tmp_path / "4" / "tree").rglob("*"):
+      if file.is_file() and file.parent.name == "d":
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"4 cannot be read; remove it"):
+      checkpoints.restore_latest({"a": np.zeros(1000)})
+
+
+@pytest.mark.parametrize(
+  ("template", "message"),
+  [
+    ({"a": np.zeros(3, np.float32)}, r"'a' as float32 \[2\], the template as float32 \[3\]"),
+    ({"a": np.zeros(2, np.int32)}, r"'a' as float32 \[2\], the template as int32 \[2\]"),
+    ({"b": np.zeros(2, np.float32)}, r"lacks 'b', which the template has"),
+    ({}, r"has 'a', which the template lacks"),
+  ],
+)
+def test_a_wrong_template_is_refused(tmp_path, template, message):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(0, {"a": np.zeros(2, np.float32)})
+    with pytest.raises(ValueError, match=message):
+      checkpoints.restore_latest(template)
+
+
+def test_wrong_use_is_refused(tmp_path):
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(ValueError, match="is a file"):
+    Checkpoints(tmp_path / "file")
+  with pytest.raises(ValueError, match="keep is 0"):
+    Checkpoints(tmp_path, keep=0)
+  with Checkpoints(tmp_path / "c") as checkpoints:
+    checkpoints.save(3, {"a": 1})
+    with pytest.raises(ValueError, match="step 3 cannot be saved"):
+      checkpoints.save(3, {"a": 1})
+    with pytest.raises(ValueError, match="leaf 'a' is str"):
+      checkpoints.save(4, {"a": "text"})
+    with pytest.raises(ValueError, match="two leaves of the tree have the path 'a/b'"):
+      checkpoints.save(4, {"a/b": 1, "a": {"b": 2}})
+    checkpoints.save(2, {"a": 2})  # an earlier step is saved too, never skipped silently
+    assert checkpoints.steps() == [2, 3]

@@ -81,8 +81,9 @@ def main(argv: list[str]) -> None:
         return
       if not _WORKDIR.value:
         print(f"workdir: {folder}", flush=True)
+      workdir.about = setup.provenance(config)
       command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-      path = experiment.run(config, inputs, workdir, command)
+      path = experiment.run(inputs, workdir, command)
       print(f"report: {path}")
 
 

@@ -67,7 +67,7 @@ def pretrained(name: str, images: int | None = None) -> Loaded:
   apply, _ = models.functional(inputs.module)
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
   network = Network(apply, inputs.params, x)
-  batches = setup.calibration_batches(config, inputs)
+  batches = [batch.images[batch.mask] for batch in inputs.calibration_batches()]
   settings = inputs.settings
   return _loaded(network, batches, inputs.selectable, settings.ranges, settings.groups, True)
 

@@ -22,10 +22,10 @@ def get_config(arg=None):
   options = common.parse_arg(arg, of="resnet20_cifar10", runlocal=False)
   module = importlib.import_module(f"configs.{options.of}")
   config = module.get_config("runlocal" if options.runlocal else None)
-  config.experiment = "ablation"
+  config.experiment = "table"
+  config.table = config_dict.create(job="ablation", seeds=(0, 1, 2))
   config.name = f"ablation_{options.of}" + ("_runlocal" if options.runlocal else "")
   config.ablation = config_dict.create(
-    seeds=(0, 1, 2),
     methods=(
       *("random_naive", "random_range", "random_mse", "random"),
       *("greedy", "evolution", "gram", "gram_dynamic"),
@@ -38,7 +38,8 @@ def get_config(arg=None):
   if config.data.name == "folder":  # 1,000 training photographs in all
     config.ablation.held_out = 384
   if options.runlocal:
-    config.ablation.update(seeds=(0, 1), ratios=(0.5,), random_ratios=(0.5,), held_out=64)
+    config.table.seeds = (0, 1)
+    config.ablation.update(ratios=(0.5,), random_ratios=(0.5,), held_out=64)
     config.search.generations = 2
     config.search.population = 8
   return config

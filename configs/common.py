@@ -4,9 +4,16 @@ A config describes one run. Every field can be overridden, as `--config.groups.g
 may use environment variables (`$FLEXIQ_DATA/...`), and `weights` may use `{model}`.
 """
 
+import dataclasses
 import importlib
+from typing import Any
 
 from ml_collections import config_dict
+
+from flexiq_jax.quant.calibration import RangeSettings
+from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.search.settings import SearchSettings
+from flexiq_jax.training.settings import TrainSettings
 
 # Further rows that show what each part of the method contributes (see experiments/curve.py).
 VARIANTS = ("naive", "range", "per_output", "uncorrected", "dynamic")
@@ -43,8 +50,13 @@ def parse_arg(arg: str | None, **defaults):
   return options
 
 
-def flexiq(name: str, model: str) -> config_dict.ConfigDict:
-  """The fields of the experiment `flexiq`, with their defaults.
+def settings(value: Any) -> config_dict.ConfigDict:
+  """The fields of a settings dataclass, which says what they mean, with their values."""
+  return config_dict.ConfigDict(dataclasses.asdict(value))
+
+
+def defaults(name: str, model: str) -> config_dict.ConfigDict:
+  """The fields of the experiment `curve`, with their defaults.
 
   Args:
     name: of the config, for the default workdir.
@@ -52,7 +64,7 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   """
   config = config_dict.ConfigDict()
   config.name = name
-  config.experiment = "flexiq"
+  config.experiment = "curve"
   config.seed = 0
 
   config.model = model
@@ -80,19 +92,8 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
     std=config_dict.placeholder(tuple),
   )
 
-  config.ranges = config_dict.create(
-    activation="joint", weight="mse", percentile=99.99, unsigned=True
-  )
-  config.groups = config_dict.create(
-    group_size=4,
-    shift_block=0,
-    activation_shift="mse",
-    weight_shift="mse",
-    weight_shift_per="group",
-    sort=True,
-    bias_correction=True,
-    whole_heads=False,  # True: an order of heads behind attention, free when deployed
-  )
+  config.ranges = settings(RangeSettings())
+  config.groups = settings(LowSettings())
   config.dynamic = False
   # Layers that stay 8-bit: first and last, depthwise, and these regular expressions.
   config.keep8 = ()
@@ -100,34 +101,7 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   config.select_depthwise = False
 
   config.score = "exact"
-  # How the order of the channel groups is found: see flexiq_jax/search/settings.py.
-  config.search = config_dict.create(
-    method="gram",
-    levels=(0.25, 0.5, 0.75),
-    distance="l2",
-    images=0,
-    memory=4.0,
-    block=64,
-    max_minutes=0.0,
-    max_forwards=0.0,
-    effects="probes",
-    probes=4,
-    rounds=1,
-    candidates=6,
-    max_groups=4096,
-    polish=0,
-    mode="progressive",
-    generations=30,
-    patience=0,
-    halving=False,
-    population=32,
-    elites=4,
-    tournament=3,
-    layer_rate=0.1,
-    swap_share=0.05,
-    noise=0.5,
-    checkpoint_every=5,
-  )
+  config.search = settings(SearchSettings())
   # Orders of other methods that get rows, too: greedy, gram, evolution.
   config.compare = ("greedy",)
   config.ratios = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -135,17 +109,8 @@ def flexiq(name: str, model: str) -> config_dict.ConfigDict:
   # Further rows of the greedy order; see experiments/curve.py for their names.
   config.variants = ()
 
-  config.train = config_dict.create(
-    epochs=164,
-    batch_size=128,
-    learning_rate=0.1,
-    warmup=5.0,
-    weight_decay=1e-4,
-    optimizer="sgd",
-    label_smoothing=0.0,
-    augmentation="crop_flip",
-    checkpoint_every=1,
-  )
+  config.train = settings(TrainSettings())
+  del config.train.seed  # the run's
   return config
 
 
@@ -159,7 +124,7 @@ def cifar10(name: str, model: str, weights: str, arg: str | None) -> config_dict
     arg: `runlocal` needs no data and takes seconds.
   """
   options = parse_arg(arg, runlocal=False)
-  config = flexiq(name, model)
+  config = defaults(name, model)
   config.weights = weights
   config.data.name = config.calibration.name = "cifar10"
   config.data.root = config.calibration.root = "$FLEXIQ_DATA/cifar10"
@@ -260,7 +225,7 @@ def imagenet(name: str, model: str, weights: str, arg: str | None) -> config_dic
       (labelled photographs in $FLEXIQ_DATA instead of ImageNet).
   """
   options = parse_arg(arg, runlocal=False, folder=False)
-  config = flexiq(name, model)
+  config = defaults(name, model)
   config.weights = weights
   config.batch_size = 50
   config.calibration.batch_size = 32

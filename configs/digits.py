@@ -14,7 +14,7 @@ from configs import common
 def get_config(arg=None):
   """Returns the config; the argument `runlocal` makes it a few seconds long."""
   options = common.parse_arg(arg, runlocal=False)
-  config = common.flexiq("digits", "resnet8")
+  config = common.defaults("digits", "resnet8")
   config.weights = "train"
   config.data.name = config.calibration.name = "digits"
   config.train.update(

@@ -4,9 +4,16 @@
 |---|---|
 | `describe(config)` | text for `--dry_run`; reads and writes nothing |
 | `prepare(config)` | checks everything and opens what the job reads; writes nothing |
-| `run(config, inputs, workdir, command)` | the job; returns the report's path |
+| `run(inputs, workdir, command)` | the job; returns the report's path |
+| `collect(inputs, runs, workdir, command, seconds)` | for `table`: their joint report |
 """
 
-from experiments import ablation, compare, curve, deploy
+from experiments import ablation, compare, curve, deploy, table
 
-EXPERIMENTS = {"flexiq": curve, "ablation": ablation, "compare": compare, "deploy": deploy}
+EXPERIMENTS = {
+  "curve": curve,
+  "ablation": ablation,
+  "compare": compare,
+  "deploy": deploy,
+  "table": table,
+}

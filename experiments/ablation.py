@@ -1,6 +1,7 @@
-"""What each part of the method is worth: the rows of FlexiQ's Table 7, over several seeds.
+"""What each part of the method is worth: the rows of FlexiQ's Table 7.
 
-A seed draws calibration images, random orders and searches anew. Every row is evaluated on the test
+A seed draws calibration images, random orders and searches anew; configs/ablation.py makes a table
+over several. Every row is evaluated on the test
 images, on training images that no calibration used (held out), and on the search images.
 
 | method | what it adds to the row above |
@@ -29,15 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import curve as base_experiment
+from experiments import curve
 from experiments.shared import reporting, setup
-from experiments.shared.checks import field
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
-from flexiq_jax import data, evaluation, orders
+from flexiq_jax import evaluation, orders
 from flexiq_jax.adaptive import AdaptiveModel
-from flexiq_jax.calibrated import Calibrated
-from flexiq_jax.quant.grouping import LowSettings
 from flexiq_jax.runs import distributed, plots, report, runtime, tables
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search.fitness import DISTANCES
@@ -64,13 +62,13 @@ _GROUPS: dict[str, dict[str, Any]] = {
 def describe(config) -> str:
   """The layer table of a config's model, without weights or data."""
   _check(config)
-  return base_experiment.describe(config)
+  return curve.describe(config)
 
 
 def prepare(config) -> setup.Inputs:
   """Checks a config and opens weights and data; nothing is written."""
   _check(config)
-  inputs = base_experiment.prepare(config)
+  inputs = curve.prepare(config)
   used, there = config.calibration.images, len(inputs.calibration)
   if not 0 < config.ablation.held_out <= there - used:
     raise ValueError(
@@ -82,126 +80,98 @@ def prepare(config) -> setup.Inputs:
   return inputs
 
 
-def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
-  """Runs the ablation; arguments and result as `experiments.curve.run`."""
-  started = time.monotonic()
+def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+  """Runs the ablation at one seed; arguments and result as `experiments.curve.run`."""
+  started, config = time.monotonic(), inputs.config
   workdir.event("start", command=command, **runtime.describe())
-  network = base_experiment.network_of(config, inputs)
-  Rows(config, inputs, workdir).add("float", None, None, network.float, avg_bits=32.0)
-  for seed in config.ablation.seeds:
-    _Seed(config, inputs, workdir, network, seed).run()
+  stages = Stages(inputs, workdir)
+  network = stages.network
+  Rows(inputs, workdir).add("float", None, None, network.float, avg_bits=32.0)
+  rows = _Rows(stages)
+  rows.add("int8", None, lambda x: network.uniform(stages.calibrated.base, x), avg_bits=8.0)
+  found, part = _searched(stages), config.ablation
+  for name in part.methods:
+    if name.startswith("random"):
+      groups = dataclasses.replace(inputs.settings.groups, **_GROUPS.get(name, {}))
+      grouped = stages.calibrated.group(inputs.selectable, groups)
+      model = grouped.ordered(orders.random(grouped.space, config.seed))
+    else:
+      model = found[name.removesuffix("_dynamic")]
+      model = dataclasses.replace(model, dynamic=name.endswith("_dynamic"))
+    cost = _cost(workdir, name) if name in ("gram", "evolution") else {}
+    for ratio in part.random_ratios if name.startswith("random") else part.ratios:
+      share = model.schedule.mac_share(ratio)
+      rows.add(
+        *(name, ratio, lambda x, m=model, r=ratio: m(x, r)),
+        **{"avg_bits": 8 - 4 * share, "mac_share": share, **cost},
+        channel_share=model.schedule.channel_share(ratio),
+      )
   if not distributed.is_main():
     return workdir.path / "report.md"
   workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
-  path = _report(config, inputs, workdir, command, network, time.monotonic() - started)
-  report.print_results(workdir.rows(), title=f"ablation, {reporting.title(config)}")
+  path = collect(inputs, [workdir], workdir, command, time.monotonic() - started)
   workdir.finish()
   return path
 
 
-class _Seed:
-  """All rows of one seed."""
+def _searched(stages: Stages) -> dict[str, AdaptiveModel]:
+  """The models whose order is searched, each search at most once."""
+  methods, settings = stages.config.ablation.methods, stages.inputs.settings
+  found = {}
+  for name in ("greedy", "gram", "evolution"):  # evolution takes what gram took
+    if name in methods or (name == "gram" and {"gram_dynamic", "evolution"} & {*methods}):
+      search = dataclasses.replace(settings.search, method=name)
+      if name == "evolution":
+        most = _cost(stages.workdir, "gram").get("forwards", 0)
+        search = dataclasses.replace(search, max_forwards=most)
+      found[name] = stages.select(Path("recipes") / f"{name}.json", settings.groups, search)
+  return found
 
-  def __init__(self, config, inputs, workdir: Workdir, network, seed: int):
-    self._config = config.copy_and_resolve_references()
-    self._config.seed = seed
-    self._inputs, self._workdir, self._network, self._seed = inputs, workdir, network, seed
-    self._folder = workdir.path / f"seed{seed}"
-    self._folder.mkdir(exist_ok=True)
-    self._stages = Stages(config=self._config, inputs=inputs, workdir=Workdir(self._folder))
 
-  def run(self) -> None:
-    methods = self._config.ablation.methods
-    settings = self._inputs.settings
-    calibrated = self._stages.calibrate(self._network)
-    self._images = np.concatenate([*calibrated.batches])
-    self._held_out = self._draw_held_out()
-    self._row("int8", None, lambda x: self._network.uniform(calibrated.base, x), avg_bits=8.0)
+def _cost(workdir: Workdir, method: str) -> dict[str, float]:
+  """What a search took, from its event in the main process's workdir."""
+  events = [e for e in workdir.events("selected") if e["recipe"] == method and "forwards" in e]
+  last = events[-1] if events else {}
+  return distributed.agree({n: last[n] for n in ("forwards", "seconds") if n in last})
 
-    def select(method):
-      search = dataclasses.replace(settings.search, method=method)
-      if method == "evolution":
-        search = dataclasses.replace(search, max_forwards=self._searched("gram").get("forwards", 0))
-      path = Path("recipes") / f"{method}.json"
-      return self._stages.select(path, calibrated, settings.groups, search)
 
-    found = {}
-    for name in ("greedy", "gram", "evolution"):  # evolution takes what gram took
-      if name in methods or (name == "gram" and {"gram_dynamic", "evolution"} & {*methods}):
-        found[name] = select(name)
-    for name in methods:
-      if name.startswith("random"):
-        groups = dataclasses.replace(settings.groups, **_GROUPS.get(name, {}))
-        model = self._random(calibrated, groups)
-        ratios = self._config.ablation.random_ratios
-      else:
-        model = found[name.removesuffix("_dynamic")]
-        model = dataclasses.replace(model, dynamic=name.endswith("_dynamic"))
-        ratios = self._config.ablation.ratios
-      cost = self._searched(name) if name in ("gram", "evolution") else {}
-      for ratio in ratios:
-        share = model.schedule.mac_share(ratio)
-        self._row(
-          *(name, ratio, lambda x, m=model, r=ratio: m(x, r)),
-          **{"avg_bits": 8 - 4 * share, "mac_share": share, **cost},
-          channel_share=model.schedule.channel_share(ratio),
-        )
+class _Rows:
+  """Adds rows that are evaluated on test images, held-out images and the search's own."""
 
-  def _random(self, calibrated: Calibrated, settings: LowSettings) -> AdaptiveModel:
-    """The groups of some settings in random order."""
-    grouped = calibrated.group(self._inputs.selectable, settings)
-    return grouped.ordered(orders.random(grouped.space, self._seed))
+  def __init__(self, stages: Stages):
+    self._config, self._inputs, self._workdir = stages.config, stages.inputs, stages.workdir
+    self._images = np.concatenate([*stages.calibrated.batches])
+    self._held_out = stages.inputs.held_out_batch(stages.config.ablation.held_out)
 
-  def _searched(self, method: str) -> dict[str, float]:
-    """What a search took, from its event in the main process's workdir."""
-    return distributed.agree(self._event(method))
-
-  def _event(self, method: str) -> dict[str, float]:
-    for event in reversed(self._stages.workdir.events("selected")):
-      if event["recipe"] == method and "forwards" in event:
-        return {"forwards": event["forwards"], "seconds": event["seconds"]}
-    return {}
-
-  def _draw_held_out(self) -> data.Batch:
-    """Training images that calibrated nothing, at this seed."""
-    config, source = self._config, self._inputs.calibration
-    used = data.calibration_indices(source, config.calibration.images, config.seed)
-    left = np.setdiff1d(np.arange(len(source)), used)
-    drawn = np.random.default_rng(config.seed).permutation(left)[: config.ablation.held_out]
-    with field("config.calibration", config.calibration):
-      batches = [
-        *data.batches(source, self._inputs.settings.preprocess, len(drawn), indices=np.sort(drawn))
-      ]
-    return batches[0]
-
-  def _row(self, method, ratio, predict, **columns) -> None:
-    """Evaluates a row on all three sets of images, and its gain above greedy."""
-    if not distributed.is_main() or self._workdir.has(method, ratio, self._seed):
+  def add(self, method, ratio, predict, **columns) -> None:
+    """Evaluates a row, and its gain above greedy."""
+    if not distributed.is_main() or self._workdir.has(method, ratio, self._config.seed):
       return
-    label = f"seed {self._seed}, {method}" + ("" if ratio is None else f" at {100 * ratio:g} %")
-    with setup.shown_batches(self._config, self._inputs, label) as batches:
+    label = method if ratio is None else f"{method} at {100 * ratio:g} %"
+    with self._inputs.shown_batches(label) as batches:
       right = evaluation.correct(predict, batches)
-    folder = self._folder / "correct"
-    folder.mkdir(exist_ok=True)
-    np.save(_correct(self._folder, method, ratio), right)
-    if method != "greedy" and (found := _gain([self._folder], method, ratio)):
+    path = _correct(self._workdir.path, method, ratio)
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, right)
+    if method != "greedy" and (found := _gain([self._workdir.path], method, ratio)):
       columns["gain"], columns["gain_error"], _ = found
     sets = {"distance": self._images, "distance_held_out": self._held_out.images}
     for column, images in sets.items():
       z = self._logits(predict, images)
       if ratio is None:  # the 8-bit model, which comes first
-        np.save(folder / f"{column}.npy", z)
+        np.save(path.parent / f"{column}.npy", z)
       else:
         distance = DISTANCES[self._config.search.distance]
-        columns[column] = np.mean(distance(z, np.load(folder / f"{column}.npy")), dtype=np.float64)
+        z8 = np.load(path.parent / f"{column}.npy")
+        columns[column] = np.mean(distance(z, z8), dtype=np.float64)
       if images is self._held_out.images:
         columns["held_out"] = 100 * (z.argmax(axis=1) == self._held_out.labels).mean()
     top1 = 100 * right.mean()
-    self._workdir.row(method, ratio, self._seed, top1=top1, images=len(right), **columns)
+    self._workdir.row(method, ratio, self._config.seed, top1=top1, images=len(right), **columns)
 
   def _logits(self, predict, images) -> np.ndarray:
     """Logits `[n, K]`, in batches of the evaluation's size, so that nothing compiles anew."""
-    size = min(self._config.batch_size, setup.evaluation_count(self._config, self._inputs))
+    size = min(self._config.batch_size, self._inputs.evaluated)
     rows = np.arange(-(-len(images) // size) * size) % len(images)
     parts = [np.asarray(predict(images[rows[i : i + size]])) for i in range(0, len(rows), size)]
     return np.concatenate(parts)[: len(images)]
@@ -218,7 +188,7 @@ def _gain(
   """Top-1 above greedy's on the same images, in points, and its paired standard error.
 
   Args:
-    folders: of the seeds; an image counts with its mean over them, so that the error is one of
+    folders: of the runs; an image counts with its mean over them, so that the error is one of
       images: all seeds see the same ones.
     method: of the row.
     ratio: of the row.
@@ -235,9 +205,8 @@ def _gain(
   return 100 * gain.mean(), 100 * error, len(both)
 
 
-def _gains(config, workdir: Path) -> str:
-  """The table of gains over greedy, paired over images, the mean of all seeds."""
-  folders = [workdir / f"seed{seed}" for seed in config.ablation.seeds]
+def _gains(config, folders: Sequence[Path]) -> str:
+  """The table of gains over greedy, paired over images, the mean of all runs."""
   cells = []
   ratios = sorted({*config.ablation.ratios, *config.ablation.random_ratios})
   for method, ratio in itertools.product(config.ablation.methods, ratios):
@@ -256,15 +225,31 @@ def _check(config) -> None:
   for name in part.methods:
     if name not in METHODS:
       raise ValueError(f"config.ablation.methods: {name!r} is not one of {', '.join(METHODS)}")
-  if not part.seeds or any(not isinstance(s, int) or s < 0 for s in part.seeds):
-    raise ValueError(f"config.ablation.seeds: {part.seeds}; integers from 0 are accepted")
   for name in ("ratios", "random_ratios"):
     if any(not 0 < ratio <= 1 for ratio in part[name]):
       raise ValueError(f"config.ablation.{name}: {part[name]}; numbers in 0..1, above 0")
 
 
-def _report(config, inputs, workdir, command, network, seconds) -> Path:
-  rows = workdir.rows()
+def collect(
+  inputs: setup.Inputs,
+  runs: Sequence[Workdir],
+  workdir: Workdir,
+  command: str,
+  seconds: float,
+) -> Path:
+  """Writes the report of one run or of several seeds.
+
+  Args:
+    inputs: from `prepare`.
+    runs: their workdirs, with all rows.
+    workdir: where the report goes, with all rows.
+    command: the command line.
+    seconds: what this start took.
+
+  Returns:
+    The report's path.
+  """
+  config, rows = inputs.config, workdir.rows()
   joined = tables.aggregate(rows)
   header = ["method", "4-bit ratio", "4-bit MACs (%)", "top-1 (%)", "gain over greedy", "held out"]
   header += ["distance", "held out distance", "forwards", "seconds"]
@@ -292,23 +277,24 @@ def _report(config, inputs, workdir, command, network, seconds) -> Path:
     title=f"Ablation, {reporting.title(config)}",
     references=references,
   )
+  report.print_results(rows, title=f"ablation, {reporting.title(config)}")
   return report.write(
     workdir.path,
     title=f"Ablation, {reporting.title(config)}",
     summary={
       "model": config.model,
-      "evaluation images": setup.evaluation_count(config, inputs),
+      "evaluation images": inputs.evaluated,
       "held-out training images": config.ablation.held_out,
       "calibration and search images": config.calibration.images,
-      "seeds": len(config.ablation.seeds),
+      "seeds": len(runs),
       "wall time": runtime.duration(seconds),
     },
     rows=rows,
-    layers=reporting.layer_rows(network.layers, inputs.selectable, config.groups.group_size),
+    layers=reporting.layer_rows(inputs.layers, inputs.selectable, config.groups.group_size),
     plots=[("Top-1 of each part, mean over seeds", picture)],
     notes=[
       "Mean ± standard deviation over seeds. Gain: top-1 above `greedy` on the same images.",
     ],
     command=command,
-    sections=[("Parts", table), ("Gain over greedy", _gains(config, workdir.path))],
+    sections=[("Parts", table), ("Gain over greedy", _gains(config, [run.path for run in runs]))],
   )

@@ -59,9 +59,9 @@ def prepare(config) -> setup.Inputs:
   return base_experiment.prepare(config)
 
 
-def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Runs the comparison; arguments and result as `experiments.curve.run`."""
-  started = time.monotonic()
+  started, config = time.monotonic(), inputs.config
   workdir.event("start", command=command, **runtime.describe())
   model = Model(config, inputs)
   _float_row(model, workdir)
@@ -107,7 +107,7 @@ class _Seed:
   def _measured(self) -> Measured:
     """What this seed draws and calibrates, once for all sections."""
     model, inputs = self._model, self._model.inputs
-    calibrated = self._stages.calibrate(model.network)
+    calibrated = self._stages.calibrated
     images = np.concatenate([*calibrated.batches])
     return Measured(
       calibrated=calibrated,

@@ -23,16 +23,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from experiments.shared import reporting, setup
 from experiments.shared.checks import field
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
-from flexiq_jax import models, orders
+from flexiq_jax import orders
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
-from flexiq_jax.network import Network
 from flexiq_jax.orders import recipe as recipes
 from flexiq_jax.runs import distributed, report, runtime
 from flexiq_jax.runs.workdir import Workdir
@@ -67,10 +63,10 @@ class _Methods:
 
 def describe(config) -> str:
   """The layer table of a config's model, without weights or data."""
-  plan = setup.plan(config)
+  described = setup.describe(config)
   _check(config)
-  rows = reporting.layer_rows(plan.layers, plan.selectable, config.groups.group_size)
-  notes = [f"not a layer: {s.param}: {s.reason}" for s in plan.skipped]
+  rows = reporting.layer_rows(described.layers, described.selectable, config.groups.group_size)
+  notes = [f"not a layer: {s.param}: {s.reason}" for s in described.skipped]
   return "\n".join([report.layer_table(rows), *notes])
 
 
@@ -84,11 +80,10 @@ def prepare(config) -> setup.Inputs:
   return setup.prepare(config)
 
 
-def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Runs the experiment.
 
   Args:
-    config: the config.
     inputs: from `prepare`.
     workdir: of the run.
     command: the command line, for the report.
@@ -96,14 +91,13 @@ def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   Returns:
     The report's path.
   """
-  started = time.monotonic()
+  started, config = time.monotonic(), inputs.config
   workdir.event("start", command=command, **runtime.describe())
-  stages = Stages(config=config, inputs=inputs, workdir=workdir)
-  network = network_of(config, inputs, stages)
-  methods = _from_recipe(config, inputs, network, workdir.path) if inputs.recipe else None
-  methods = methods or _calibrated(config, inputs, network, stages)
+  stages = Stages(inputs, workdir)
+  network = stages.network
+  methods = _from_recipe(stages) if inputs.recipe else _calibrated(stages)
 
-  rows = Rows(config, inputs, workdir)
+  rows = Rows(inputs, workdir)
   rows.add("float", None, config.seed, network.float, avg_bits=32.0)
   for method, (bits, model) in methods.uniform.items():
     rows.add(
@@ -125,7 +119,6 @@ def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
 
   workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
   path = reporting.write(
-    config,
     inputs,
     workdir,
     command,
@@ -156,25 +149,13 @@ def _check(config) -> None:
       raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0")
 
 
-def network_of(config, inputs: setup.Inputs, stages: Stages | None = None) -> Network:
-  """The float model; where the config says so it is trained, which is a stage."""
-  module, params = inputs.module, inputs.params
-  apply, _ = models.functional(module)
-  if params is None:
-    module = setup.build(config, inputs.settings)
-    if stages and config.weights == "train":
-      stages.train(module)
-    apply, params = models.functional(module)
-  return Network(apply, params, jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32))
-
-
-def _from_recipe(config, inputs: setup.Inputs, network, folder: Path) -> _Methods:
+def _from_recipe(stages: Stages) -> _Methods:
   """The model of the recipe that the config names; a copy of the recipe goes to the workdir."""
-  recipe = inputs.recipe
+  recipe = stages.inputs.recipe
   assert recipe is not None
   with field("config.recipe"):
-    model = from_recipe(network, recipe, config.dynamic)
-  recipes.save(folder / "recipe.json", recipe)
+    model = from_recipe(stages.network, recipe, stages.config.dynamic)
+  recipes.save(stages.workdir.path / "recipe.json", recipe)
   base = {name: dataclasses.replace(q, low=None) for name, q in model.model.items()}
   return _Methods(
     uniform={"uniform_int8": (8, base)},
@@ -182,15 +163,14 @@ def _from_recipe(config, inputs: setup.Inputs, network, folder: Path) -> _Method
   )
 
 
-def _calibrated(config, inputs: setup.Inputs, network, stages: Stages) -> _Methods:
+def _calibrated(stages: Stages) -> _Methods:
   """Calibrates and selects, with the config's settings and with those of its variants."""
+  config, inputs, calibrated = stages.config, stages.inputs, stages.calibrated
   settings, seed = inputs.settings, config.seed
-  calibrated = stages.calibrate(network)
-  kept = [layer.name for layer in network.layers if layer.name not in inputs.selectable]
+  kept = [layer.name for layer in inputs.layers if layer.name not in inputs.selectable]
 
   def select(path, groups, method):
-    search = dataclasses.replace(settings.search, method=method)
-    return stages.select(Path(path), calibrated, groups, search)
+    return stages.select(Path(path), groups, dataclasses.replace(settings.search, method=method))
 
   chosen = settings.search.method
   found = {f"flexiq_{chosen}": (select("recipe.json", settings.groups, chosen), seed)}

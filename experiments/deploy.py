@@ -1,7 +1,7 @@
 """Deploys a recipe: packed weights, an artifact on disk, one executable, and does it still agree?
 
 The recipe comes from `config.recipe` (a finished run's `recipe.json`); without one the run
-calibrates and selects as the experiment `flexiq` does. Both models see the same images:
+calibrates and selects as the experiment `curve` does. Both models see the same images:
 
 | method | what it is |
 |---|---|
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import curve as base_experiment
+from experiments import curve
 from experiments.shared import reporting, setup
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
@@ -44,7 +44,7 @@ from flexiq_jax.runs.workdir import Workdir
 def describe(config) -> str:
   """The layer table of a config's model, without weights or data."""
   _check(config)
-  return base_experiment.describe(config)
+  return curve.describe(config)
 
 
 def prepare(config) -> setup.Inputs:
@@ -56,16 +56,15 @@ def prepare(config) -> setup.Inputs:
     except ValueError as error:
       why = str(error).removeprefix("tuning: ")
       raise ValueError(f"config.deploy.tuning: {why}") from error
-  return base_experiment.prepare(config)
+  return curve.prepare(config)
 
 
-def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
+def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Deploys and compares; arguments and result as `experiments.curve.run`."""
-  started = time.monotonic()
+  started, config = time.monotonic(), inputs.config
   workdir.event("start", command=command, **runtime.describe())
-  stages = Stages(config=config, inputs=inputs, workdir=workdir)
-  network = base_experiment.network_of(config, inputs, stages)
-  model = _model(config, inputs, network, stages)
+  stages = Stages(inputs, workdir)
+  model = _model(stages)
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
   folder = workdir.path / "artifact"
   shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
@@ -74,34 +73,33 @@ def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   # What is measured is what the disk says; the float weights are not needed for it.
   apply, shapes = models.functional(inputs.module)
   deployed = artifact.load(folder, apply, shapes, x)
-  size = min(config.batch_size, setup.evaluation_count(config, inputs))
+  size = min(config.batch_size, inputs.evaluated)
   if config.deploy.tune:
     batch = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
     shapes = sorted(set(deploy.products(deployed, batch).values()))
     tuning.autotune(shapes, config.deploy.tuning, progress=lambda line: print(line, flush=True))
   runner = deploy.Runner(deployed, sizes=(size,), tuning=config.deploy.tuning or None)
-  rows = Rows(config, inputs, workdir)
-  rows.add("float", None, config.seed, network.float, avg_bits=32.0)
+  rows = Rows(inputs, workdir)
+  rows.add("float", None, config.seed, stages.network.float, avg_bits=32.0)
   nudged = _rounded(model)
   for ratio in inputs.settings.ratios:
-    _compare(config, inputs, workdir, rows, model, runner, nudged, ratio)
+    _compare(inputs, workdir, rows, model, runner, nudged, ratio)
   switches = switch_cost(runner, inputs.settings.ratios, config.deploy.switches)
   switches["traces"] = runner.traces
   workdir.event("switched", **switches)
   seconds = time.monotonic() - started
-  path = _report(config, inputs, workdir, command, model, deployed, switches, seconds)
+  path = _report(inputs, workdir, command, model, deployed, switches, seconds)
   report.print_results(workdir.rows(), title=f"deployed, {reporting.title(config)}")
   workdir.finish()
   return path
 
 
-def _model(config, inputs: setup.Inputs, network, stages: Stages) -> AdaptiveModel:
-  """The FlexiQ model of the config's recipe, or of one that is found here."""
-  if inputs.recipe:
-    return from_recipe(network, inputs.recipe, config.dynamic)
-  calibrated = stages.calibrate(network)
-  settings = inputs.settings
-  return stages.select(Path("recipe.json"), calibrated, settings.groups, settings.search)
+def _model(stages: Stages) -> AdaptiveModel:
+  """The model of the config's recipe, or of one that is found here."""
+  if recipe := stages.inputs.recipe:
+    return from_recipe(stages.network, recipe, stages.config.dynamic)
+  settings = stages.inputs.settings
+  return stages.select(Path("recipe.json"), settings.groups, settings.search)
 
 
 def _rounded(model: AdaptiveModel):
@@ -117,9 +115,9 @@ def _rounded(model: AdaptiveModel):
   return lambda x, ratio: run(model.model, model.schedule.masks(ratio), params, x)
 
 
-def _compare(config, inputs, workdir, rows: Rows, model, runner, nudged, ratio: float) -> None:
+def _compare(inputs, workdir, rows: Rows, model, runner, nudged, ratio: float) -> None:
   """The rows of one ratio; the images pass all models at once."""
-  share, seed = model.schedule.mac_share(ratio), config.seed
+  share, seed = model.schedule.mac_share(ratio), inputs.config.seed
   columns = {
     "avg_bits": 8 - 4 * share,
     "mac_share": share,
@@ -144,7 +142,7 @@ def _compare(config, inputs, workdir, rows: Rows, model, runner, nudged, ratio: 
     again = (lambda _, kept=kept: next(kept)) if found[method] else ways[method]
     rows.add(method, ratio, seed, again, **columns)
     if found[method]:
-      count = setup.evaluation_count(config, inputs)  # behind them lies padding
+      count = inputs.evaluated  # behind them lies padding
       a, b = (np.concatenate(found[name])[:count] for name in ("simulated", method))
       differing = int((a.argmax(axis=1) != b.argmax(axis=1)).sum())
       error = float(np.abs(a - b).max() / a.std())
@@ -189,8 +187,8 @@ def _check(config) -> None:
     raise ValueError(f"config.deploy.switches: {part.switches}; 1 or more is accepted")
 
 
-def _report(config, inputs, workdir, command, model, deployed, switches, seconds) -> Path:
-  rows = workdir.rows()
+def _report(inputs, workdir, command, model, deployed, switches, seconds) -> Path:
+  config, rows = inputs.config, workdir.rows()
   space = model.schedule.space
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
   return report.write(
@@ -198,7 +196,7 @@ def _report(config, inputs, workdir, command, model, deployed, switches, seconds
     title=f"Deployed {reporting.title(config)}",
     summary={
       "model": config.model,
-      "evaluation images": setup.evaluation_count(config, inputs),
+      "evaluation images": inputs.evaluated,
       "implementation": _implementations(deployed),
       "tiles": config.deploy.tuning or ("the project's" if tile_files.shipped() else "by rule"),
       "wall time": runtime.duration(seconds),

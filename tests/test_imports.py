@@ -20,7 +20,7 @@ _ORDERS = (*_QUANT, "flexiq_jax.orders", "flexiq_jax.network")
 _MODEL = (*_ORDERS, "flexiq_jax.adaptive", "flexiq_jax.calibrated")
 OURS = {
   "run": ("experiments", "flexiq_jax"),
-  "configs": (),
+  "configs": ("flexiq_jax",),
   "experiments": ("flexiq_jax",),
   "experiments.shared": ("flexiq_jax",),
   "experiments.comparison": ("experiments.shared", "flexiq_jax"),

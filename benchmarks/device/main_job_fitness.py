@@ -12,7 +12,6 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import curve as experiment
 from experiments.shared import setup
 from experiments.shared.stages import Stages
 from flexiq_jax import orders
@@ -28,11 +27,11 @@ def fitness(name: str, argument: str, workdir: pathlib.Path) -> list[float]:
   """Mean distances of masks at a quarter, half and three quarters: the recipe's and random ones."""
   config = importlib.import_module(f"configs.{name}").get_config(argument or None)
   inputs = setup.prepare(config)
-  stages = Stages(config=config, inputs=inputs, workdir=Workdir(workdir))
-  network = experiment.network_of(config, inputs, stages)  # reads the training back
+  stages = Stages(inputs, Workdir(workdir))
+  network = stages.network  # reads the training back
   model = from_recipe(network, recipes.load(workdir / "recipe.json"))
   space = model.schedule.space
-  images = np.concatenate(setup.calibration_batches(config, inputs))
+  images = np.concatenate([b.images[b.mask] for b in inputs.calibration_batches()])
   evaluate = Fitness(network, model.model, space, images, capacity=8)
   schedules = [model.schedule, *(Schedule(space, orders.random(space, s)) for s in range(3))]
   masks = np.stack([one.mask(ratio) for one in schedules for ratio in (0.25, 0.5, 0.75)])

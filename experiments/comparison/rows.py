@@ -184,13 +184,13 @@ class Table:
     """FlexiQ's model in the order of a method; searched once and then read back."""
     if method not in self._flexiq:
       settings = self._model.inputs.settings
-      measured, workdir = self._measured, self._stages.workdir
+      workdir = self._stages.workdir
       search = settings.search
       if method == "flexiq_greedy":
         search = dataclasses.replace(search, method="greedy")
       path = Path("recipes") / f"{search.method}.json"
       begin, done = time.monotonic(), len(workdir.events("selected"))
-      self._flexiq[method] = self._stages.select(path, measured.calibrated, settings.groups, search)
+      self._flexiq[method] = self._stages.select(path, settings.groups, search)
       if selected := workdir.events("selected")[done:]:  # not read back
         workdir.event(
           "measured",

@@ -44,7 +44,6 @@ def weights_note(config) -> str:
 
 
 def write(
-  config,
   inputs: setup.Inputs,
   workdir: Workdir,
   command: str,
@@ -55,8 +54,7 @@ def write(
   """Draws the pictures and writes `report.md`.
 
   Args:
-    config: the config.
-    inputs: what `setup.prepare` made of it.
+    inputs: what `setup.prepare` made of the config.
     workdir: of the run, with all rows.
     command: the command line of the run.
     chosen: the model whose schedule is shown.
@@ -66,8 +64,9 @@ def write(
   Returns:
     The report's path.
   """
+  config = inputs.config
   rows, network, space = workdir.rows(), chosen.network, chosen.schedule.space
-  images = setup.evaluation_count(config, inputs)
+  images = inputs.evaluated
   heading = f"{title(config)}, {images} images"
   kept = [layer.name for layer in network.layers if layer.name not in space.names]
   notes = [

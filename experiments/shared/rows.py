@@ -16,15 +16,14 @@ class Rows:
   Of several processes the main one evaluates.
   """
 
-  def __init__(self, config, inputs: setup.Inputs, workdir: Workdir):
+  def __init__(self, inputs: setup.Inputs, workdir: Workdir):
     """Keeps what every row needs.
 
     Args:
-      config: the config.
-      inputs: what `setup.prepare` made of it.
+      inputs: what `setup.prepare` made of the config.
       workdir: of the run.
     """
-    self._config, self._inputs, self._workdir = config, inputs, workdir
+    self._inputs, self._workdir = inputs, workdir
 
   def add(
     self,
@@ -46,7 +45,7 @@ class Rows:
     if not distributed.is_main() or self._workdir.has(method, ratio, seed):
       return
     label = method if ratio is None else f"{method} at {100 * ratio:g} %"
-    with setup.shown_batches(self._config, self._inputs, label) as batches:
+    with self._inputs.shown_batches(label) as batches:
       try:
         top1, images = evaluation.top1(predict, batches)
       except ValueError as error:

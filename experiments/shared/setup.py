@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,25 @@ from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
 from flexiq_jax.orders import recipe as recipes
 from flexiq_jax.quant.selectable import selectable
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import files, runtime
 
 WEIGHTS = "a safetensors file, hf:owner/repository, train or random"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Described:
   """What a config means for its model, before there are weights.
 
   Attributes:
-    settings: the config's values.
+    config: the config.
+    settings: its values, checked.
     module: the model, abstract.
     layers: its layers.
     skipped: contractions with parameters that are no layers.
     selectable: names of the layers that may go to 4 bits.
   """
 
+  config: Any
   settings: Settings
   module: Any
   layers: tuple[graph.Layer, ...]
@@ -41,8 +45,8 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Inputs(Plan):
-  """A plan with what it reads.
+class Inputs(Described):
+  """The same with what it reads.
 
   Attributes:
     evaluation, calibration: image sources.
@@ -55,8 +59,56 @@ class Inputs(Plan):
   params: Any
   recipe: recipes.Recipe | None
 
+  @property
+  def evaluated(self) -> int:
+    """How many evaluation images a row is measured on."""
+    return min(self.config.data.limit or len(self.evaluation), len(self.evaluation))
 
-def plan(config) -> Plan:
+  def build(self) -> nnx.Module:
+    """The model with random weights."""
+    return _build(self.config, self.settings)
+
+  def calibration_batches(self) -> list[data.Batch]:
+    """The calibration images and labels, the last batch possibly shorter."""
+    part = self.config.calibration
+    with field("config.calibration", part):
+      indices = data.calibration_indices(self.calibration, part.images, self.config.seed)
+      return [*self._batches(self.calibration, part.batch_size, indices)]
+
+  def held_out_batch(self, count: int) -> data.Batch:
+    """Training images that calibrate nothing, drawn by the seed."""
+    part, source = self.config.calibration, self.calibration
+    used = data.calibration_indices(source, part.images, self.config.seed)
+    left = np.setdiff1d(np.arange(len(source)), used)
+    drawn = np.random.default_rng(self.config.seed).permutation(left)[:count]
+    with field("config.calibration", part):
+      return next(iter(self._batches(source, len(drawn), np.sort(drawn))))
+
+  def evaluation_batches(self) -> Iterator[data.Batch]:
+    """A fresh stream over the evaluation images."""
+    size = min(self.config.batch_size, self.evaluated)
+    with field("config", self.config):
+      return self._batches(self.evaluation, size, np.arange(self.evaluated))
+
+  @contextlib.contextmanager
+  def shown_batches(self, label: str) -> Iterator[Iterator[data.Batch]]:
+    """`evaluation_batches` for one row of results, with a display of how far it is."""
+    batches = self.evaluation_batches()
+    with runtime.Progress(f"{label}, images", self.evaluated) as progress:
+
+      def counted():
+        with field("config.data", self.config.data):  # of reading, not of the model
+          for batch in batches:
+            yield batch
+            progress.update(int(batch.mask.sum()))
+
+      yield counted()
+
+  def _batches(self, source: data.Source, size: int, indices: np.ndarray) -> Iterator[data.Batch]:
+    return data.batches(source, self.settings.preprocess, size, indices=indices)
+
+
+def describe(config) -> Described:
   """Checks a config and traces its model without making its weights.
 
   Raises:
@@ -64,7 +116,7 @@ def plan(config) -> Plan:
   """
   settings = check(config)
   with field("config.model_args"):
-    module: Any = nnx.eval_shape(lambda: build(config, settings))
+    module: Any = nnx.eval_shape(lambda: _build(config, settings))
   height, width, channels = module.input_shape
   preprocess = settings.preprocess
   if (preprocess.crop, preprocess.channels) != (height, channels) or height != width:
@@ -83,7 +135,8 @@ def plan(config) -> Plan:
       first_last=config.keep_first_last,
       depthwise=config.select_depthwise,
     )
-  return Plan(
+  return Described(
+    config=config,
     settings=settings,
     module=module,
     layers=layers,
@@ -99,13 +152,13 @@ def prepare(config) -> Inputs:
     ValueError: a value is wrong, or weights, data or a recipe are missing or do not fit; one line
       for each, with the field's name.
   """
-  planned = plan(config)
+  described = describe(config)
   found, problems, missing = {}, [], False
   for name, action in {
-    "evaluation": lambda: _open_data(config, "data", planned),
-    "calibration": lambda: _open_data(config, "calibration", planned),
-    "params": lambda: _load_params(config, planned),
-    "recipe": lambda: _load_recipe(config, planned),
+    "evaluation": lambda: _open_data(config, "data", described),
+    "calibration": lambda: _open_data(config, "calibration", described),
+    "params": lambda: _load_params(config, described),
+    "recipe": lambda: _load_recipe(config, described),
   }.items():
     try:
       found[name] = action()
@@ -122,63 +175,30 @@ def prepare(config) -> Inputs:
   images, source = config.calibration.images, found["calibration"]
   if not config.recipe and images > len(source):
     raise ValueError(f"config.calibration.images: {images}; 1..{len(source)} is accepted, {source}")
-  train = planned.settings.train
+  train = described.settings.train
   trained_on = len(source) - round(train.held_out * len(source))
   if config.weights == "train" and train.batch_size > trained_on:
     raise ValueError(
       f"config.train.batch_size: {train.batch_size}; 1..{trained_on} is accepted: so many images "
       f"of {source} are trained on"
     )
-  return Inputs(**{f.name: getattr(planned, f.name) for f in dataclasses.fields(Plan)}, **found)
+  return Inputs(
+    **{f.name: getattr(described, f.name) for f in dataclasses.fields(Described)}, **found
+  )
 
 
-def build(config, settings: Settings) -> nnx.Module:
-  """The config's model with random weights."""
-  return models.create(config.model, seed=config.seed, dtype=config.dtype, **settings.model_args)
-
-
-def calibration_batches(config, inputs: Inputs) -> list[np.ndarray]:
-  """The calibration images, `[B, H, W, C]` each, the last one possibly shorter."""
-  part = config.calibration
-  with field("config.calibration", part):
-    indices = data.calibration_indices(inputs.calibration, part.images, config.seed)
-    batches = data.batches(
-      inputs.calibration, inputs.settings.preprocess, part.batch_size, indices=indices
-    )
-    return [batch.images[batch.mask] for batch in batches]
-
-
-def evaluation_batches(config, inputs: Inputs) -> tuple[Iterator[data.Batch], int]:
-  """A fresh stream over the evaluation images, and their number."""
-  count = evaluation_count(config, inputs)
-  with field("config", config):
-    batches = data.batches(
-      inputs.evaluation,
-      inputs.settings.preprocess,
-      min(config.batch_size, count),
-      indices=np.arange(count),
-    )
-  return batches, count
-
-
-@contextlib.contextmanager
-def shown_batches(config, inputs: Inputs, label: str) -> Iterator[Iterator[data.Batch]]:
-  """`evaluation_batches` for one row of results, with a display of how far it is."""
-  batches, count = evaluation_batches(config, inputs)
-  with runtime.Progress(f"{label}, images", count) as progress:
-
-    def counted():
-      with field("config.data", config.data):  # of reading, not of the model
-        for batch in batches:
-          yield batch
-          progress.update(int(batch.mask.sum()))
-
-    yield counted()
-
-
-def evaluation_count(config, inputs: Inputs) -> int:
-  """How many images a row is measured on."""
-  return min(config.data.limit or len(inputs.evaluation), len(inputs.evaluation))
+def provenance(config) -> dict[str, str]:
+  """What tells a run's rows apart from those of other runs, as columns."""
+  text = json.dumps(files.to_plain(config.to_dict()), sort_keys=True)
+  data = Path(config.data.root or config.data.name).name
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  commit = runtime.git_commit(Path(__file__)) or ""
+  return {
+    "model": config.model,
+    "data": data,
+    "config": f"{config.name}-{digest}",
+    "commit": commit,
+  }
 
 
 def default_workdir(config) -> Path:
@@ -186,34 +206,38 @@ def default_workdir(config) -> Path:
   return Path("runs") / config.name / config.model / f"seed{config.seed}"
 
 
-def _open_data(config, name: str, planned: Plan) -> data.Source:
+def _build(config, settings: Settings) -> nnx.Module:
+  return models.create(config.model, seed=config.seed, dtype=config.dtype, **settings.model_args)
+
+
+def _open_data(config, name: str, described: Described) -> data.Source:
   part = config[name]
   with field(f"config.{name}", part):
-    classes = planned.module.num_classes
+    classes = described.module.num_classes
     return data.open_source(part.name, part.split, root=part.root or None, num_classes=classes)
 
 
-def _load_params(config, planned: Plan) -> Any:
+def _load_params(config, described: Described) -> Any:
   if not config.weights:
     raise ValueError(f"config.weights: empty; give {WEIGHTS}")
   if config.weights in ("train", "random"):
     return None
   source = config.weights.replace("{model}", config.model)
-  _, params = models.functional(planned.module)
+  _, params = models.functional(described.module)
   # Overrides make another model than the name says.
-  model = planned.module if config.model_args else config.model
+  model = described.module if config.model_args else config.model
   with field("config.weights"):
     return models.weights.load(source, model, params)
 
 
-def _load_recipe(config, planned: Plan) -> recipes.Recipe | None:
+def _load_recipe(config, described: Described) -> recipes.Recipe | None:
   if not config.recipe:
     return None
   with field("config.recipe"):
     path = data.expand_path(config.recipe)
   with field("config", config):
     recipe = recipes.load(path)
-    recipes.require_fit(recipe, planned.layers)
+    recipes.require_fit(recipe, described.layers)
     recipe_settings(recipe)
   return recipe
 

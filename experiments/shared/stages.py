@@ -14,16 +14,19 @@ Of several processes the main one reads, writes and calibrates, and tells the ot
 """
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.shared import setup
 from experiments.shared.checks import field
-from flexiq_jax import orders, search
+from flexiq_jax import models, orders, search
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.calibrated import Calibrated, Grouped, Observations, calibrate
 from flexiq_jax.network import Network
@@ -38,21 +41,61 @@ from flexiq_jax.search import SearchSettings
 from flexiq_jax.training import classification
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Stages:
   """The stages of one run.
 
   Attributes:
-    config: the config.
-    inputs: what `setup.prepare` made of it.
+    inputs: what `setup.prepare` made of the config.
     workdir: of the run.
   """
 
-  config: Any
   inputs: setup.Inputs
   workdir: Workdir
 
-  def train(self, module):
+  @property
+  def config(self) -> Any:
+    """The config."""
+    return self.inputs.config
+
+  @functools.cached_property
+  def network(self) -> Network:
+    """The float model; where the config says so it is trained, which is a stage."""
+    module, params = self.inputs.module, self.inputs.params
+    apply, _ = models.functional(module)
+    if params is None:
+      module = self.inputs.build()
+      if self.config.weights == "train":
+        self._train(module)
+      apply, params = models.functional(module)
+    return Network(apply, params, jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32))
+
+  @functools.cached_property
+  def calibrated(self) -> Calibrated:
+    """The network with its calibration statistics."""
+    network = self.network
+    template = {
+      layer.name: {
+        "counts": np.zeros(BINS, np.int64),
+        "edges": np.zeros(BINS + 1, np.float64),
+        "codes": np.zeros((layer.in_channels, 256), np.int64),
+      }
+      for layer in network.layers
+    }
+    batches = [batch.images[batch.mask] for batch in self.inputs.calibration_batches()]
+    tree = self._statistics(network, batches, template) if distributed.is_main() else None
+    if distributed.several():
+      data = distributed.broadcast_bytes(checkpoint.pack(tree) if tree else None)
+      assert data is not None
+      tree, _ = checkpoint.unpack(template, data)
+    assert tree is not None
+    observations = Observations(
+      values={n: Values(np.asarray(t["counts"]), np.asarray(t["edges"])) for n, t in tree.items()},
+      codes={name: np.asarray(t["codes"]) for name, t in tree.items()},
+    )
+    return Calibrated(network, batches, observations, self.inputs.settings.ranges)
+
+  def _train(self, module):
     """Trains a module from scratch, from the last checkpoint on.
 
     Args:
@@ -83,31 +126,8 @@ class Stages:
         progress=log,
       )
 
-  def calibrate(self, network: Network) -> Calibrated:
-    """A network with its calibration statistics."""
-    template = {
-      layer.name: {
-        "counts": np.zeros(BINS, np.int64),
-        "edges": np.zeros(BINS + 1, np.float64),
-        "codes": np.zeros((layer.in_channels, 256), np.int64),
-      }
-      for layer in network.layers
-    }
-    batches = setup.calibration_batches(self.config, self.inputs)
-    tree = self._statistics(network, batches, template) if distributed.is_main() else None
-    if distributed.several():
-      data = distributed.broadcast_bytes(checkpoint.pack(tree) if tree else None)
-      assert data is not None
-      tree, _ = checkpoint.unpack(template, data)
-    assert tree is not None
-    observations = Observations(
-      values={n: Values(np.asarray(t["counts"]), np.asarray(t["edges"])) for n, t in tree.items()},
-      codes={name: np.asarray(t["codes"]) for name, t in tree.items()},
-    )
-    return Calibrated(network, batches, observations, self.inputs.settings.ranges)
-
   def _statistics(self, network: Network, batches: list[np.ndarray], template) -> Any:
-    """What `calibrate` keeps: layer name -> counts, edges and codes."""
+    """What `calibrated` keeps: layer name -> counts, edges and codes."""
     made_from = _calibrated_on(self.config)
     with Checkpoints(self.workdir.path / "calibration", keep=1) as checkpoints:
       found = checkpoints.restore_latest(template)
@@ -124,14 +144,11 @@ class Stages:
       self.workdir.event("calibrated", images=examples)
       return tree
 
-  def select(
-    self, path: Path, calibrated: Calibrated, settings: LowSettings, search: SearchSettings
-  ) -> AdaptiveModel:
+  def select(self, path: Path, settings: LowSettings, search: SearchSettings) -> AdaptiveModel:
     """Selection of an order, kept as a recipe file; what is evaluated is what the file says.
 
     Args:
       path: the recipe file, below the workdir.
-      calibrated: from `calibrate`.
       settings: how channels are grouped and lowered.
       search: how the order is found.
     """
@@ -150,7 +167,7 @@ class Stages:
     path.parent.mkdir(exist_ok=True)
     recipe = self._kept(path)
     if recipe is None or _with_defaults(recipe.settings) != made_from:
-      grouped = calibrated.group(self.inputs.selectable, settings)
+      grouped = self.calibrated.group(self.inputs.selectable, settings)
       order = self._order(path.stem, grouped, search, made_from)
       model = grouped.ordered(order, {*recipes.LEVELS, *(search.levels if searched else ())})
       recipe = model.recipe(
@@ -160,7 +177,7 @@ class Stages:
       recipes.save(path, recipe)
       # The recipe takes its place.
       shutil.rmtree(self.workdir.path / "search", ignore_errors=True)
-    return from_recipe(calibrated.network, recipe, self.config.dynamic)
+    return from_recipe(self.network, recipe, self.config.dynamic)
 
   @staticmethod
   def _kept(path: Path) -> recipes.Recipe | None:

@@ -24,7 +24,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,18 @@ COLUMNS = (
 )
 
 
+TEXT = ("method", "model", "data", "config", "commit")  # never read as numbers
+
+
 class Workdir:
   """The only writer of a workdir's config, events, result rows and finished marker.
 
   Several processes may add rows to one workdir (one per seed, say): each addition reads the table
   again under a file lock.
+
+  Attributes:
+    path: the folder.
+    about: columns that every row gets, from which a table over several workdirs tells runs apart.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -60,6 +67,7 @@ class Workdir:
       ValueError: the folder cannot be made or written.
     """
     self.path = Path(path)
+    self.about: dict[str, str] = {}
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       with tempfile.TemporaryFile(dir=self.path) as probe:
@@ -161,7 +169,8 @@ class Workdir:
     key = _key(method, ratio, seed)
     ratio = None if ratio is None else round(float(ratio), 6)
     seed = None if seed is None else int(seed)
-    values = {name: v for name, v in files.to_plain(values).items() if v is not None}
+    values = files.to_plain(values | self.about)
+    values = {name: v for name, v in values.items() if v is not None}
     for name, value in values.items():
       if isinstance(value, list | dict):
         raise ValueError(f"{name} is {value!r}: a cell of results.csv holds one number or a text")
@@ -173,12 +182,7 @@ class Workdir:
         **table.get(key, {}),
         **values,
       }
-      extra = dict.fromkeys(name for r in table.values() for name in r if name not in COLUMNS)
-      text = io.StringIO()
-      out = csv.DictWriter(text, (*COLUMNS, *extra), restval="", lineterminator="\n")
-      out.writeheader()
-      out.writerows(table.values())
-      files.write_text(self.path / "results.csv", text.getvalue())
+      self._write(table)
 
   def has(self, method: str, ratio: float | None, seed: int | None) -> bool:
     """Whether the row is there, so that a resumed run need not compute it again."""
@@ -187,6 +191,14 @@ class Workdir:
   def rows(self) -> list[dict[str, Any]]:
     """All rows in the order in which they were first written; an empty cell is None."""
     return list(self._table().values())
+
+  def join(self, runs: Iterable["Workdir"]) -> None:
+    """Makes the rows of other workdirs this one's; of rows alike in `KEY` the first counts."""
+    table: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for run in runs:
+      table = run._table() | table
+    with files.locked(self.path):
+      self._write(table)
 
   @property
   def finished(self) -> dict[str, Any] | None:
@@ -214,6 +226,14 @@ class Workdir:
       "name another workdir or delete this one."
     )
 
+  def _write(self, table: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> None:
+    extra = dict.fromkeys(name for r in table.values() for name in r if name not in COLUMNS)
+    text = io.StringIO()
+    out = csv.DictWriter(text, (*COLUMNS, *extra), restval="", lineterminator="\n")
+    out.writeheader()
+    out.writerows(table.values())
+    files.write_text(self.path / "results.csv", text.getvalue())
+
   def _table(self) -> dict[tuple[str, str, str], dict[str, Any]]:
     path = self.path / "results.csv"
     if not path.exists():
@@ -223,7 +243,7 @@ class Workdir:
       if missing := [name for name in KEY if name not in (reader.fieldnames or ())]:
         raise ValueError(f"{path} has no column {missing[0]!r}: restore the file or move it away")
       rows: list[dict[str, Any]] = [
-        {k: v if k == "method" else _number(v) for k, v in r.items() if k} for r in reader
+        {k: (v or None) if k in TEXT else _number(v) for k, v in r.items() if k} for r in reader
       ]
     return {_key(row["method"], row["ratio"], row["seed"]): row for row in rows}
 

@@ -130,6 +130,6 @@ def test_tiles_of_the_models_products_are_measured_first(tmp_path, monkeypatch):
   config.calibration.update(images=16, batch_size=16)
   config.data.limit, config.search.method = 20, "greedy"
   inputs = experiment.prepare(config)
-  experiment.run(config, inputs, Workdir(tmp_path), "command")
+  experiment.run(inputs, Workdir(tmp_path), "command")
   assert seen and seen == sorted(set(seen))
   assert {shape.m % config.batch_size for shape in seen} == {0}

@@ -14,7 +14,7 @@ import pytest
 from flexiq_jax.orders import recipe as recipes
 from tests.runs_for_test import SMALL, TRAINED, compiled, start
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 __all__ = ["compiled"]
 
 

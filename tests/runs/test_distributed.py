@@ -19,7 +19,7 @@ import pytest
 from flexiq_jax.runs import distributed
 from tests.runs_for_test import SMALL, compiled, start
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 __all__ = ["compiled"]
 
 GRAM = (

@@ -213,7 +213,7 @@ def test_compilation_cache_is_filled_once(tmp_path):
   for _ in range(2):
     subprocess.run(
       (sys.executable, "-c", _COMPILE, str(folder)),
-      cwd=pathlib.Path(__file__).parent.parent,
+      cwd=pathlib.Path(__file__).parent.parent.parent,
       check=True,
       timeout=120,
       capture_output=True,

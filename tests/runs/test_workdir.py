@@ -172,7 +172,7 @@ def test_rows_survive_and_are_found_again(tmp_path):
   again.row("flexiq_greedy", 0.5, 3, top1=89.5, device="cpu")
   with (tmp_path / "results.csv").open(newline="") as file:
     table = list(csv.reader(file))
-  assert tuple(table[0]) == (*workdir.COLUMNS, "p50_ms", "device")
+  assert tuple(table[0]) == (*module.COLUMNS, "p50_ms", "device")
   assert [row[0] for row in table[1:]] == ["float", "flexiq_greedy", "flexiq_greedy"]
   rows = again.rows()
   assert rows[0]["ratio"] is None and rows[0]["seed"] is None and rows[0]["images"] == 1000
@@ -269,7 +269,7 @@ for seed in itertools.count():
 
 
 def test_killed_run_keeps_every_row_that_was_done(tmp_path):
-  root = pathlib.Path(__file__).parent.parent
+  root = pathlib.Path(__file__).parent.parent.parent
   command = (sys.executable, "-c", _ENDLESS, str(tmp_path))
   with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
     for line in process.stdout:

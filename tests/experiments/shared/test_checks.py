@@ -7,7 +7,7 @@ from experiments.shared import checks
 
 
 def config(**changes):
-  made = common.flexiq("test", "resnet8")
+  made = common.defaults("test", "resnet8")
   made.update_from_flattened_dict(changes)
   return made.lock()
 

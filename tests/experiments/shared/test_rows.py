@@ -11,7 +11,7 @@ from flexiq_jax.runs.workdir import Workdir
 
 @pytest.fixture(scope="module")
 def config():
-  made = common.flexiq("test", "resnet8")
+  made = common.defaults("test", "resnet8")
   made.weights = "random"
   made.data.name = made.calibration.name = "digits"
   made.data.limit = 30
@@ -32,8 +32,8 @@ def answers(inputs, right):
   return lambda x: np.eye(10)[next(seen)]
 
 
-def test_drops_are_against_float_and_int8(config, inputs, tmp_path):
-  rows = Rows(config, inputs, Workdir(tmp_path))
+def test_drops_are_against_float_and_int8(inputs, tmp_path):
+  rows = Rows(inputs, Workdir(tmp_path))
   rows.add("float", None, 0, answers(inputs, 27), avg_bits=32.0)
   rows.add("uniform_int8", None, 0, answers(inputs, 24), avg_bits=8.0)
   rows.add("flexiq_greedy", 0.5, 0, answers(inputs, 15), avg_bits=6.0, mac_share=0.5)
@@ -44,21 +44,21 @@ def test_drops_are_against_float_and_int8(config, inputs, tmp_path):
   assert [table["flexiq_greedy"][n] for n in names] == [50, 40, 30, 6, 0.5, 30]
 
 
-def test_row_that_is_there_is_not_computed_again(config, inputs, tmp_path):
-  rows = Rows(config, inputs, Workdir(tmp_path))
+def test_row_that_is_there_is_not_computed_again(inputs, tmp_path):
+  rows = Rows(inputs, Workdir(tmp_path))
   rows.add("float", None, 0, answers(inputs, 30))
 
   def predict(x):
     pytest.fail("computed again")
 
   rows.add("float", None, 0, predict)
-  Rows(config, inputs, Workdir(tmp_path)).add("float", None, 0, predict)
+  Rows(inputs, Workdir(tmp_path)).add("float", None, 0, predict)
   rows.add("float", None, 1, answers(inputs, 15))  # another seed is another row
   assert [r["top1"] for r in Workdir(tmp_path).rows()] == [100, 50]
 
 
-def test_broken_model_is_told_with_its_method(config, inputs, tmp_path):
-  rows = Rows(config, inputs, Workdir(tmp_path))
+def test_broken_model_is_told_with_its_method(inputs, tmp_path):
+  rows = Rows(inputs, Workdir(tmp_path))
   with pytest.raises(ValueError, match=r"^flexiq_greedy at 50 %: predict: logits are not finite"):
     rows.add("flexiq_greedy", 0.5, 0, lambda x: np.full((20, 10), np.nan))
   assert Workdir(tmp_path).rows() == []

@@ -1,4 +1,6 @@
-"""From a config to a checked plan."""
+"""From a config to a checked described."""
+
+import dataclasses
 
 import pytest
 
@@ -8,7 +10,7 @@ from flexiq_jax import models
 
 
 def config(**changes):
-  made = common.flexiq("test", "resnet8")
+  made = common.defaults("test", "resnet8")
   made.weights = "random"
   made.data.name = made.calibration.name = "digits"
   made.calibration.images = 16
@@ -17,49 +19,50 @@ def config(**changes):
 
 
 def test_plan_is_the_model_without_weights():
-  plan = setup.plan(config())
-  names = [layer.name for layer in plan.layers]
+  described = setup.describe(config())
+  names = [layer.name for layer in described.layers]
   assert names[0] == "conv1" and names[-1] == "fc"
-  assert plan.selectable == tuple(names[1:-1])
-  assert plan.module.input_shape == (8, 8, 1)
-  leaves = models.flatten(models.functional(plan.module)[1]).values()
+  assert described.selectable == tuple(names[1:-1])
+  assert described.module.input_shape == (8, 8, 1)
+  leaves = models.flatten(models.functional(described.module)[1]).values()
   assert not any(hasattr(leaf, "device") and hasattr(leaf, "block_until_ready") for leaf in leaves)
 
 
 def test_model_arguments_are_python_values():
-  plan = setup.plan(config(model_args="width=4, depths=(1,1)"))
-  assert plan.settings.model_args == {"width": 4, "depths": (1, 1)}
-  assert [layer.out_channels for layer in plan.layers] == [4, 4, 4, 8, 8, 10]
-  assert setup.plan(config(model_args="tiny,depths=(1,)")).settings.model_args == {
+  described = setup.describe(config(model_args="width=4, depths=(1,1)"))
+  assert described.settings.model_args == {"width": 4, "depths": (1, 1)}
+  assert [layer.out_channels for layer in described.layers] == [4, 4, 4, 8, 8, 10]
+  assert setup.describe(config(model_args="tiny,depths=(1,)")).settings.model_args == {
     "width": 8,
     "depths": (1,),
   }
 
 
 def test_keep8_and_friends():
-  plan = setup.plan(config(keep8=("^layer2/", "conv2$"), keep_first_last=False))
-  assert plan.selectable == ("conv1", "layer1/0/conv1", "layer3/0/conv1", "fc")
+  described = setup.describe(config(keep8=("^layer2/", "conv2$"), keep_first_last=False))
+  assert described.selectable == ("conv1", "layer1/0/conv1", "layer3/0/conv1", "fc")
 
 
 def test_images_have_to_fit_the_model():
   with pytest.raises(ValueError, match=r"give images 8x8x1; model 'resnet8' takes 16x16x1"):
-    setup.plan(config(model_args="input_size=16"))
-  setup.plan(config(model_args="input_size=16", **{"preprocess.crop": 16}))
+    setup.describe(config(model_args="input_size=16"))
+  setup.describe(config(model_args="input_size=16", **{"preprocess.crop": 16}))
 
 
 def test_inputs_are_opened():
   inputs = setup.prepare(config(**{"data.limit": 30}))
   assert (len(inputs.evaluation), len(inputs.calibration)) == (445, 1352)
   assert inputs.params is None and inputs.recipe is None
-  assert setup.evaluation_count(config(**{"data.limit": 30}), inputs) == 30
-  assert setup.evaluation_count(config(**{"data.limit": 9999}), inputs) == 445
-  images = setup.calibration_batches(config(**{"calibration.batch_size": 10}), inputs)
-  assert [batch.shape for batch in images] == [(10, 8, 8, 1), (6, 8, 8, 1)]
-  batches, count = setup.evaluation_batches(config(batch_size=100), inputs)
-  assert count == 445
+  of = lambda **changes: dataclasses.replace(inputs, config=config(**changes))
+  assert inputs.evaluated == 30
+  assert of(**{"data.limit": 9999}).evaluated == 445
+  drawn = of(**{"calibration.batch_size": 10}).calibration_batches()
+  assert [batch.images[batch.mask].shape for batch in drawn] == [(10, 8, 8, 1), (6, 8, 8, 1)]
+  assert [batch.labels[batch.mask].shape for batch in drawn] == [(10,), (6,)]
+  batches = of(batch_size=100).evaluation_batches()
   assert [int(batch.mask.sum()) for batch in batches] == [100, 100, 100, 100, 45]
   # A batch is not padded beyond all there is.
-  batches, _ = setup.evaluation_batches(config(batch_size=10**6), inputs)
+  batches = of(batch_size=10**6).evaluation_batches()
   assert [batch.images.shape for batch in batches] == [(445, 8, 8, 1)]
 
 

@@ -289,7 +289,7 @@ test_evolve.run(log=log, checkpoints=checkpoints, show=show)
 
 
 def test_killed_search_goes_on(tmp_path):
-  root = pathlib.Path(__file__).parent.parent.parent
+  root = pathlib.Path(__file__).parent.parent.parent.parent
   command = (sys.executable, "-c", _SEARCH, str(tmp_path))
   environment = {**os.environ, "PYTHONPATH": str(root)}
   with subprocess.Popen(

@@ -163,7 +163,7 @@ class _Rows:
       else:
         distance = DISTANCES[self._config.search.distance]
         z8 = np.load(path.parent / f"{column}.npy")
-        columns[column] = np.mean(distance(z, z8), dtype=np.float64)
+        columns[column] = np.mean(np.asarray(distance(z, z8)), dtype=np.float64)
       if images is self._held_out.images:
         columns["held_out"] = 100 * (z.argmax(axis=1) == self._held_out.labels).mean()
     top1 = 100 * right.mean()

@@ -25,7 +25,7 @@ def draw(
     title: model and dataset.
     rows: result rows.
     network: the float model.
-    chosen: the FlexiQ model whose schedule is shown.
+    chosen: the model whose schedule is shown.
     groups: layer name -> `grouping.Groups`, or None without calibration.
     distance: name of the search's fitness.
 

@@ -34,7 +34,7 @@ def layer_rows(layers, names, group_size: int) -> list[dict[str, Any]]:
 
 def title(config) -> str:
   """Model and dataset, for tables and pictures."""
-  return f"AdaptiveModel: {config.model} on {Path(config.data.root or config.data.name).name}"
+  return f"FlexiQ: {config.model} on {Path(config.data.root or config.data.name).name}"
 
 
 def weights_note(config) -> str:

@@ -1,4 +1,4 @@
-"""From a FlexiQ model to a deployed one: orders, packed weights, corrections of every level."""
+"""From an adaptive model to a deployed one: orders, packed weights, corrections of every level."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def deploy(
   link: bool = True,
   granule: int = 2,
 ) -> Deployed:
-  """Packs a FlexiQ model for the mixed matmul.
+  """Packs an adaptive model for the mixed matmul.
 
   Args:
     model: the model; lowered with shift blocks where a kernel wants them.

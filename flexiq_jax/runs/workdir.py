@@ -196,7 +196,7 @@ class Workdir:
     """Makes the rows of other workdirs this one's; of rows alike in `KEY` the first counts."""
     table: dict[tuple[str, str, str], dict[str, Any]] = {}
     for run in runs:
-      table = run._table() | table
+      table |= {key: row for key, row in run._table().items() if key not in table}
     with files.locked(self.path):
       self._write(table)
 

@@ -1,4 +1,4 @@
-"""Small FlexiQ models and their deployed counterparts."""
+"""Small adaptive models and their deployed counterparts."""
 
 import dataclasses
 import functools
@@ -94,7 +94,7 @@ def own_network(p, x):
 
 @functools.cache
 def ones_own(depthwise=True, settings=BLOCKS):
-  """FlexiQ model of `own_network`, and its images `[4, 6, 6, 2]`.
+  """Adaptive model of `own_network`, and its images `[4, 6, 6, 2]`.
 
   Without `depthwise` only the 1x1 convolutions go to 4 bits.
   """

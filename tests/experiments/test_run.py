@@ -76,7 +76,8 @@ def test_rows(finished):
   workdir, _ = finished
   header = (workdir / "results.csv").read_text().splitlines()[0]
   assert header == (
-    "method,ratio,seed,top1,drop_float,drop_int8,avg_bits,mac_share,channel_share,images"
+    "method,ratio,seed,top1,drop_float,drop_int8,avg_bits,mac_share,channel_share,images,"
+    "model,data,config,commit"
   )
   found = rows(workdir)
   keys = [(r["method"], r["ratio"]) for r in found]

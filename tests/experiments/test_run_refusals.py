@@ -64,7 +64,7 @@ def test_flags(arguments, message):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("experiment", "flexi", "experiment: 'flexi' is not one of flexiq"),
+    ("experiment", "flexi", "experiment: 'flexi' is not one of curve"),
     ("model", "resnet9", "model: model 'resnet9' is unknown; did you mean resnet8"),
     ("model_args", "width", "model_args: 'width' is not name=value with a Python number"),
     (

@@ -6,7 +6,8 @@ import urllib.parse
 
 import pytest
 
-from flexiq_jax.runs import report, workdir
+from flexiq_jax.runs import report
+from flexiq_jax.runs.workdir import Workdir
 
 ENVIRONMENT = {"python": "3.11.9", "system": "Linux x86_64", "backend": "cpu"}
 LAYERS = [
@@ -98,7 +99,7 @@ def test_links_lead_to_files(tmp_path):
   (tmp_path / "plots").mkdir()
   picture = tmp_path / "plots" / "top 1 [a].png"
   picture.write_bytes(b"png")
-  workdir.Writer(tmp_path).config({"a": 1})
+  Workdir(tmp_path).config({"a": 1})
   text = write(tmp_path, plots=[("Top-1 [all]", picture)])
   targets = re.findall(r"(?<!\\)\]\(([^)]+)\)", text)
   assert len(targets) == 4  # the picture, config.json, plots/, report.md

@@ -290,7 +290,7 @@ def collect(
       "wall time": runtime.duration(seconds),
     },
     rows=rows,
-    layers=reporting.layer_rows(inputs.layers, inputs.selectable, config.groups.group_size),
+    layers=reporting.layer_rows(inputs.layers, inputs.groups),
     plots=[("Top-1 of each part, mean over seeds", picture)],
     notes=[
       "Mean ± standard deviation over seeds. Gain: top-1 above `greedy` on the same images.",

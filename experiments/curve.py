@@ -65,7 +65,7 @@ def describe(config) -> str:
   """The layer table of a config's model, without weights or data."""
   described = setup.describe(config)
   _check(config)
-  rows = reporting.layer_rows(described.layers, described.selectable, config.groups.group_size)
+  rows = reporting.layer_rows(described.layers, described.groups)
   notes = [f"not a layer: {s.param}: {s.reason}" for s in described.skipped]
   return "\n".join([report.layer_table(rows), *notes])
 

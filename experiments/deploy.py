@@ -202,7 +202,9 @@ def _report(inputs, workdir, command, model, deployed, switches, seconds) -> Pat
       "wall time": runtime.duration(seconds),
     },
     rows=rows,
-    layers=reporting.layer_rows(model.network.layers, space.names, int(max(space.channels))),
+    layers=reporting.layer_rows(
+      model.network.layers, dict(zip(space.names, space.sizes, strict=True))
+    ),
     plots=[],
     notes=[
       reporting.weights_note(config),

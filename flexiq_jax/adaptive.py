@@ -125,7 +125,9 @@ def from_recipe(network: Network, recipe: Recipe, dynamic: bool = False) -> Adap
     if entry.groups:
       cuts[entry.name] = Cut(
         channels=tuple(np.array(g) for g in entry.groups),
-        block=orders.shift_blocks(layouts[entry.name], settings.groups_per_block(entry.groups)),
+        block=orders.shift_blocks(
+          layouts[entry.name], orders.groups_per_block(entry.groups, settings.shift_block)
+        ),
         x_shift=np.array(entry.x_shift, np.int32),
         x_mean=np.array(entry.x_mean),
         low_mean=np.array(entry.low_mean),

@@ -140,7 +140,9 @@ class Grouped:
           grouping.reshift(
             *(network.layer(name), calibrated.base[name], calibrated.observations.codes[name]),
             cuts[name].channels,
-            orders.shift_blocks(layout, settings.groups_per_block(cuts[name].channels)),
+            orders.shift_blocks(
+              layout, orders.groups_per_block(cuts[name].channels, settings.shift_block)
+            ),
             settings,
           )
         )

@@ -95,7 +95,7 @@ def write(config, inputs: setup.Inputs, workdir: Workdir, command: str, seconds:
       "wall time": runtime.duration(seconds),
     },
     rows=[row for row in rows if row["method"] == "float"],
-    layers=reporting.layer_rows(inputs.layers, inputs.selectable, config.groups.group_size),
+    layers=reporting.layer_rows(inputs.layers, inputs.groups),
     plots=pictures,
     notes=[
       "Mean ± standard deviation over seeds. Average bits are the MAC-weighted mean over the "

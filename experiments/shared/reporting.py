@@ -1,5 +1,6 @@
 """The layer table and `report.md` of a FlexiQ run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,12 @@ from flexiq_jax.runs import report, runtime
 from flexiq_jax.runs.workdir import Workdir
 
 
-def layer_rows(layers, names, group_size: int) -> list[dict[str, Any]]:
+def layer_rows(layers, groups: Mapping[str, int]) -> list[dict[str, Any]]:
   """Rows of the layer table.
 
   Args:
     layers: `graph.Layer`s of a model.
-    names: the layers whose channels may go to 4 bits.
-    group_size: channels per group.
+    groups: layer name -> number of its channel groups; only layers that may go to 4 bits.
   """
   return [
     {
@@ -25,8 +25,8 @@ def layer_rows(layers, names, group_size: int) -> list[dict[str, Any]]:
       "out_channels": layer.out_channels,
       "macs": layer.macs,
       "parameters": layer.params,
-      "groups": -(-layer.in_channels // group_size) if layer.name in names else 0,
-      "bits": "4/8" if layer.name in names else 8,
+      "groups": groups.get(layer.name, 0),
+      "bits": "4/8" if layer.name in groups else 8,
     }
     for layer in layers
   ]
@@ -93,7 +93,7 @@ def write(
       "peak memory (GiB)": round(memory["host"] / 2**30, 2),
     },
     rows=rows,
-    layers=layer_rows(network.layers, space.names, max(map(int, space.channels))),
+    layers=layer_rows(network.layers, dict(zip(space.names, space.sizes, strict=True))),
     plots=pictures.draw(
       workdir.path, heading, rows, network, chosen, groups, config.search.distance
     ),

@@ -17,6 +17,7 @@ from experiments.shared.checks import Settings, check, field
 from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
 from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.quant import grouping
 from flexiq_jax.quant.selectable import selectable
 from flexiq_jax.runs import files, runtime
 
@@ -33,7 +34,7 @@ class Described:
     module: the model, abstract.
     layers: its layers.
     skipped: contractions with parameters that are no layers.
-    selectable: names of the layers that may go to 4 bits.
+    groups: layer name -> number of its channel groups; only layers that may go to 4 bits.
   """
 
   config: Any
@@ -41,7 +42,12 @@ class Described:
   module: Any
   layers: tuple[graph.Layer, ...]
   skipped: tuple
-  selectable: tuple[str, ...]
+  groups: dict[str, int]
+
+  @property
+  def selectable(self) -> tuple[str, ...]:
+    """Names of the layers that may go to 4 bits."""
+    return tuple(self.groups)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,13 +141,20 @@ def describe(config) -> Described:
       first_last=config.keep_first_last,
       depthwise=config.select_depthwise,
     )
+  runs = graph.run_lengths(apply, params, x) if settings.groups.whole_heads else {}
   return Described(
     config=config,
     settings=settings,
     module=module,
     layers=layers,
     skipped=graph.skipped(apply, params, x),
-    selectable=names,
+    groups={
+      layer.name: grouping.group_count(
+        layer.in_channels, settings.groups, max(1, runs.get(layer.name, 1))
+      )
+      for layer in layers
+      if layer.name in names
+    },
   )
 
 

@@ -6,11 +6,21 @@ layer is free between two levels at which the model is run: no mask changes. It 
 groups next to each other that want the same shift.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Sized
 
 import numpy as np
 
 from flexiq_jax.orders.schedule import Schedule
+
+
+def groups_per_block(groups: Sequence[Sized], shift_block: int) -> int:
+  """How many of a layer's groups, next to each other in its layout, share their shifts.
+
+  Args:
+    groups: the layer's channel groups; all but the last are of one length, the longest.
+    shift_block: channels that share their shifts; 0 shares none.
+  """
+  return max(1, shift_block // max(map(len, groups)))
 
 
 def shift_blocks(layout: np.ndarray, groups_per_block: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from flexiq_jax.orders.arrangement import shift_blocks
+from flexiq_jax.orders.arrangement import groups_per_block, shift_blocks
 from flexiq_jax.orders.schedule import Schedule
 from flexiq_jax.orders.space import Space
 
@@ -233,12 +233,12 @@ def _check_blocks(recipe: Recipe) -> None:
   layouts = recipe.schedule().layer_order()
   if not block:
     return
-  if not (isinstance(block, int) and block > 0 and settings["group_size"] > 0):
+  if not (isinstance(block, int) and block > 0):
     raise ValueError(f"settings: groups: shift_block {block!r} is not a number of channels")
   for layer in recipe.layers:
     if not layer.groups:
       continue
-    blocks = shift_blocks(layouts[layer.name], max(1, block // settings["group_size"]))
+    blocks = shift_blocks(layouts[layer.name], groups_per_block(layer.groups, block))
     first = np.unique(blocks, return_index=True)[1]
     shifts = np.array(layer.x_shift)
     if bad := np.flatnonzero(shifts != shifts[first[blocks]]).tolist():

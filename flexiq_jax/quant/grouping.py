@@ -8,7 +8,7 @@ code histograms and weight codes. See docs/flexiq.md, steps B, C and F.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -62,10 +62,6 @@ class LowSettings:
       check_one_of(field, getattr(self, field), lowering.SHIFT_METHODS)
     check_one_of("weight_shift_per", self.weight_shift_per, ("group", "output"))
 
-  def groups_per_block(self, groups: Sequence[Sized]) -> int:
-    """How many of a layer's groups, next to each other in the layout, share their shifts."""
-    return max(1, self.shift_block // max(map(len, groups)))
-
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
@@ -108,6 +104,11 @@ class Groups(Cut):
   x_power: np.ndarray
   w_power: np.ndarray
   w_step: np.ndarray
+
+
+def group_count(channels: int, settings: LowSettings, run: int = 1) -> int:
+  """How many groups `group_channels` makes of a layer's C channels, whose runs stay together."""
+  return -(-(channels // run) // -(-settings.group_size // run))
 
 
 def group_channels(

@@ -70,6 +70,16 @@ def test_what_is_saved_is_loaded(tmp_path, recipe):
   np.testing.assert_array_equal(a.space.cost, b.space.cost)
 
 
+def test_groups_longer_than_the_size_asked_for_are_taken_as_they_are(tmp_path):
+  """Whole heads: a shift block of 24 channels is two groups of 12, whatever `group_size` says."""
+  recipe = make(sizes=((12, 12, 12, 12),), shift_block=24)
+  shifts = {"layer0/conv": (1, 1, 3, 3)}
+  layers = [dataclasses.replace(e, x_shift=shifts.get(e.name, e.x_shift)) for e in recipe.layers]
+  recipe = dataclasses.replace(recipe, layers=tuple(layers))
+  recipes.save(tmp_path / "recipe.json", recipe)
+  assert recipes.load(tmp_path / "recipe.json") == recipe
+
+
 def test_schedule_counts_groups_in_order():
   schedule = make(order=(3, 1, 0, 2)).schedule()
   assert schedule.order.tolist() == [3, 1, 0, 2]

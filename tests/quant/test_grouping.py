@@ -187,7 +187,9 @@ def test_groups_of_a_shift_block_share_the_shifts_of_all_its_codes(
   )
   groups = grouping.group_channels(m.layer, m.q, m.counts, low_settings)
   layout = np.array(random.sample(range(len(groups.channels)), len(groups.channels)))
-  blocks = orders.shift_blocks(layout, low_settings.groups_per_block(groups.channels))
+  blocks = orders.shift_blocks(
+    layout, orders.groups_per_block(groups.channels, low_settings.shift_block)
+  )
   cut = grouping.reshift(m.layer, m.q, m.counts, groups.channels, blocks, low_settings)
   low = grouping.lower(m.layer, m.q, cut, low_settings).low
   w, _ = weights_of(m)
@@ -222,7 +224,9 @@ def test_blocks_no_larger_than_groups_change_no_shift(name, block):
   low_settings = LowSettings(group_size=4, shift_block=block, weight_shift_per="output")
   own = grouping.group_channels(m.layer, m.q, m.counts, low_settings)
   layout = np.random.default_rng(0).permutation(len(own.channels))
-  blocks = orders.shift_blocks(layout, low_settings.groups_per_block(own.channels))
+  blocks = orders.shift_blocks(
+    layout, orders.groups_per_block(own.channels, low_settings.shift_block)
+  )
   cut = grouping.reshift(m.layer, m.q, m.counts, own.channels, blocks, low_settings)
   for field in dataclasses.fields(cut):
     if field.name not in ("channels", "block"):
@@ -326,7 +330,8 @@ def test_groups_of_whole_runs(sort, size, sizes):
   runs = np.concatenate(cut.channels).reshape(-1, 4)
   assert sorted(runs[:, 0]) == [0, 4, 8]
   np.testing.assert_array_equal(runs, runs[:, :1] + np.arange(4))
-  assert low_settings.groups_per_block(cut.channels) == max(1, 2 * size // sizes[0])
+  blocks = orders.groups_per_block(cut.channels, low_settings.shift_block)
+  assert blocks == max(1, 2 * size // sizes[0])
   with pytest.raises(ValueError, match="run: 5; a divisor of the 12 channels of layer"):
     grouping.group_channels(layer, q, counts, low_settings, run=5)
 

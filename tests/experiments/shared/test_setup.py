@@ -83,3 +83,17 @@ def test_all_that_is_missing_is_one_message(tmp_path):
     "config.recipe",
     "to try the pipeline with neither",
   ]
+
+
+def test_groups_are_counted_layer_by_layer():
+  """Behind attention groups are whole heads; elsewhere they have the size that was asked for."""
+  made = common.imagenet("test", "vit_cifar10", "random", "runlocal")
+  made.groups.update(group_size=4, whole_heads=True)
+  described = setup.describe(made)
+  attention = described.module.blocks[0].attn
+  channels = {layer.name: layer.in_channels for layer in described.layers}
+  head = channels["blocks/0/attn/proj"] // attention.heads
+  for name, groups in described.groups.items():
+    size = max(4, head) if name.endswith("attn/proj") else 4
+    assert groups == -(-channels[name] // size), name
+  assert described.groups["blocks/0/attn/proj"] < described.groups["blocks/0/attn/qkv"]

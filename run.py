@@ -106,10 +106,10 @@ def parse(argv: list[str]) -> list[str]:
     # A config file that cannot be read is an object that raises whenever it is touched.
     _ = _CONFIG.value.experiment
     return rest
-  except OSError:
-    message = _unreadable_config(argv)
-  except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-    message = _flag_error(error, argv)
+  except OSError as error:
+    message = _raised_in_config(error, argv) or _unreadable_config(argv)
+  except Exception as error:  # a config file is code, which may raise anything
+    message = _raised_in_config(error, argv) or _flag_error(error, argv)
   raise SystemExit(f"error: {message}")
 
 
@@ -163,9 +163,32 @@ def _fields(value, name: str) -> list[str]:
   return [f"--{name}={shlex.quote(str(value))}"]
 
 
+def _config_path(argv: list[str]) -> str:
+  """The config file that was named, as --config=x or --config x."""
+  given = re.search(r"\n--?config[=\n](.*)", "\n".join(["", *argv]))
+  return given[1].partition(":")[0] if given else ""
+
+
+def _raised_in_config(error: Exception, argv: list[str]) -> str | None:
+  """Where in the config file an exception comes from; None for one that is not its own."""
+  path = _config_path(argv)
+  if isinstance(error, SyntaxError):
+    return f"--config: {error.filename}, line {error.lineno}: {error.msg}"
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if path and os.path.abspath(frame.filename) == os.path.abspath(path)
+  ]
+  if isinstance(error, OSError) and not lines and os.path.isfile(path):
+    return f"--config: {path}: {type(error).__name__}: {error}"
+  # What a config says itself about its argument is a ValueError, which needs no place.
+  if not lines or isinstance(error, ValueError):
+    return None
+  return f"--config: {path}, line {lines[-1]}: {type(error).__name__}: {error}"
+
+
 def _unreadable_config(argv: list[str]) -> str:
-  given = re.search(r"\n--?config[=\n](.*)", "\n".join(["", *argv]))  # --config=x or --config x
-  path = given[1].partition(":")[0] if given else ""
+  path = _config_path(argv)
   names = sorted(p.name for p in (_ROOT / "configs").glob("*.py") if p.stem != "common")
   close = difflib.get_close_matches(os.path.basename(path), names, n=1)
   hint = f"did you mean configs/{close[0]}? " if close else ""
@@ -176,13 +199,13 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
   """What a flag parser's exception means, in one line."""
   text = str(error)
   if isinstance(error, AttributeError | KeyError):  # an override of a field that is not there
-    text = str(error.args[0]) if error.args else text  # without the quotes of a KeyError
-    wrong = re.match(r"'(\w+)'", text)
-    name = wrong[1] if wrong else ""
-    given = next(
-      (a.partition("=")[0] for a in argv if re.match(rf"--config(\.\w+)*\.{name}\b", a)),
-      name or text,
-    )
+    wrong = re.search(r"['\"\\]+(\w+)", text)  # in the quotes of one KeyError or of two
+    name = wrong[1] if wrong else text
+    # The override that has that component, whole.
+    field = rf"--config(\.\w+)*\.{name}(\.\w+)*"
+    overrides = [flag for a in argv if (flag := a.partition("=")[0]).startswith("--config.")]
+    near = [flag for flag in overrides if re.fullmatch(field, flag)] or overrides
+    given = near[0] if near else name
     better = re.search(r'Did you mean "(\w+)"', text)
     hint = f"did you mean {better[1]}? " if better else ""
     return f"{given}: there is no such field; {hint}--dry_run lists all fields"

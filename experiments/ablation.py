@@ -32,6 +32,7 @@ import numpy as np
 
 from experiments import curve
 from experiments.shared import reporting, setup
+from experiments.shared.checks import require
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
 from flexiq_jax import evaluation, orders
@@ -221,6 +222,7 @@ def _gains(config, folders: Sequence[Path]) -> str:
 
 
 def _check(config) -> None:
+  require(config, "ablation", "configs/ablation.py:of=NAME")
   part = config.ablation
   for name in part.methods:
     if name not in METHODS:

@@ -145,8 +145,8 @@ def _check(config) -> None:
         f"config.variants: {variant!r} is not one of {known}; give several as \"('naive','range')\""
       )
   for seed in config.random_seeds:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-      raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+      raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0 to {2**31 - 1}")
 
 
 def _from_recipe(stages: Stages) -> _Methods:

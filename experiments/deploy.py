@@ -29,6 +29,7 @@ import numpy as np
 
 from experiments import curve
 from experiments.shared import reporting, setup
+from experiments.shared.checks import require
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
 from flexiq_jax import deploy, graph, models
@@ -171,6 +172,7 @@ def switch_cost(runner: deploy.Runner, ratios, times: int) -> dict[str, float]:
 
 
 def _check(config) -> None:
+  require(config, "deploy", "configs/deploy.py:of=NAME")
   part = config.deploy
   if distributed.several():
     raise ValueError("config.experiment: 'deploy' in several processes; one is accepted")

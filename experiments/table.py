@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments import ablation, compare
 from experiments.shared import setup
+from experiments.shared.checks import require
 from flexiq_jax.runs import distributed, runtime
 from flexiq_jax.runs.workdir import Workdir
 
@@ -54,9 +55,10 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
 
 
 def _job(config) -> ModuleType:
-  table = config.get("table", {})
-  if table.get("job") not in JOBS:
-    raise ValueError(f"config.table.job: {table.get('job')!r} is not one of {', '.join(JOBS)}")
+  require(config, "table", "configs/ablation.py:of=NAME")
+  table = config.table
+  if table.job not in JOBS:
+    raise ValueError(f"config.table.job: {table.job!r} is not one of {', '.join(JOBS)}")
   for seed in table.seeds:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
       raise ValueError(f"config.table.seeds: {seed!r} is not in 0..{2**31 - 1}")

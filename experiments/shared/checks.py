@@ -22,6 +22,7 @@ _TOP = (
   *("batch_size", "preprocess", "ranges", "groups", "dynamic", "score", "ratios", "random_seeds"),
   *("variants", "keep8", "keep_first_last", "select_depthwise", "search", "compare"),
 )
+_MOST = 2**31 - 1  # largest number of images, and seed
 _FIELDS = {  # section -> what a config has to have there
   "": _TOP,
   "data": ("name", "root", "split", "limit"),
@@ -58,8 +59,13 @@ def check(config) -> Settings:
     if missing := [name for name in names if name not in part]:
       name = ".".join(filter(None, ("config", section, missing[0])))
       raise ValueError(f"{name}: missing; configs/common.py has all fields")
-  if not 0 <= config.seed < 2**31:
-    raise ValueError(f"config.seed: {config.seed} is not in 0..{2**31 - 1}")
+  if not re.fullmatch(r"\w[\w.-]*", config.name):
+    raise ValueError(
+      f"config.name: {config.name!r} names a folder below runs/; letters, digits, _, - and . are "
+      "accepted"
+    )
+  if not 0 <= config.seed <= _MOST:
+    raise ValueError(f"config.seed: {config.seed} is not in 0..{_MOST}")
   if config.dtype not in models.registry.DTYPES:
     raise ValueError(
       f"config.dtype: {config.dtype!r} is not one of {', '.join(models.registry.DTYPES)}"
@@ -93,6 +99,8 @@ def check(config) -> Settings:
       value = value[part]
     if value < 1:
       raise ValueError(f"config.{name}: {value} is not a positive number")
+    if value > _MOST:
+      raise ValueError(f"config.{name}: {value}; 1..{_MOST} is accepted")
   if config.data.limit < 0:
     raise ValueError(f"config.data.limit: {config.data.limit} is negative; 0 takes all images")
   return Settings(
@@ -104,6 +112,24 @@ def check(config) -> Settings:
     search=search,
     ratios=_ratios(config.ratios),
   )
+
+
+def require(config, section: str, file: str) -> None:
+  """Refuses a config without the section that its experiment reads.
+
+  Args:
+    config: the config.
+    section: the field.
+    file: a config that has it.
+
+  Raises:
+    ValueError: the section is missing.
+  """
+  if section not in config:
+    raise ValueError(
+      f"config.experiment: {config.experiment!r} reads config.{section}, which this config lacks; "
+      f"take --config={file}"
+    )
 
 
 @contextlib.contextmanager

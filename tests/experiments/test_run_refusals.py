@@ -48,6 +48,10 @@ def refused(*arguments):
       (DIGITS, "--config.data.rot=x"),
       "--config.data.rot: there is no such field; did you mean root?",
     ),
+    (
+      (DIGITS, "--config.batch_size=3", "--config.group_size=8"),
+      "--config.group_size: there is no such field; did you mean groups? --dry_run lists all",
+    ),
     ((DIGITS, "--config.colour=x"), "--config.colour: there is no such field; --dry_run lists all"),
     ((DIGITS, "--config.seed.x=1"), "--config.seed.x: there is no such field; --dry_run lists all"),
     ((DIGITS, "--config.batch_size=abc"), "--config.batch_size=abc: an integer is accepted"),
@@ -58,6 +62,26 @@ def refused(*arguments):
 def test_flags(arguments, message):
   error = refused(*arguments)
   assert error.startswith(message) or message in error
+  assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("def get_config(arg=None:\n", "line 1: invalid syntax"),
+    ("import nosuch\n", "line 1: ModuleNotFoundError: No module named 'nosuch'"),
+    ("def get_config(arg=None):\n  return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+    (
+      "def get_config(arg=None):\n  return open('/no/file')\n",
+      "[Errno 2] No such file or directory: '/no/file'",
+    ),
+  ],
+)
+def test_config_files_that_raise_are_told_with_their_line(tmp_path, text, message):
+  path = tmp_path / "own.py"
+  path.write_text(text)
+  error = refused(f"--config={path}")
+  assert error.startswith(f"--config: {path}") and message in error
   assert "\n" not in error
 
 
@@ -101,6 +125,12 @@ def test_flags(arguments, message):
     ("data", "{'name': 'digits', 'root': ''}", "data.split: missing; configs/common.py has all"),
     ("random_seeds", "(True,)", "random_seeds: True is not an integer from 0"),
     ("random_seeds", "(-1,)", "random_seeds: -1 is not an integer from 0"),
+    ("random_seeds", "(4294967296,)", "random_seeds: 4294967296 is not an integer from 0 to 214"),
+    ("experiment", "deploy", "experiment: 'deploy' reads config.deploy, which this config lacks"),
+    ("experiment", "ablation", "experiment: 'ablation' reads config.ablation, which this config"),
+    ("experiment", "table", "experiment: 'table' reads config.table, which this config lacks; tak"),
+    ("name", "../../x", "name: '../../x' names a folder below runs/; letters, digits, _, - and ."),
+    ("batch_size", "99999999999999999999", "batch_size: 99999999999999999999; 1..2147483647 is"),
     ("variants", "('nave',)", "variants: 'nave' is not one of naive, range, per_output"),
     ("score", "best", "score: 'best' is not one of exact, range"),
     ("groups.group_size", "0", "groups.group_size: 0 is not a positive number of channels"),

@@ -36,7 +36,7 @@ from benchmarks import kernel_times, llo
 from benchmarks.kernel_products import BATCHES, MODELS, Product, products
 from benchmarks.kernel_schedules import CHIPS, SHAPES, Compiler, bundles, schedules
 from flexiq_jax.kernels import tpu
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 
 
 def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) -> dict:
@@ -203,7 +203,7 @@ def main():
       for row in kernel_times.measure(products(name, group, granule), args.batches, args.rounds):
         result["times"].append({"model": name} | row)
   args.json.parent.mkdir(parents=True, exist_ok=True)
-  args.json.write_text(json.dumps({"environment": runtime.describe(), **result}, indent=1) + "\n")
+  args.json.write_text(json.dumps({"environment": process.describe(), **result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ from flexiq_jax import data, evaluation, orders
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.calibrated import Calibrated
 from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.runs import distributed, plots, report, runtime, tables
+from flexiq_jax.runs import distributed, plots, process, report, tables
+from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search.fitness import DISTANCES
 
@@ -85,14 +86,14 @@ def prepare(config) -> setup.Inputs:
 def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Runs the ablation; arguments and result as `experiments.curve.run`."""
   started = time.monotonic()
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   network = base_experiment.network_of(config, inputs)
   Rows(config, inputs, workdir).add("float", None, None, network.float, avg_bits=32.0)
   for seed in config.ablation.seeds:
     _Seed(config, inputs, workdir, network, seed).run()
   if not distributed.is_main():
     return workdir.path / "report.md"
-  workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
+  workdir.event("done", traces=dict(network.traces), peak_memory=process.peak_memory())
   path = _report(config, inputs, workdir, command, network, time.monotonic() - started)
   report.print_results(workdir.rows(), title=f"ablation, {reporting.title(config)}")
   workdir.finish()
@@ -301,7 +302,7 @@ def _report(config, inputs, workdir, command, network, seconds) -> Path:
       "held-out training images": config.ablation.held_out,
       "calibration and search images": config.calibration.images,
       "seeds": len(config.ablation.seeds),
-      "wall time": runtime.duration(seconds),
+      "wall time": duration(seconds),
     },
     rows=rows,
     layers=reporting.layer_rows(network.layers, inputs.selectable, config.groups.group_size),

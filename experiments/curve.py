@@ -34,7 +34,7 @@ from flexiq_jax import models, orders
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.network import Network
 from flexiq_jax.orders import recipe as recipes
-from flexiq_jax.runs import distributed, report, runtime
+from flexiq_jax.runs import distributed, process, report
 from flexiq_jax.runs.workdir import Workdir
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -97,7 +97,7 @@ def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
     The report's path.
   """
   started = time.monotonic()
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   stages = Stages(config=config, inputs=inputs, workdir=workdir)
   network = network_of(config, inputs, stages)
   methods = _from_recipe(config, inputs, network, workdir.path) if inputs.recipe else None
@@ -123,7 +123,7 @@ def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   if not distributed.is_main():
     return workdir.path / "report.md"
 
-  workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
+  workdir.event("done", traces=dict(network.traces), peak_memory=process.peak_memory())
   path = reporting.write(
     config,
     inputs,

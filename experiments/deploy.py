@@ -37,7 +37,8 @@ from flexiq_jax.deploy import artifact
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.kernels import api, tile_files, tuning
 from flexiq_jax.quant import rules
-from flexiq_jax.runs import distributed, report, runtime, tables
+from flexiq_jax.runs import distributed, process, report, tables
+from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 
 
@@ -62,7 +63,7 @@ def prepare(config) -> setup.Inputs:
 def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Deploys and compares; arguments and result as `experiments.curve.run`."""
   started = time.monotonic()
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   stages = Stages(config=config, inputs=inputs, workdir=workdir)
   network = base_experiment.network_of(config, inputs, stages)
   model = _model(config, inputs, network, stages)
@@ -201,7 +202,7 @@ def _report(config, inputs, workdir, command, model, deployed, switches, seconds
       "evaluation images": setup.evaluation_count(config, inputs),
       "implementation": _implementations(deployed),
       "tiles": config.deploy.tuning or ("the project's" if tile_files.shipped() else "by rule"),
-      "wall time": runtime.duration(seconds),
+      "wall time": duration(seconds),
     },
     rows=rows,
     layers=reporting.layer_rows(model.network.layers, space.names, int(max(space.channels))),

@@ -16,7 +16,7 @@ from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
 from flexiq_jax.orders import recipe as recipes
 from flexiq_jax.quant.selectable import selectable
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs.progress import Progress
 
 WEIGHTS = "a safetensors file, hf:owner/repository, train or random"
 
@@ -165,7 +165,7 @@ def evaluation_batches(config, inputs: Inputs) -> tuple[Iterator[data.Batch], in
 def shown_batches(config, inputs: Inputs, label: str) -> Iterator[Iterator[data.Batch]]:
   """`evaluation_batches` for one row of results, with a display of how far it is."""
   batches, count = evaluation_batches(config, inputs)
-  with runtime.Progress(f"{label}, images", count) as progress:
+  with Progress(f"{label}, images", count) as progress:
 
     def counted():
       with field("config.data", config.data):  # of reading, not of the model

@@ -98,7 +98,7 @@ def test_links_lead_to_files(tmp_path):
   (tmp_path / "plots").mkdir()
   picture = tmp_path / "plots" / "top 1 [a].png"
   picture.write_bytes(b"png")
-  workdir.Writer(tmp_path).config({"a": 1})
+  workdir.Workdir(tmp_path).config({"a": 1})
   text = write(tmp_path, plots=[("Top-1 [all]", picture)])
   targets = re.findall(r"(?<!\\)\]\(([^)]+)\)", text)
   assert len(targets) == 4  # the picture, config.json, plots/, report.md

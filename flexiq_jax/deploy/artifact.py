@@ -1,11 +1,11 @@
 """A deployed model on disk: packed weights, and nothing that was needed to make them.
 
     artifact.save("deployed", model, name="resnet20")
-    model = artifact.load("deployed", apply, params, images[:1])
+    model = artifact.load("deployed", apply, params, x[:1])
 
 The folder holds the arrays as an Orbax checkpoint and `artifact.json`, which says what they are.
 It is written last: a folder without it is not complete. Loading takes the float model's code and
-the shapes of its parameters, no weights and no calibration images. What runs without that code,
+the shapes of its parameters, no weights and no calibration examples. What runs without that code,
 too, is an export (`deploy.export`).
 """
 

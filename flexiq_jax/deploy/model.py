@@ -1,8 +1,8 @@
 """The deployed model: packed integer weights, and a level that is a number on the device.
 
-    deployed = deploy.deploy(model, images[:1])
+    deployed = deploy.deploy(model, x[:1])
     run = jax.jit(deploy.apply)
-    logits = run(deployed, images, deployed.level(0.5))
+    logits = run(deployed, x, deployed.level(0.5))
 
 The model's own jaxpr runs, with every layer computed by the mixed matmul (`deploy.layers`). Where
 one layer feeds one other (`deploy.links`), the first emits the codes of the second, and no

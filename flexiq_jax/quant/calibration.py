@@ -1,6 +1,6 @@
-"""What calibration images tell of a model: ranges, 8-bit scales, code histograms, local errors.
+"""What calibration examples tell of a model: ranges, 8-bit scales, code histograms, local errors.
 
-Four passes over the same images, each a compiled function applied batch by batch:
+Four passes over the same examples, each a compiled function applied batch by batch:
 
 1. `observe_values`: range of every layer's input, then a histogram of it (two passes);
 2. `quantize`: weight and activation scales, 8-bit codes (no pass);

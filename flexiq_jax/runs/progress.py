@@ -117,7 +117,7 @@ class PassProgress:
     if self._bar is None or name != self._name:
       self.__exit__(None, None, None)
       self._name, self._done = name, 0
-      self._bar = Progress(f"{self._prefix}{name}, images", self._total)
+      self._bar = Progress(f"{self._prefix}{name}, examples", self._total)
       self._bar.__enter__()
     self._bar.update(done - self._done)
     self._done = done

@@ -91,6 +91,6 @@ def test_passes_are_shown_one_after_the_other(capsys):
     progress("ranges", 4)
     progress("codes", 4)
   lines = capsys.readouterr().out.splitlines()
-  starts = ["greedy, ranges, images: 2/4", "greedy, ranges, images: 4/4"]
-  starts += ["greedy, codes, images: 4/4"]
+  starts = ["greedy, ranges, examples: 2/4", "greedy, ranges, examples: 4/4"]
+  starts += ["greedy, codes, examples: 4/4"]
   assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts

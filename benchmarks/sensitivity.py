@@ -38,8 +38,7 @@ from flexiq_jax.methods import layerwise
 from flexiq_jax.methods.sensitivity import Sensitivity
 from flexiq_jax.methods.suffixes import cross_entropy
 from flexiq_jax.network import Network
-from flexiq_jax.quant import calibration
-from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.quant import calibration, selectable
 from flexiq_jax.runs import process
 
 

@@ -31,11 +31,11 @@ from experiments import curve as base_experiment
 from experiments.shared import reporting, setup
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
-from flexiq_jax import deploy, graph, models
+from flexiq_jax import deploy, graph, kernels, models
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.deploy import artifact
 from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.kernels import api, tile_files, tuning
+from flexiq_jax.kernels import tile_files, tuning
 from flexiq_jax.quant import rules
 from flexiq_jax.runs import distributed, process, report, tables
 from flexiq_jax.runs.progress import duration
@@ -264,7 +264,7 @@ def _switching(switches) -> str:
 
 
 def _gathers(layers, deployed: deploy.Deployed) -> str:
-  feeds, cells = deployed.plan.feeds, []
+  feeds, cells = deployed.wiring.feeds, []
   for layer in layers:
     d, feed = deployed.layers[layer.name], feeds[layer.name]
     if isinstance(d, Plain):
@@ -272,7 +272,7 @@ def _gathers(layers, deployed: deploy.Deployed) -> str:
     elif feed.producer:
       cells.append([layer.name, "codes in order", f"from {feed.producer}"])
     elif d.order is None:
-      makers = ", ".join(deployed.plan.folds.get(layer.name, ()))
+      makers = ", ".join(deployed.wiring.folds.get(layer.name, ()))
       why = f"its order is folded into {makers}" if makers else "its order is the model's own"
       cells.append([layer.name, "in order", why])
     else:
@@ -287,5 +287,9 @@ def _gathers(layers, deployed: deploy.Deployed) -> str:
 
 def _implementations(deployed: deploy.Deployed) -> str:
   """Which kernels run its layers here."""
-  names = {api.choose(d.weights) for d in deployed.layers.values() if isinstance(d, Mixed)}
+  names = {
+    kernels.choose_implementation(d.weights)
+    for d in deployed.layers.values()
+    if isinstance(d, Mixed)
+  }
   return " and ".join(sorted(names))

@@ -18,10 +18,7 @@ from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.calibrated import calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule
-from flexiq_jax.quant import calibration
-from flexiq_jax.quant.calibration import Progress, RangeSettings
-from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.quant import LowSettings, PassListener, RangeSettings, calibration, selectable
 from flexiq_jax.search import SearchSettings
 
 Array = Any
@@ -35,7 +32,7 @@ def quantize(
   ranges: RangeSettings | None = None,
   settings: LowSettings | None = None,
   dynamic: bool = False,
-  progress: Progress | None = None,
+  progress: PassListener | None = None,
 ) -> AdaptiveModel:
   """Calibrates a float model, scores its channel groups and orders them greedily.
 

@@ -145,7 +145,7 @@ def preparing(device, dtype):
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   def run(x, scale, shift, boundary, order):
-    return tpu.prepare.quantize_lower(
+    return tpu.quantize_lower(
       x, scale, shift, boundary, signed=False, order=order, granule=128, rows=128
     )
 

@@ -50,10 +50,10 @@ def main(argv: list[str]) -> None:
   # Here, not above: a wrong flag is told before a second of imports.
   import experiments
   from experiments.shared import setup
-  from flexiq_jax.runs import distributed, runtime
+  from flexiq_jax.runs import distributed, process
   from flexiq_jax.runs.workdir import Workdir
 
-  with distributed.together(), runtime.interruptible():
+  with distributed.together(), process.interruptible():
     config = _CONFIG.value
     if config.experiment not in experiments.EXPERIMENTS:
       known = ", ".join(experiments.EXPERIMENTS)
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
       layers = experiment.describe(config)
       print("\n".join((*_fields(config.to_dict(), "config"), "", layers)))
       return
-    runtime.enable_compilation_cache(_CACHE.value)
-    runtime.full_precision()
+    process.enable_compilation_cache(_CACHE.value)
+    process.full_precision()
     named = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
     with distributed.folder(named) as folder:
       workdir = Workdir(folder)

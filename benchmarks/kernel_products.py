@@ -7,14 +7,11 @@ import jax
 import numpy as np
 
 from flexiq_jax import deploy, flexiq, models
-from flexiq_jax.deploy import patches
-from flexiq_jax.deploy.layers import Mixed
-from flexiq_jax.deploy.layout import rows_before
+from flexiq_jax.deploy import Mixed, rows_before
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.kernels import tpu
-from flexiq_jax.kernels.windows import Window
+from flexiq_jax.kernels import Window, tpu
 from flexiq_jax.network import Network
-from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant import LowSettings
 
 # Channels in a group and a shift block: what the chip's matrix unit takes at once in 4 bits, as far
 # as a model's layers have so many.
@@ -94,7 +91,7 @@ def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list
   settings = LowSettings(group_size=group, shift_block=group, whole_heads=True)
   deployed = deploy.deploy(flexiq.quantize(network, [x], settings=settings), x[:1], granule=granule)
   traced = tracing.trace(network.apply, network.params, x[:1])
-  windows = patches.windows(traced)
+  windows = deploy.windows(traced)
   found = []
   for layer in network.layers:
     d = deployed.layers[layer.name]
@@ -115,7 +112,7 @@ def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list
         boundaries=tuple(
           p if window else int(rows_before(p, d.channels, taps, d.weights.block)) for p in places(d)
         ),
-        prepares=not deployed.plan.feeds[layer.name].producer or (taps > 1 and window is None),
+        prepares=not deployed.wiring.feeds[layer.name].producer or (taps > 1 and window is None),
         gathers=d.order is not None,
         channels=layer.in_channels,
         taps=taps,
@@ -138,4 +135,4 @@ def granule_of(consumer, kind: str) -> int:
     return consumer.channels
   if k != len(consumer.shift):
     return 0
-  return tpu.tiling.choose_tiles(1, k, n, consumer.weights.block, kind).k
+  return tpu.choose_tiles(1, k, n, consumer.weights.block, kind).k

@@ -41,18 +41,18 @@ class Compiler:
     return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip][0]).devices[0]
 
   def mixed(self, chip, rows, product: Product):
-    """(plan, schedule) of a product on a chip; equal tiles are compiled once."""
-    tiles = tpu.tiling.choose_tiles(
+    """(sweep, schedule) of a product on a chip; equal tiles are compiled once."""
+    tiles = tpu.choose_tiles(
       *(rows, product.k, product.n, product.block), CHIPS[chip][3], product.window, product.granule
     )
     key = (chip, tiles, product.block, product.n, product.k, product.activation)
     key += (product.next_boundaries is None, product.granule, product.window)
-    whole = plan(rows, product, tiles, CHIPS[chip][3])
+    whole = sweep(rows, product, tiles, CHIPS[chip][3])
     if key not in self._schedules:
       some = min(rows, 2 * tiles.m * whole.period)
       self._compile(chip, some, product, tiles)
       program = llo.newest(self._folder, "mixed_matmul")
-      stages = 1 if product.window is None else tiles.m // tpu.windows.turn_rows(tiles.m)
+      stages = 1 if product.window is None else tiles.m // tpu.stage_rows(tiles.m)
       self._schedules[key] = llo.schedule(program, tiles.m // whole.turn, stages)
     return whole, self._schedules[key]
 
@@ -97,7 +97,7 @@ class Compiler:
       of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
       def run(x, scale, shift, boundary, order):
-        return tpu.prepare.quantize_lower(
+        return tpu.quantize_lower(
           x,
           scale,
           shift,
@@ -140,14 +140,14 @@ class Compiler:
     return total or None
 
 
-def plan(rows: int, product: Product, tiles, kind: str = V5E):
-  """The kernel's plan, for its traffic."""
+def sweep(rows: int, product: Product, tiles, kind: str = V5E):
+  """The kernel's sweep, for its traffic."""
   vectors = {"bias": 1, "correction": 1, "scale": 1, "shift": product.k // product.block}
   requantizes = product.next_boundaries is not None
   if requantizes:
     vectors |= {"inverse": 1, "next_shift": 1}
-  return tpu.sweeps.Plan(
-    shape=(tpu.tiling.up(rows, tpu.tiling.ROWS), product.k, tpu.tiling.up(product.n, tiles.n)),
+  return tpu.Sweep(
+    shape=(tpu.up(rows, tpu.ROWS), product.k, tpu.up(product.n, tiles.n)),
     tiles=tiles,
     block=product.block,
     activation=product.activation,
@@ -160,21 +160,21 @@ def plan(rows: int, product: Product, tiles, kind: str = V5E):
     window=product.window,
     copies=product.copies,
     unsigned=product.window is not None,
-    wide=tpu.tiling.wide(kind),
+    wide=tpu.wide(kind),
   )
 
 
-def bundles(plan, schedule: llo.Schedule, boundary: int, next_boundary: int = 0) -> int:
+def bundles(sweep, schedule: llo.Schedule, boundary: int, next_boundary: int = 0) -> int:
   """Bundles of a whole product."""
-  steps, columns = plan.grid
-  low = -(-boundary // plan.columns)
-  high = plan.blocks - boundary // plan.columns
+  steps, columns = sweep.grid
+  low = -(-boundary // sweep.columns)
+  high = sweep.blocks - boundary // sweep.columns
   finishing = 0
   if schedule.finish:
-    turns = plan.tiles.m // tpu.epilogues.turn_rows(plan.tiles.m, plan.strip, plan.fused)
+    turns = sweep.tiles.m // tpu.epilogue_rows(sweep.tiles.m, sweep.strip, sweep.fused)
     finish = schedule.finish[-3:] if high else schedule.finish[:3]
-    for start in range(0, plan.shape[2], plan.strip):
-      kind = 1 if start + plan.strip <= next_boundary else 0 if start >= next_boundary else 2
+    for start in range(0, sweep.shape[2], sweep.strip):
+      kind = 1 if start + sweep.strip <= next_boundary else 0 if start >= next_boundary else 2
       finishing += turns * finish[kind]
   return steps * (columns * schedule.tile(low, high) + finishing)
 

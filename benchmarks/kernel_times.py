@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import Activations, Epilogue, Weights, packing
-from flexiq_jax.kernels.tile_files import Shape, Tiles
+from flexiq_jax.kernels import Activations, Epilogue, Weights, tile_files
 
 Array = Any
 LEVELS = (0, 25, 50, 75, 100)
@@ -75,7 +74,10 @@ def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 
 
 def mixed(
-  product, m: int, implementation: str | None, tuned: Mapping[Shape, Tiles] | None = None
+  product,
+  m: int,
+  implementation: str | None,
+  tuned: Mapping[tile_files.Shape, tile_files.Tiles] | None = None,
 ) -> dict[str, Callable[[], Any]]:
   """The mixed matmul of a product with m rows at each level; one executable.
 
@@ -90,7 +92,7 @@ def mixed(
   codes = lambda lo, hi, *shape: jnp.asarray(rng.integers(lo, hi, shape, np.int8))
   w = Weights(
     w8=codes(-127, 128, k, n),
-    w4=jax.jit(packing.pack)(codes(-8, 8, k, n)),
+    w4=jax.jit(kernels.pack)(codes(-8, 8, k, n)),
     x_shift=jnp.full(k // block, 2, jnp.int32),
     w_shift=jnp.full((k // block, n), 2, jnp.int32),
     block=block,
@@ -104,7 +106,7 @@ def mixed(
     bias=jnp.zeros(n, jnp.float32),
     out="bfloat16",
   )
-  name = implementation or kernels.api.choose(w)
+  name = implementation or kernels.choose_implementation(w)
   laid_out: Any = w
   if name == "gpu":
     from flexiq_jax.kernels import gpu

@@ -12,7 +12,7 @@ Without, libtpu compiles the same kernels ahead of time, and two things are read
   0 % 4-bit, and of the peers' products, from the compiler's final listing;
 * *estimate*: the time of each layer at each level as the larger of its bundles over the clock and
   its bytes over the bandwidth, bytes as the kernel's copies and tiles are counted
-  (`kernels.tpu_plan.traffic`). Beside the products of the layers: what prepares their operands
+  (`kernels.tpu.traffic`). Beside the products of the layers: what prepares their operands
   (`prepare`), by the schedule and bytes of its kernel, or, for im2col, by its bytes alone: a lower
   bound. Attention products, norms and residual sums are left out. **An estimate, not a
   measurement.**
@@ -36,7 +36,7 @@ from benchmarks import kernel_times, llo
 from benchmarks.kernel_products import BATCHES, MODELS, Product, products
 from benchmarks.kernel_schedules import CHIPS, SHAPES, Compiler, bundles, schedules
 from flexiq_jax.kernels import tpu
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 
 
 def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) -> dict:
@@ -53,7 +53,7 @@ def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) ->
       boundary = product.boundaries[level]
       after = product.next_boundaries[level] if product.next_boundaries else 0
       compute = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
-      bytes_ = tpu.sweeps.traffic(kernel, boundary, after)
+      bytes_ = tpu.traffic(kernel, boundary, after)
       memory = bytes_.total / (bandwidth * 1e9)
       seconds["products"] += max(compute, memory)
       # The same without the activation function, which no 4-bit code makes cheaper.
@@ -92,9 +92,9 @@ def preparing(compiler: Compiler, chip: str, product: Product, batch: int, bound
   high = k - boundary // block * block
   memory = rows * (2 * product.channels + high + low / 2) / (bandwidth * 1e9)
   one = compiler.prepare(chip, product)
-  columns = tpu.tiling.tile_columns(k)
+  columns = tpu.tile_columns(k)
   strip = math.gcd(columns, block)
-  turns = lambda n: 512 // tpu.epilogues.turn_rows(512, n)
+  turns = lambda n: 512 // tpu.epilogue_rows(512, n)
   tile = one.step * (k // columns) + turns(product.channels) * one.quantize
   for start in range(0, k, strip):
     kind = 1 if start + strip <= boundary else 0 if start >= boundary else 2
@@ -116,7 +116,7 @@ def convolutions(compiler: Compiler, chip: str, found: list[Product], batch: int
       continue
     seen.add(key)
     channels = min(product.block // product.steps, product.channels)
-    block = tpu.tiling.up(channels * product.taps, tpu.tiling.LANES)
+    block = tpu.up(channels * product.taps, tpu.LANES)
     patches = dataclasses.replace(
       product, window=None, copies=1, k=product.k // product.block * block, block=block
     )
@@ -128,7 +128,7 @@ def convolutions(compiler: Compiler, chip: str, found: list[Product], batch: int
       for width, boundary in zip((8, 4), ends[one], strict=True):
         after = min(one.next_boundaries or (0,)) if width == 8 else max(one.next_boundaries or (0,))
         compute = bundles(kernel, schedule, boundary, after) / (clock * 1e9)
-        memory = tpu.sweeps.traffic(kernel, boundary, after).total / (bandwidth * 1e9)
+        memory = tpu.traffic(kernel, boundary, after).total / (bandwidth * 1e9)
         row[f"{name}_{width}bit"] = 1e6 * max(compute, memory)
     made = preparing(compiler, chip, patches, batch, 0)
     row["im2col_patches"] = 1e6 * made
@@ -203,7 +203,7 @@ def main():
       for row in kernel_times.measure(products(name, group, granule), args.batches, args.rounds):
         result["times"].append({"model": name} | row)
   args.json.parent.mkdir(parents=True, exist_ok=True)
-  args.json.write_text(json.dumps({"environment": runtime.describe(), **result}, indent=1) + "\n")
+  args.json.write_text(json.dumps({"environment": process.describe(), **result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

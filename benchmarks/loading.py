@@ -14,10 +14,7 @@ from flexiq_jax import models
 from flexiq_jax.calibrated import calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Space
-from flexiq_jax.quant import rules
-from flexiq_jax.quant.calibration import RangeSettings
-from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.quant import LowSettings, RangeSettings, rules, selectable
 
 Array = Any
 

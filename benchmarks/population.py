@@ -39,7 +39,7 @@ import numpy as np
 from benchmarks import loading, torch_search
 from flexiq_jax import orders
 from flexiq_jax.orders import Schedule
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 from flexiq_jax.search import Fitness
 from flexiq_jax.search.evolution import operators
 from flexiq_jax.search.evolution.operators import EvolutionSettings
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(name, document, loaded.pretrained)
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    machine = runtime.describe() | {"torch": torch_search.version()}
+    machine = process.describe() | {"torch": torch_search.version()}
     document = {"machine": machine, "rounds": args.rounds, "results": results}
     args.json.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import loading
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 from flexiq_jax.search import SearchLog, SearchSettings, search
 
 Rows = Sequence[Mapping[str, Any]]
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   print("\n".join(summary_lines(document)))
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": runtime.describe(), "model": args.model, **document}
+    document = {"machine": process.describe(), "model": args.model, **document}
     args.json.write_text(json.dumps(document, indent=2, default=dataclasses.asdict) + "\n")
 
 

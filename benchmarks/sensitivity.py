@@ -38,9 +38,8 @@ from flexiq_jax.methods import layerwise
 from flexiq_jax.methods.sensitivity import Sensitivity
 from flexiq_jax.methods.suffixes import cross_entropy
 from flexiq_jax.network import Network
-from flexiq_jax.quant import calibration
-from flexiq_jax.quant.selectable import selectable
-from flexiq_jax.runs import runtime
+from flexiq_jax.quant import calibration, selectable
+from flexiq_jax.runs import process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   print(("resnet20: " if pretrained else "tiny random model: ") + line(document))
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": runtime.describe(), "pretrained": pretrained, **document}
+    document = {"machine": process.describe(), "pretrained": pretrained, **document}
     args.json.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from flexiq_jax import flexiq, graph, models
 from flexiq_jax.network import Network
 from flexiq_jax.quant import lowering, quantizer
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 
 CASES = {  # model -> (overrides, batch)
   "resnet20": ({}, 128),
@@ -110,7 +110,7 @@ def main():
       )
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": runtime.describe(), "rounds": args.rounds, "results": results}
+    document = {"machine": process.describe(), "rounds": args.rounds, "results": results}
     args.json.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -22,8 +22,7 @@ import numpy as np
 
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule, Space, greedy
-from flexiq_jax.quant import lowering, quantizer
-from flexiq_jax.quant.rules import QLayer, QModel
+from flexiq_jax.quant import QLayer, QModel, lowering, quantizer
 
 Array = Any
 

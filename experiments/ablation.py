@@ -37,7 +37,8 @@ from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
 from flexiq_jax import evaluation, orders
 from flexiq_jax.adaptive import AdaptiveModel
-from flexiq_jax.runs import distributed, plots, report, runtime, tables
+from flexiq_jax.runs import distributed, plots, process, report, tables
+from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search.fitness import DISTANCES
 
@@ -84,7 +85,7 @@ def prepare(config) -> setup.Inputs:
 def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Runs the ablation at one seed; arguments and result as `experiments.curve.run`."""
   started, config = time.monotonic(), inputs.config
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   stages = Stages(inputs, workdir)
   network = stages.network
   Rows(inputs, workdir).add("float", None, None, network.float, avg_bits=32.0)
@@ -109,7 +110,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
       )
   if not distributed.is_main():
     return workdir.path / "report.md"
-  workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
+  workdir.event("done", traces=dict(network.traces), peak_memory=process.peak_memory())
   path = collect(inputs, [workdir], workdir, command, time.monotonic() - started)
   workdir.finish()
   return path
@@ -289,7 +290,7 @@ def collect(
       "held-out training images": config.ablation.held_out,
       "calibration and search images": config.calibration.images,
       "seeds": len(runs),
-      "wall time": runtime.duration(seconds),
+      "wall time": duration(seconds),
     },
     rows=rows,
     layers=reporting.layer_rows(inputs.layers, inputs.groups),

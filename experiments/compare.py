@@ -42,7 +42,7 @@ from experiments.shared.checks import field
 from experiments.shared.stages import Stages
 from flexiq_jax import data
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.runs import distributed, files, report, runtime
+from flexiq_jax.runs import distributed, files, process, report
 from flexiq_jax.runs.workdir import Workdir
 
 
@@ -62,14 +62,14 @@ def prepare(config) -> setup.Inputs:
 def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Runs the comparison; arguments and result as `experiments.curve.run`."""
   started, config = time.monotonic(), inputs.config
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   model = Model(config, inputs)
   _float_row(model, workdir)
   for seed in config.comparison.seeds:
     one = _Seed(model, workdir.path / f"seed{seed}", workdir, seed)
     for section in sections.of(config):
       one.section(section)
-  workdir.event("done", peak_memory=runtime.peak_memory())
+  workdir.event("done", peak_memory=process.peak_memory())
   seconds = time.monotonic() - started
   path = summary.write(config, inputs, workdir, command, seconds)
   report.print_results(workdir.rows(), title=f"comparison, {reporting.title(config)}")

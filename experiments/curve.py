@@ -30,7 +30,7 @@ from experiments.shared.stages import Stages
 from flexiq_jax import orders
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.orders import recipe as recipes
-from flexiq_jax.runs import distributed, report, runtime
+from flexiq_jax.runs import distributed, process, report
 from flexiq_jax.runs.workdir import Workdir
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
     The report's path.
   """
   started, config = time.monotonic(), inputs.config
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   stages = Stages(inputs, workdir)
   network = stages.network
   methods = _from_recipe(stages) if inputs.recipe else _calibrated(stages)
@@ -117,7 +117,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   if not distributed.is_main():
     return workdir.path / "report.md"
 
-  workdir.event("done", traces=dict(network.traces), peak_memory=runtime.peak_memory())
+  workdir.event("done", traces=dict(network.traces), peak_memory=process.peak_memory())
   path = reporting.write(
     inputs,
     workdir,

@@ -32,13 +32,14 @@ from experiments.shared import reporting, setup
 from experiments.shared.checks import require
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
-from flexiq_jax import deploy, graph, models
+from flexiq_jax import deploy, graph, kernels, models
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.deploy import artifact
 from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.kernels import api, tile_files, tuning
+from flexiq_jax.kernels import tile_files, tuning
 from flexiq_jax.quant import rules
-from flexiq_jax.runs import distributed, report, runtime, tables
+from flexiq_jax.runs import distributed, process, report, tables
+from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 
 
@@ -63,7 +64,7 @@ def prepare(config) -> setup.Inputs:
 def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Deploys and compares; arguments and result as `experiments.curve.run`."""
   started, config = time.monotonic(), inputs.config
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   stages = Stages(inputs, workdir)
   model = _model(stages)
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
@@ -201,7 +202,7 @@ def _report(inputs, workdir, command, model, deployed, switches, seconds) -> Pat
       "evaluation images": inputs.evaluated,
       "implementation": _implementations(deployed),
       "tiles": config.deploy.tuning or ("the project's" if tile_files.shipped() else "by rule"),
-      "wall time": runtime.duration(seconds),
+      "wall time": duration(seconds),
     },
     rows=rows,
     layers=reporting.layer_rows(
@@ -265,7 +266,7 @@ def _switching(switches) -> str:
 
 
 def _gathers(layers, deployed: deploy.Deployed) -> str:
-  feeds, cells = deployed.plan.feeds, []
+  feeds, cells = deployed.wiring.feeds, []
   for layer in layers:
     d, feed = deployed.layers[layer.name], feeds[layer.name]
     if isinstance(d, Plain):
@@ -273,7 +274,7 @@ def _gathers(layers, deployed: deploy.Deployed) -> str:
     elif feed.producer:
       cells.append([layer.name, "codes in order", f"from {feed.producer}"])
     elif d.order is None:
-      makers = ", ".join(deployed.plan.folds.get(layer.name, ()))
+      makers = ", ".join(deployed.wiring.folds.get(layer.name, ()))
       why = f"its order is folded into {makers}" if makers else "its order is the model's own"
       cells.append([layer.name, "in order", why])
     else:
@@ -288,5 +289,9 @@ def _gathers(layers, deployed: deploy.Deployed) -> str:
 
 def _implementations(deployed: deploy.Deployed) -> str:
   """Which kernels run its layers here."""
-  names = {api.choose(d.weights) for d in deployed.layers.values() if isinstance(d, Mixed)}
+  names = {
+    kernels.choose_implementation(d.weights)
+    for d in deployed.layers.values()
+    if isinstance(d, Mixed)
+  }
   return " and ".join(sorted(names))

@@ -14,7 +14,7 @@ from typing import Any
 from experiments import ablation, compare
 from experiments.shared import setup
 from experiments.shared.checks import require
-from flexiq_jax.runs import distributed, runtime
+from flexiq_jax.runs import distributed, process
 from flexiq_jax.runs.workdir import Workdir
 
 JOBS: dict[str, ModuleType] = {"ablation": ablation, "compare": compare}
@@ -35,7 +35,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """Does all runs that are missing; arguments and result as `experiments.curve.run`."""
   started, config = time.monotonic(), inputs.config
   job = _job(config)
-  workdir.event("start", command=command, **runtime.describe())
+  workdir.event("start", command=command, **process.describe())
   runs = []
   for seed in config.table.seeds:
     part = _part(config, seed)

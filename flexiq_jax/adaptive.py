@@ -8,11 +8,8 @@ import numpy as np
 
 from flexiq_jax import orders
 from flexiq_jax.network import Network
-from flexiq_jax.orders import Schedule, Space
-from flexiq_jax.orders.recipe import Recipe, RecipeLayer, require_fit
-from flexiq_jax.quant import calibration, grouping, rules
-from flexiq_jax.quant.calibration import RangeSettings
-from flexiq_jax.quant.grouping import Cut, LowSettings
+from flexiq_jax.orders import Recipe, RecipeLayer, Schedule, Space, require_fit
+from flexiq_jax.quant import Cut, LowSettings, RangeSettings, calibration, grouping, rules
 
 Array = Any
 

@@ -18,9 +18,16 @@ from flexiq_jax import adaptive, orders
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule, Space, recipe
-from flexiq_jax.quant import calibration, grouping, rules
-from flexiq_jax.quant.calibration import Progress, RangeSettings, Values
-from flexiq_jax.quant.grouping import Groups, LowSettings
+from flexiq_jax.quant import (
+  Groups,
+  LowSettings,
+  PassListener,
+  RangeSettings,
+  Values,
+  calibration,
+  grouping,
+  rules,
+)
 
 Array = Any
 
@@ -108,7 +115,7 @@ class Grouped:
     """The search space over the groups."""
     return adaptive.space(self.calibrated.network, self.groups)
 
-  def scores(self, exact: bool = True, progress: Progress | None = None) -> np.ndarray:
+  def scores(self, exact: bool = True, progress: PassListener | None = None) -> np.ndarray:
     """Error of each group alone, float64 `[T]`: over the calibration batches, or closed-form."""
     if not exact:
       return orders.range_scores(self.space, self.groups)
@@ -158,7 +165,7 @@ def calibrate(
   network: Network,
   batches: Iterable[Array],
   ranges: RangeSettings | None = None,
-  progress: Progress | None = None,
+  progress: PassListener | None = None,
 ) -> Calibrated:
   """Runs the calibration passes (see `quant.calibration`).
 

@@ -1,9 +1,9 @@
 """The short way: a float model in, a model that runs at any 4-bit ratio out.
 
-    network = Network(apply, params, images[:1])
-    model = flexiq.quantize(network, [images])
-    logits = model(images, ratio=0.5)
-    better = flexiq.improve(model, images)
+    network = Network(apply, params, x[:1])
+    model = flexiq.quantize(network, [x])
+    logits = model(x, ratio=0.5)
+    better = flexiq.improve(model, x)
 
 Its steps are objects of their own, for those who keep what lies between them: `Calibrated`,
 `Grouped`, an order from `orders` or `search`, `AdaptiveModel`.
@@ -18,10 +18,7 @@ from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.calibrated import calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule
-from flexiq_jax.quant import calibration
-from flexiq_jax.quant.calibration import Progress, RangeSettings
-from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.quant import LowSettings, PassListener, RangeSettings, calibration, selectable
 from flexiq_jax.search import SearchSettings
 
 Array = Any
@@ -35,7 +32,7 @@ def quantize(
   ranges: RangeSettings | None = None,
   settings: LowSettings | None = None,
   dynamic: bool = False,
-  progress: Progress | None = None,
+  progress: PassListener | None = None,
 ) -> AdaptiveModel:
   """Calibrates a float model, scores its channel groups and orders them greedily.
 
@@ -57,7 +54,7 @@ def quantize(
 
 def improve(
   model: AdaptiveModel,
-  images: Array,
+  x: Array,
   settings: SearchSettings | None = None,
   *,
   seed: int = 0,
@@ -67,7 +64,7 @@ def improve(
 
   Args:
     model: as `quantize` makes it, without shift blocks.
-    images: `[n, ...]` training images.
+    x: `[n, ...]` training examples.
     settings: of the search.
     seed: of everything random in it.
     show: called with a line of progress now and then.
@@ -85,14 +82,14 @@ def improve(
     )
   network, space = model.network, model.schedule.space
   errors = calibration.observe_errors(
-    network.apply, network.params, model.model, [images], platform=network.platform
+    network.apply, network.params, model.model, [x], platform=network.platform
   )
   found = search.search(
     network,
     model.model,
     space,
     orders.exact_scores(space, errors),
-    images,
+    x,
     settings or SearchSettings(),
     seed=seed,
     show=show,

@@ -41,12 +41,12 @@ def test_nan_in_padding_is_nobodys_business():
 def test_logits_that_are_not_finite_are_refused(value):
   broken = batch([1, 2])
   broken.images[1, 3] = value
-  with pytest.raises(ValueError, match="logits are not finite behind image 3"):
+  with pytest.raises(ValueError, match="logits are not finite behind example 3"):
     evaluation.top1(lambda x: x, [batch([0, 1, 2]), broken])
 
 
 def test_no_image_is_refused():
-  with pytest.raises(ValueError, match="no image to evaluate"):
+  with pytest.raises(ValueError, match="no example to evaluate"):
     evaluation.top1(lambda x: x, [])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from benchmarks.device.context import Context
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 
 PACKAGES = (
   "jax-cuda13-plugin",
@@ -25,7 +25,7 @@ def run(context: Context) -> dict[str, Any]:
   """Facts of the machine, without names of users, hosts or folders."""
   del context
   device = jax.devices()[0]
-  found: dict[str, Any] = {"platform": device.platform, **runtime.describe()}
+  found: dict[str, Any] = {"platform": device.platform, **process.describe()}
   found["memory_bytes"] = (device.memory_stats() or {}).get("bytes_limit")
   found["compute_capability"] = str(getattr(device, "compute_capability", ""))
   for name in PACKAGES:

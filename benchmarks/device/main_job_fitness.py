@@ -18,7 +18,7 @@ from flexiq_jax import orders
 from flexiq_jax.adaptive import from_recipe
 from flexiq_jax.orders import Schedule
 from flexiq_jax.orders import recipe as recipes
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search import Fitness
 
@@ -46,9 +46,9 @@ def main() -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--json", type=pathlib.Path, required=True)
   args = parser.parse_args()
-  runtime.full_precision()  # as run.py does
+  process.full_precision()  # as run.py does
   values = fitness(args.config, args.argument, args.workdir)
-  found = {"backend": jax.default_backend(), "fitness": values, **runtime.describe()}
+  found = {"backend": jax.default_backend(), "fitness": values, **process.describe()}
   args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

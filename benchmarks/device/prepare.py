@@ -20,8 +20,7 @@ from flexiq_jax import deploy, models, orders
 from flexiq_jax.calibrated import calibrate
 from flexiq_jax.deploy import artifact
 from flexiq_jax.network import Network
-from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.quant import LowSettings, selectable
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from benchmarks.device import main_job, present, timing
 from benchmarks.device.context import Context, claim
 from flexiq_jax import orders
 from flexiq_jax.orders import Schedule
-from flexiq_jax.runs import runtime
+from flexiq_jax.runs import process
 from flexiq_jax.search import Fitness, Influence
 from flexiq_jax.search.gram.ties import Ties
 
@@ -56,7 +56,7 @@ def forms(platform: str, images: int) -> dict[str, dict[str, Any]]:
 def run(context: Context) -> dict[str, Any]:
   """Builds every way, then times them in turn until the time box is over."""
   platform = present.device(context).platform
-  runtime.full_precision()  # as a search by run.py has it
+  process.full_precision()  # as a search by run.py has it
   images, individuals = (8, 4) if context.small else (256, 16)
   loaded = load(context.small, images)
   drawn = [orders.random(loaded.space, seed) for seed in range(individuals)]

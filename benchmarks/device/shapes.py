@@ -15,7 +15,7 @@ from flax import nnx
 
 from benchmarks.kernel_products import MODELS, Product
 from flexiq_jax import graph, models
-from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.quant import selectable
 
 BATCHES = (1, 8, 32, 128)
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -15,8 +15,8 @@ import jax
 
 from benchmarks.device import present, shapes, timing
 from benchmarks.device.context import Context, Skipped, claim
-from flexiq_jax.kernels import api, gpu, tile_files, tuning
-from flexiq_jax.kernels.tile_files import Shape, Tiles
+from flexiq_jax import kernels
+from flexiq_jax.kernels import gpu, tile_files, tuning
 
 BATCHES = (8, 1, 128, 32)
 SHARE = 3.0  # seconds of a shape, at least
@@ -51,15 +51,15 @@ def run(context: Context) -> dict[str, Any]:
   return finished(result)
 
 
-def wanted(platform: str, kind: str, small: bool = False) -> list[Shape]:
+def wanted(platform: str, kind: str, small: bool = False) -> list[tile_files.Shape]:
   """Shapes, most important first: the largest products of each model at every batch."""
-  found: dict[Shape, None] = {}
+  found: dict[tile_files.Shape, None] = {}
   products = {name: shapes.products(name, platform, kind, small) for name in shapes.NAMES}
   for rank in range(max(map(len, products.values()))):
     for batch in BATCHES:
       for name in ("vit_b", "deit_s", "resnet50"):
         for p in products[name][rank : rank + 1]:
-          found[Shape(m=p.rows(batch), k=p.k, n=p.n, block=p.block)] = None
+          found[tile_files.Shape(m=p.rows(batch), k=p.k, n=p.n, block=p.block)] = None
   return list(found)
 
 
@@ -74,10 +74,10 @@ class Clock:
     """Starts the time box."""
     self._end = time.monotonic() + seconds
     self._threads = threads
-    self._runs: dict[Tiles, timing.Run | Exception] | None = None
+    self._runs: dict[tile_files.Tiles, timing.Run | Exception] | None = None
     self.tried = self.refused = 0
 
-  def seconds(self, shape: Shape, tiles: Tiles) -> float:
+  def seconds(self, shape: tile_files.Shape, tiles: tile_files.Tiles) -> float:
     """Seconds of a product with these tiles.
 
     Raises:
@@ -96,31 +96,31 @@ class Clock:
     times = timing.measure({"tiles": run}, 0.1, rounds=(3, 5), span=2e-3)
     return 1e-6 * times["tiles"].us
 
-  def _candidates(self, shape: Shape, first: Tiles) -> list[Tiles]:
+  def _candidates(self, shape: tile_files.Shape, first: tile_files.Tiles) -> list[tile_files.Tiles]:
     """The rule's, and one depth of buffers of each other size: the deepest that fits."""
-    deepest: dict[tuple, Tiles] = {}
+    deepest: dict[tuple, tile_files.Tiles] = {}
     for tiles in tuning.candidates(tile_files.present(), shape):
       key = (tiles,)
-      if isinstance(tiles, gpu.tiling.Tiles):
+      if isinstance(tiles, gpu.Tiles):
         key = (tiles.m, tiles.n, tiles.groups)
         if key in deepest and tiles.buffers <= deepest[key].buffers:  # pyrefly: ignore
           continue
       deepest[key] = tiles
     return list(dict.fromkeys([first, *deepest.values()]))
 
-  def _compile(self, shape: Shape, candidates: list[Tiles]) -> None:
+  def _compile(self, shape: tile_files.Shape, candidates: list[tile_files.Tiles]) -> None:
     """Compiles side by side; those that are late are left out, the first one never."""
     assert self._runs is not None
     x, w, epilogue = tuning.example(shape)
-    if api.choose(w) == "gpu":
+    if kernels.choose_implementation(w) == "gpu":
       from flexiq_jax.kernels import gpu
 
       w = jax.jit(gpu.prepare)(w)
     copies = timing.copies_for(shape.k * shape.n, 2 * shape.m * shape.n)
 
-    def compile(tiles: Tiles) -> timing.Run:
+    def compile(tiles: tile_files.Tiles) -> timing.Run:
       call = jax.jit(
-        lambda x, w, e: api.mixed_matmul(
+        lambda x, w, e: kernels.mixed_matmul(
           x, w, e, tuned={shape: tiles}, implementation=tile_files.implementation(kind)
         )
       )

@@ -10,7 +10,8 @@ from experiments.comparison.sections import Section
 from experiments.shared import reporting, setup
 from flexiq_jax.methods import fusion, quantune_plan
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.runs import files, plots, report, runtime, tables
+from flexiq_jax.runs import files, plots, report, tables
+from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 
 _CLADO = ("clado", "clado_block", "clado_diagonal")
@@ -92,7 +93,7 @@ def write(config, inputs: setup.Inputs, workdir: Workdir, command: str, seconds:
       "calibration images": config.calibration.images,
       "sensitivity images": config.comparison.images or config.calibration.images,
       "seeds": len(config.comparison.seeds),
-      "wall time": runtime.duration(seconds),
+      "wall time": duration(seconds),
     },
     rows=[row for row in rows if row["method"] == "float"],
     layers=reporting.layer_rows(inputs.layers, inputs.groups),

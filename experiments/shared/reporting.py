@@ -6,7 +6,8 @@ from typing import Any
 
 from experiments.shared import pictures, setup
 from flexiq_jax.adaptive import AdaptiveModel
-from flexiq_jax.runs import report, runtime
+from flexiq_jax.runs import process, report
+from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 
 
@@ -80,7 +81,7 @@ def write(
   if config.recipe:
     notes.append(f"Nothing was calibrated or selected here; the schedule is of `{config.recipe}`.")
   notes += [f"Not quantized: `{s.param}`: {s.reason}." for s in network.skipped]
-  memory = runtime.peak_memory()
+  memory = process.peak_memory()
   return report.write(
     workdir.path,
     title=title(config),
@@ -89,7 +90,7 @@ def write(
       "evaluation images": images,
       "calibration images": config.calibration.images if not config.recipe else None,
       "seed": config.seed,
-      "wall time": runtime.duration(seconds),
+      "wall time": duration(seconds),
       "peak memory (GiB)": round(memory["host"] / 2**30, 2),
     },
     rows=rows,

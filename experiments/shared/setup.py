@@ -19,7 +19,8 @@ from flexiq_jax.adaptive import recipe_settings
 from flexiq_jax.orders import recipe as recipes
 from flexiq_jax.quant import grouping
 from flexiq_jax.quant.selectable import selectable
-from flexiq_jax.runs import files, runtime
+from flexiq_jax.runs import files, process
+from flexiq_jax.runs.progress import Progress
 
 WEIGHTS = "a safetensors file, hf:owner/repository, train or random"
 
@@ -100,7 +101,7 @@ class Inputs(Described):
   def shown_batches(self, label: str) -> Iterator[Iterator[data.Batch]]:
     """`evaluation_batches` for one row of results, with a display of how far it is."""
     batches = self.evaluation_batches()
-    with runtime.Progress(f"{label}, images", self.evaluated) as progress:
+    with Progress(f"{label}, images", self.evaluated) as progress:
 
       def counted():
         with field("config.data", self.config.data):  # of reading, not of the model
@@ -205,7 +206,7 @@ def provenance(config) -> dict[str, str]:
   text = json.dumps(files.to_plain(config.to_dict()), sort_keys=True)
   data = Path(config.data.root or config.data.name).name
   digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-  commit = runtime.git_commit(Path(__file__)) or ""
+  commit = process.git_commit(Path(__file__)) or ""
   return {
     "model": config.model,
     "data": data,

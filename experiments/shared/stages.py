@@ -33,9 +33,10 @@ from flexiq_jax.network import Network
 from flexiq_jax.orders import recipe as recipes
 from flexiq_jax.quant.calibration import BINS, Values
 from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.runs import checkpoint, distributed, runtime
+from flexiq_jax.runs import checkpoint, distributed
 from flexiq_jax.runs.checkpoint import Checkpoints
 from flexiq_jax.runs.files import to_plain
+from flexiq_jax.runs.progress import PassProgress, Progress
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search import SearchSettings
 from flexiq_jax.training import classification
@@ -105,7 +106,7 @@ class Stages:
     settings = self.inputs.settings.train
     with (
       field("config.train", self.config.train),
-      runtime.Progress("training, epochs", settings.epochs) as progress,
+      Progress("training, epochs", settings.epochs) as progress,
     ):
 
       def log(entry: classification.EpochLog) -> None:
@@ -221,38 +222,6 @@ class Stages:
       seconds=found.seconds,
     )
     return found.order
-
-
-class PassProgress:
-  """Shows the calibration passes one after the other: called as `progress(pass, examples done)`."""
-
-  def __init__(self, total: int, prefix: str = ""):
-    """Prepares the display.
-
-    Args:
-      total: examples in each pass.
-      prefix: in front of the name of the pass.
-    """
-    self._total, self._prefix = total, prefix
-    self._name, self._done = "", 0
-    self._bar: runtime.Progress | None = None
-
-  def __enter__(self) -> "PassProgress":
-    return self
-
-  def __call__(self, name: str, done: int) -> None:
-    if self._bar is None or name != self._name:
-      self.__exit__(None, None, None)
-      self._name, self._done = name, 0
-      self._bar = runtime.Progress(f"{self._prefix}{name}, images", self._total)
-      self._bar.__enter__()
-    self._bar.update(done - self._done)
-    self._done = done
-
-  def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-    if self._bar is not None:
-      self._bar.__exit__(kind, *error)
-      self._bar = None
 
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:

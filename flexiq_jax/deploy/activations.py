@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from flexiq_jax.graph.origins import aval
-from flexiq_jax.kernels.operands import Activation
+from flexiq_jax.graph import aval
+from flexiq_jax.kernels import Activation
 
 Array = Any
 Expression = Any

@@ -1,11 +1,11 @@
 """A deployed model on disk: packed weights, and nothing that was needed to make them.
 
     artifact.save("deployed", model, name="resnet20")
-    model = artifact.load("deployed", apply, params, images[:1])
+    model = artifact.load("deployed", apply, params, x[:1])
 
 The folder holds the arrays as an Orbax checkpoint and `artifact.json`, which says what they are.
 It is written last: a folder without it is not complete. Loading takes the float model's code and
-the shapes of its parameters, no weights and no calibration images. What runs without that code,
+the shapes of its parameters, no weights and no calibration examples. What runs without that code,
 too, is an export (`deploy.export`).
 """
 
@@ -23,8 +23,8 @@ from flexiq_jax import deploy, graph
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.graph import reorder
-from flexiq_jax.graph.trace import trace
-from flexiq_jax.kernels.operands import Weights
+from flexiq_jax.graph import trace as tracing
+from flexiq_jax.kernels import Weights
 from flexiq_jax.quant import rules
 from flexiq_jax.runs.checkpoint import Checkpoints
 
@@ -58,8 +58,8 @@ def save(directory: str | os.PathLike, deployed: deploy.Deployed, *, name: str) 
     "format": FORMAT,
     "version": VERSION,
     "model": name,
-    "dynamic": deployed.plan.dynamic,
-    "folds": {name: list(makers) for name, makers in deployed.plan.folds.items()},
+    "dynamic": deployed.wiring.dynamic,
+    "folds": {name: list(makers) for name, makers in deployed.wiring.folds.items()},
     "levels": np.asarray(deployed.levels).tolist(),
     "arrays": _encode(arrays),
   }
@@ -114,16 +114,16 @@ def load(
   have = tree["layers"]
   low = {name for name, d in have.items() if isinstance(d, Mixed) or _lowered(d)}
   linked = any(not isinstance(d, Plain) and d.feeds for d in have.values())
-  plan = deploy.make_plan(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
-  plan = dataclasses.replace(plan, folds=_folds(directory, document, folded, shapes, x))
-  feeds = {name: feed.producer or "" for name, feed in plan.feeds.items()}
+  wiring = deploy.wire(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
+  wiring = dataclasses.replace(wiring, folds=_folds(directory, document, folded, shapes, x))
+  feeds = {name: feed.producer or "" for name, feed in wiring.feeds.items()}
   for name, d in have.items():
     if not isinstance(d, Plain) and d.feeds and feeds.get(d.feeds) != name:
       raise ValueError(
         f"artifact: {directory}: layer {name} feeds {d.feeds}, which it does not alone in this "
         "model; was the model's code changed? Make it again from its recipe"
       )
-  return deploy.Deployed(plan=plan, **tree)
+  return deploy.Deployed(wiring=wiring, **tree)
 
 
 def read(directory: str | os.PathLike) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _folds(
   folds = document.get("folds", {})
   if not folds:
     return {}
-  traced = trace(apply, params, x)
+  traced = tracing.trace(apply, params, x)
   channels = {layer.name: layer.in_channels for layer in traced.layers.values()}
   for name, makers in folds.items():
     have: list[str] = []

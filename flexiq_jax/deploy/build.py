@@ -15,13 +15,13 @@ from flexiq_jax.deploy import layout as layouts
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.model import Deployed
-from flexiq_jax.deploy.plan import make_plan, mixed_layers
+from flexiq_jax.deploy.wiring import mixed_layers, wire
 from flexiq_jax.graph import Layer, reorder
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.kernels.tpu.tiling import LANES, window_rows
-from flexiq_jax.kernels.windows import Window
-from flexiq_jax.orders.recipe import LEVELS
-from flexiq_jax.quant.rules import QLayer
+from flexiq_jax.kernels import Window
+from flexiq_jax.kernels.tpu import LANES, window_rows
+from flexiq_jax.orders import LEVELS
+from flexiq_jax.quant import QLayer
 
 Array = Any
 
@@ -52,8 +52,8 @@ def deploy(
   if not levels or list(levels) != sorted(set(levels)) or not 0 <= levels[0] <= levels[-1] <= 1:
     raise ValueError(f"levels: {levels}; ascending numbers in 0..1 are accepted")
   network, low = model.network, {n: q.low for n, q in model.model.items() if q.low is not None}
-  plan = make_plan(network.apply, network.params, x, {*low}, link=link, dynamic=model.dynamic)
-  traced = tracing.trace(network.apply, plan.params, x)
+  wiring = wire(network.apply, network.params, x, {*low}, link=link, dynamic=model.dynamic)
+  traced = tracing.trace(network.apply, wiring.params, x)
   leaves = jax.tree.leaves(network.params)
   tails, values = links.tails(traced), tracing.static_values(traced, leaves)
   orders = model.schedule.layer_order()
@@ -63,13 +63,13 @@ def deploy(
     name: layouts.lay_out(layer, low[name], orders[name], granule, _slides(windows.get(name)))
     for name, layer in mixed_layers(traced, {*low}).items()
   }
-  consumers = {f.producer: name for name, f in plan.feeds.items() if f.producer}
-  linked = {name for name, feed in plan.feeds.items() if feed.producer}
+  consumers = {f.producer: name for name, f in wiring.feeds.items() if f.producer}
+  linked = {name for name, feed in wiring.feeds.items() if feed.producer}
   changes = _fold(traced, laid, linked, {*consumers}) if link else {}
   folds = {name: tuple(change.outputs) for name, change in changes.items()}
   folded = {name: order for change in changes.values() for name, order in change.outputs.items()}
   moved = {path: moves for change in changes.values() for path, moves in change.params.items()}
-  plan = dataclasses.replace(plan, folds=folds)
+  wiring = dataclasses.replace(wiring, folds=folds)
 
   def outputs(name: str) -> np.ndarray | None:
     """The order of a layer's output channels: that of the layer it feeds, at once or by another."""
@@ -82,7 +82,7 @@ def deploy(
   for layer in traced.layers.values():
     name, q, tail = layer.name, model.model[layer.name], tails[layer.name]
     order, own = outputs(name), [c[name] for c in counts] if name in low else []
-    if name not in laid and name not in plan.between:
+    if name not in laid and name not in wiring.between:
       made[name] = _plain(q, orders.get(name), own)
       continue
     bias = None if tail.bias is None else np.asarray(values[tail.bias], np.float32).reshape(-1)
@@ -93,7 +93,7 @@ def deploy(
       "activation": tail.activation,
       "feeds": consumers.get(name, ""),
     }
-    if name in plan.between:
+    if name in wiring.between:
       assert order is not None
       gathered = None if name in linked else jnp.asarray(order)
       made[name] = Depthwise(q=depthwise.pack(layer, q, order), order=gathered, **shared)
@@ -113,7 +113,7 @@ def deploy(
   ends = {name: tails[name] for name in made if not isinstance(made[name], Plain)}
   by_path.update((path, jnp.asarray(moves.apply(by_path[path]))) for path, moves in moved.items())
   floats = {path: by_path[path] for path in _still_read(traced, ends)}
-  return Deployed(made, floats, jnp.asarray(levels, jnp.float32), plan)
+  return Deployed(made, floats, jnp.asarray(levels, jnp.float32), wiring)
 
 
 def _fold(

@@ -16,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from flexiq_jax.graph import Layer
-from flexiq_jax.graph.describe import Contract
-from flexiq_jax.kernels import lower
-from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize
+from flexiq_jax.graph import Contract, Layer
+from flexiq_jax.kernels import Activation, Activations, Epilogue, Requantize, finish
 from flexiq_jax.quant import quantizer, rules
 
 Array = Any
@@ -104,7 +102,7 @@ def run(
     requantize=consumer,
     activation=d.activation,
   )
-  return lower.finish(acc.reshape(-1, places), epilogue)
+  return finish(acc.reshape(-1, places), epilogue)
 
 
 def quantized(d: Depthwise, x: Array) -> Array:

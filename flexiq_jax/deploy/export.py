@@ -8,7 +8,7 @@ and elsewhere
     from jax import export
     run = export.deserialize(open("exported/model.bin", "rb").read()).call
     weights = dict(np.load("exported/weights.npz"))
-    logits = run(weights, images, np.float32(0.5))
+    logits = run(weights, x, np.float32(0.5))
 
 One file serves CPU, CUDA and TPU. The ratio is an input, so that one executable serves all ratios.
 """

@@ -13,12 +13,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import struct
 
+from flexiq_jax import kernels
 from flexiq_jax.deploy import patches
 from flexiq_jax.deploy.layout import rows_before
 from flexiq_jax.graph import Contract, Layer
-from flexiq_jax.kernels import api, lower
-from flexiq_jax.kernels.operands import Activation, Activations, Epilogue, Requantize
-from flexiq_jax.kernels.windows import Window
+from flexiq_jax.kernels import Activation, Activations, Epilogue, Requantize, Window
 from flexiq_jax.quant import lowering, quantizer, rules
 
 Array = Any
@@ -113,7 +112,7 @@ def quantized(
   """
   place, flat = d.places[level], x.reshape(-1, x.shape[-1])
   if not dynamic:
-    codes = api.quantize_lower(
+    codes = kernels.quantize_lower(
       *(flat, d.x_scale, d.shift, place),
       signed=d.signed,
       order=d.order,
@@ -137,7 +136,7 @@ def quantized(
   top = top.reshape(examples, -1, d.channels).max(axis=2)  # [examples, J]
   shift = jnp.minimum(d.weights.x_shift[None], lowering.range_shift(top, d.signed))
   spread = jnp.repeat(shift, d.channels, axis=1)[:, None]
-  x8, x4 = lower.split(codes, spread, low[None, None], d.signed)
+  x8, x4 = kernels.split_codes(codes, spread, low[None, None], d.signed)
   flatten = lambda a: a.reshape(-1, a.shape[-1])
   made = lowered(d, layer, params, (flatten(x8), flatten(x4)), x.shape[:-1], level)
   per_row = jnp.repeat(shift, len(made.x8) // examples, axis=0)
@@ -213,7 +212,7 @@ def run_mixed(
     activation=d.activation if tail else "none",
     out=out,
   )
-  return api.mixed_matmul(x, d.weights, epilogue, window=window, **kernel)
+  return kernels.mixed_matmul(x, d.weights, epilogue, window=window, **kernel)
 
 
 def requantize(consumer: Mixed, level: Array, **kernel: Any) -> Requantize:
@@ -234,7 +233,7 @@ def requantize(consumer: Mixed, level: Array, **kernel: Any) -> Requantize:
 
 
 def _implementation(d: Mixed, implementation=None, platform=None, **_) -> str:
-  return implementation or api.choose(d.weights, platform)
+  return implementation or kernels.choose_implementation(d.weights, platform)
 
 
 def _granule(d: Mixed, **kernel: Any) -> int:

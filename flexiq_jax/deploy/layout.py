@@ -28,11 +28,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from flexiq_jax import kernels
 from flexiq_jax.graph import Layer
-from flexiq_jax.kernels import packing
-from flexiq_jax.kernels.operands import Weights
-from flexiq_jax.quant import lowering
-from flexiq_jax.quant.rules import Low, QLayer
+from flexiq_jax.kernels import Weights
+from flexiq_jax.quant import Low, QLayer, lowering
 
 Array = Any
 
@@ -165,7 +164,7 @@ def pack(layer: Layer, q: QLayer, layout: Layout, outputs: np.ndarray | None = N
   codes = value >> np.repeat(w_shift, layout.block, axis=0)
   return Weights(
     w8=jnp.asarray(w8, jnp.int8),
-    w4=packing.pack(jnp.asarray(codes, jnp.int8)),
+    w4=kernels.pack(jnp.asarray(codes, jnp.int8)),
     x_shift=jnp.asarray(x_shift),
     w_shift=jnp.asarray(w_shift),
     block=layout.block,

@@ -21,10 +21,8 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
 from flexiq_jax.deploy import activations
-from flexiq_jax.graph import Layer, reorder
-from flexiq_jax.graph.origins import aval
-from flexiq_jax.graph.trace import Traced
-from flexiq_jax.kernels.operands import Activation
+from flexiq_jax.graph import Layer, Traced, aval, reorder
+from flexiq_jax.kernels import Activation
 
 _MOVES = ("reshape", "transpose", "squeeze", "slice", "convert_element_type")
 

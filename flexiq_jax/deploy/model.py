@@ -1,8 +1,8 @@
 """The deployed model: packed integer weights, and a level that is a number on the device.
 
-    deployed = deploy.deploy(model, images[:1])
+    deployed = deploy.deploy(model, x[:1])
     run = jax.jit(deploy.apply)
-    logits = run(deployed, images, deployed.level(0.5))
+    logits = run(deployed, x, deployed.level(0.5))
 
 The model's own jaxpr runs, with every layer computed by the mixed matmul (`deploy.layers`). Where
 one layer feeds one other (`deploy.links`), the first emits the codes of the second, and no
@@ -21,10 +21,10 @@ from flexiq_jax import graph
 from flexiq_jax.deploy import depthwise, layers, links, patches
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.deploy.plan import Plan
+from flexiq_jax.deploy.wiring import Wiring
+from flexiq_jax.graph import Contract
 from flexiq_jax.graph import trace as tracing
-from flexiq_jax.graph.describe import Contract
-from flexiq_jax.kernels.operands import OUTPUTS, Requantize
+from flexiq_jax.kernels import OUTPUTS, Requantize
 
 Array = Any
 
@@ -37,13 +37,13 @@ class Deployed:
     layers: layer name -> its weights.
     floats: path -> parameter that stays in floating point (norms, embeddings, biases elsewhere).
     levels: float32 `[L]`, the ratios at which it runs, ascending.
-    plan: the rest; static.
+    wiring: the rest; static.
   """
 
   layers: dict[str, Mixed | Plain | Depthwise]
   floats: dict[str, Array]
   levels: Array
-  plan: Plan = struct.field(pytree_node=False)
+  wiring: Wiring = struct.field(pytree_node=False)
 
   def level(self, ratio: float | Array) -> Array:
     """The first level that reaches a ratio, else the last; int32 `[]`; traced ratios, too."""
@@ -64,8 +64,8 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
   Returns:
     What the float model returns.
   """
-  plan = deployed.plan
-  traced = tracing.trace(plan.apply, plan.params, x)
+  wiring = deployed.wiring
+  traced = tracing.trace(wiring.apply, wiring.params, x)
   level = jnp.asarray(level, jnp.int32)
   tails = links.tails(traced)
   emitted: dict[str, Any] = {}  # consumer -> what its producer made
@@ -77,7 +77,7 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
     shape = eqn.invars[1 - side].aval.shape
     if isinstance(d, Plain):
       contract, platform = Contract(eqn, side), kernel.get("platform")
-      y = layers.run_plain(d, layer, x, contract, level, plan.dynamic, platform)
+      y = layers.run_plain(d, layer, x, contract, level, wiring.dynamic, platform)
       return y.astype(eqn.outvars[0].aval.dtype)
     made = emitted.pop(layer.name, None)
     consumer = _requantize(deployed, d.feeds, level, **kernel)
@@ -86,7 +86,7 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
       contract, platform = Contract(eqn, side), kernel.get("platform")
       emitted[d.feeds] = depthwise.run(d, layer, contract, codes, consumer, platform)
       return None
-    operand = _operand(d, layer, eqn, x, made, shape, level, plan.dynamic, **kernel)
+    operand = _operand(d, layer, eqn, x, made, shape, level, wiring.dynamic, **kernel)
     tail, aval = tails[layer.name], tails[layer.name].out.aval
     out = aval.dtype.name if aval.dtype.name in OUTPUTS else "float32"
     window = patches.window(layer, eqn.params, shape) if d.slides else None
@@ -125,14 +125,14 @@ def deployed_rule(
   Raises:
     ValueError: a layer takes another one's codes.
   """
-  linked = [name for name, feed in deployed.plan.feeds.items() if feed.producer]
-  if linked := [*linked, *deployed.plan.folds]:
+  linked = [name for name, feed in deployed.wiring.feeds.items() if feed.producer]
+  if linked := [*linked, *deployed.wiring.folds]:
     raise ValueError(
       f"deployed: {linked[0]} takes codes or an order from the layer before; deploy with link=False"
     )
-  traced = tracing.trace(deployed.plan.apply, deployed.plan.params, x)
+  traced = tracing.trace(deployed.wiring.apply, deployed.wiring.params, x)
   eqns = {layer.name: traced.jaxpr.jaxpr.eqns[i] for i, layer in traced.layers.items()}
-  level, dynamic = jnp.asarray(level, jnp.int32), deployed.plan.dynamic
+  level, dynamic = jnp.asarray(level, jnp.int32), deployed.wiring.dynamic
 
   def run(layer, x, w, contract):
     del w
@@ -157,7 +157,7 @@ def _requantize(deployed: Deployed, name: str, level: Array, **kernel: Any) -> R
     return consumer.requantize()
   assert isinstance(consumer, Mixed)
   # Shifts that follow the live range can be chosen only when all of it is there.
-  return None if deployed.plan.dynamic else layers.requantize(consumer, level, **kernel)
+  return None if deployed.wiring.dynamic else layers.requantize(consumer, level, **kernel)
 
 
 def _operand(d: Mixed, layer, eqn, x, made, shape, level, dynamic, **kernel):

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as prim
 
-from flexiq_jax.graph import Layer, unfold
-from flexiq_jax.graph.trace import Traced
-from flexiq_jax.kernels.windows import Window
+from flexiq_jax.graph import Layer, Traced, unfold
+from flexiq_jax.kernels import Window
 
 Array = Any
 

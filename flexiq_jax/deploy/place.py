@@ -6,7 +6,7 @@ import jax
 
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.deploy.model import Deployed
-from flexiq_jax.kernels import api
+from flexiq_jax.kernels import choose_implementation
 
 
 def place(
@@ -32,7 +32,10 @@ def place(
         f"deployed: layer {name} is laid out for TPUs, whose kernel slides its window; deploy with "
         "granule=64 for a GPU"
       )
-    if isinstance(d, Mixed) and (implementation or api.choose(d.weights, platform)) == "gpu":
+    if (
+      isinstance(d, Mixed)
+      and (implementation or choose_implementation(d.weights, platform)) == "gpu"
+    ):
       from flexiq_jax.kernels import gpu
 
       d = dataclasses.replace(d, weights=jax.jit(gpu.prepare)(d.weights))

@@ -11,10 +11,10 @@ import jax
 from flexiq_jax import graph
 from flexiq_jax.deploy.layers import Mixed
 from flexiq_jax.deploy.model import Deployed
-from flexiq_jax.kernels.tile_files import Shape
+from flexiq_jax.kernels import tile_files
 
 
-def products(deployed: Deployed, x: Any) -> dict[str, Shape]:
+def products(deployed: Deployed, x: Any) -> dict[str, tile_files.Shape]:
   """Shapes of the mixed matmuls, without those of convolutions whose windows slide.
 
   Args:
@@ -25,12 +25,12 @@ def products(deployed: Deployed, x: Any) -> dict[str, Shape]:
     Layer name -> shape.
   """
   batch, found = jax.tree.leaves(x)[0].shape[0], {}
-  for layer in graph.layers(deployed.plan.apply, deployed.plan.params, x):
+  for layer in graph.layers(deployed.wiring.apply, deployed.wiring.params, x):
     d = deployed.layers[layer.name]
     if not isinstance(d, Mixed) or d.slides:
       continue
     w = d.weights
-    found[layer.name] = Shape(
+    found[layer.name] = tile_files.Shape(
       m=batch * layer.macs // layer.params,  # each row of x meets each weight once
       k=len(w.x_shift) * w.block,
       n=len(d.scale),

@@ -47,8 +47,8 @@ def sizes(deployed: Deployed, x: Any) -> Sizes:
     deployed: the model.
     x: example input(s), arrays or `jax.ShapeDtypeStruct`s.
   """
-  weights = sum(layer.params for layer in layers(deployed.plan.apply, deployed.plan.params, x))
-  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(deployed.plan.params))
+  weights = sum(layer.params for layer in layers(deployed.wiring.apply, deployed.wiring.params, x))
+  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(deployed.wiring.params))
   codes = 0
   for d in deployed.layers.values():
     if isinstance(d, Mixed):

@@ -1,14 +1,19 @@
-"""A model as a graph of layers: find them, run them by a rule, cut at them, fold batch norm in."""
+"""A model as a graph of layers: find them, run them by a rule, cut at them, fold batch norm in.
+
+Beside these names the modules `reorder`, `trace` and `unfold` are for use from outside.
+"""
 
 from flexiq_jax.graph.cut import Live, Segments, balanced, cut
 from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.fold import fold_batch_norm
 from flexiq_jax.graph.layer import Layer
+from flexiq_jax.graph.origins import aval
 from flexiq_jax.graph.reorder import run_lengths
 from flexiq_jax.graph.trace import (
   Apply,
   Rule,
   Skipped,
+  Traced,
   closest,
   layers,
   skipped,
@@ -24,6 +29,8 @@ __all__ = [
   "Rule",
   "Segments",
   "Skipped",
+  "Traced",
+  "aval",
   "balanced",
   "closest",
   "cut",

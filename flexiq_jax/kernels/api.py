@@ -43,7 +43,7 @@ def mixed_matmul(
       what `gpu.prepare` made of them.
     epilogue: what follows the integer sum.
     window: of a convolution whose rows of x are pixels; None where x has all rows of K.
-    implementation: a name of the table above; None chooses (see `choose`).
+    implementation: a name of the table above; None chooses (see `choose_implementation`).
     platform: cpu, gpu or tpu, where the program is compiled or exported for another one than the
       present; None is the default backend.
     tuned: tiles measured on the device (`tile_files.read`); other shapes take tiles by rule, and
@@ -59,7 +59,7 @@ def mixed_matmul(
     NotImplementedError: the named implementation cannot run here, or not these operands.
   """
   platform = platform or jax.default_backend()
-  name = implementation or choose(w, platform)
+  name = implementation or choose_implementation(w, platform)
   if isinstance(w, Weights):
     operands.check(x, w, epilogue)
     windows.check(x, w, window)
@@ -114,7 +114,7 @@ def quantize_lower(
     return lower.quantize_lower(x, scale, shift, boundary, signed=signed, order=order)
   from flexiq_jax.kernels import tpu
 
-  return tpu.prepare.quantize_lower(
+  return tpu.quantize_lower(
     *(x, scale, shift, boundary),
     signed=signed,
     order=order,
@@ -123,7 +123,7 @@ def quantize_lower(
   )
 
 
-def choose(w: Any, platform: str | None = None) -> str:
+def choose_implementation(w: Any, platform: str | None = None) -> str:
   """The fastest implementation that can run a layer.
 
   Args:

@@ -15,7 +15,7 @@ from flexiq_jax.quant import lowering, quantizer
 Array = Any
 
 
-def split(codes: Array, shift: Array, low: Array, signed: bool) -> tuple[Array, Array]:
+def split_codes(codes: Array, shift: Array, low: Array, signed: bool) -> tuple[Array, Array]:
   """8-bit codes -> the two operands of the mixed matmul.
 
   Args:
@@ -59,7 +59,7 @@ def quantize_lower(
   if order is not None:
     codes = jnp.where(order < 0, 0, codes[:, jnp.maximum(order, 0)])
   low = jnp.arange(codes.shape[1], dtype=jnp.int32) < boundary
-  x8, x4 = split(codes, shift[None], low[None], signed)
+  x8, x4 = split_codes(codes, shift[None], low[None], signed)
   return Activations(x8=x8, x4=x4, boundary=jnp.asarray(boundary, jnp.int32))
 
 

@@ -20,7 +20,7 @@ from flexiq_jax.kernels.operands import Activations, Weights
 
 VERSION = 1
 SHIPPED = Path(__file__).parent / "tiles"  # files that come with the project
-Tiles = gpu.tiling.Tiles | tpu.tiling.Tiles
+Tiles = gpu.Tiles | tpu.Tiles
 
 # Device kinds as JAX names them -> kernel. The first pattern found in the name rules.
 DEVICES: tuple[tuple[str, str], ...] = (
@@ -29,7 +29,7 @@ DEVICES: tuple[tuple[str, str], ...] = (
   (r"TPU ?v?7", "tpu"),
   (r"H100|H200|H800|GH200", "gpu"),
 )
-_CLASSES = {"tpu": tpu.tiling.Tiles, "gpu": gpu.tiling.Tiles}
+_CLASSES = {"tpu": tpu.Tiles, "gpu": gpu.Tiles}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)

@@ -32,9 +32,9 @@ def heuristic(kind: str, shape: Shape) -> Tiles | None:
   """
   match implementation(kind):
     case "tpu":
-      return tpu.tiling.choose_tiles(shape.m, shape.k, shape.n, shape.block, kind)
+      return tpu.choose_tiles(shape.m, shape.k, shape.n, shape.block, kind)
     case "gpu":
-      return gpu.tiling.choose_tiles(shape.m, tpu.tiling.up(shape.n, gpu.tiling.STRIP))
+      return gpu.choose_tiles(shape.m, tpu.up(shape.n, gpu.STRIP))
   return None
 
 
@@ -43,29 +43,29 @@ def candidates(kind: str, shape: Shape) -> list[Tiles]:
   first = heuristic(kind, shape)
   if first is None:
     return []
-  options = _tpu_options(shape) if isinstance(first, tpu.tiling.Tiles) else _gpu_options(shape)
+  options = _tpu_options(shape) if isinstance(first, tpu.Tiles) else _gpu_options(shape)
   return [first, *(tiles for tiles in options if tiles != first)]
 
 
 def _gpu_options(shape: Shape) -> Iterable[Tiles]:
-  n = tpu.tiling.up(shape.n, gpu.tiling.STRIP)
+  n = tpu.up(shape.n, gpu.STRIP)
   for rows, strip, groups in itertools.product((64, 128, 256), (64, 128, 256), (1, 2)):
     if n % (strip * groups) or rows * strip > 128 * 128 or rows >= shape.m + 64:
       continue
     for buffers in (2, 3, 4, 6):
-      tiles = gpu.tiling.Tiles(m=rows, n=strip * groups, groups=groups, buffers=buffers)
-      if tiles.shared_bytes <= gpu.tiling.SHARED:
+      tiles = gpu.Tiles(m=rows, n=strip * groups, groups=groups, buffers=buffers)
+      if tiles.shared_bytes <= gpu.SHARED:
         yield tiles
 
 
 def _tpu_options(shape: Shape) -> Iterable[Tiles]:
-  outputs = tpu.tiling.up(shape.n, tpu.tiling.LANES)
-  rows = [m for m in (256, 512, 1024, 2048) if m < shape.m + tpu.tiling.ROWS]
+  outputs = tpu.up(shape.n, tpu.LANES)
+  rows = [m for m in (256, 512, 1024, 2048) if m < shape.m + tpu.ROWS]
   columns = [n for n in (128, 256, 384, 512, 768, 1024) if outputs % n == 0]
   for m, n, k in itertools.product(rows, columns, (128, 256, 384, 512, 768, 1024)):
-    tiles = tpu.tiling.Tiles(m=m, n=n, k=k)
+    tiles = tpu.Tiles(m=m, n=n, k=k)
     with contextlib.suppress(NotImplementedError):
-      tpu.tiling.check_tiles(tiles, shape.k, shape.block)
+      tpu.check_tiles(tiles, shape.k, shape.block)
       yield tiles
 
 
@@ -125,7 +125,7 @@ def autotune(
 def measure(shape: Shape, tiles: Tiles, repeats: int = 20) -> float:
   """Median seconds of a product with bfloat16 results on the present device."""
   x, w, epilogue = example(shape)
-  if isinstance(tiles, gpu.tiling.Tiles):
+  if isinstance(tiles, gpu.Tiles):
     laid_out = jax.jit(gpu.prepare)(w)
     run = jax.jit(lambda x, w, e: gpu.mixed_matmul(x, w, e, tiles=tiles))
   else:

@@ -1,12 +1,19 @@
-"""Which channel groups go to 4 bits first: the search space, scores, orders and schedules."""
+"""Which channel groups go to 4 bits first: the search space, scores, orders, schedules, recipes.
+
+Beside these names `recipe`, which has recipes read and written, is for use from outside.
+"""
 
 from flexiq_jax.orders.arrangement import groups_per_block, shift_blocks, sorted_within
 from flexiq_jax.orders.greedy import greedy, random
-from flexiq_jax.orders.schedule import Schedule
+from flexiq_jax.orders.recipe import LEVELS, Recipe, RecipeLayer, require_fit
+from flexiq_jax.orders.schedule import Schedule, threshold
 from flexiq_jax.orders.scores import exact_scores, range_scores
 from flexiq_jax.orders.space import Space
 
 __all__ = [
+  "LEVELS",
+  "Recipe",
+  "RecipeLayer",
   "Schedule",
   "Space",
   "exact_scores",
@@ -14,6 +21,8 @@ __all__ = [
   "groups_per_block",
   "random",
   "range_scores",
+  "require_fit",
   "shift_blocks",
   "sorted_within",
+  "threshold",
 ]

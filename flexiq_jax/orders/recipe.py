@@ -4,7 +4,7 @@ The file holds what calibration and selection decided: each layer's activation q
 channel groups with their activation shifts and mean codes, and the one order of all groups. Weight
 codes, weight shifts and bias corrections are functions of that, of the weights and of the settings
 in the file: a recipe and the float weights give the quantized model again, bit for bit, without
-calibration images.
+calibration examples.
 
 The key `levels` (groups in 4 bits per layer at the usual ratios) repeats what the order says, for
 readers.

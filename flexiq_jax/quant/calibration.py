@@ -1,6 +1,6 @@
-"""What calibration images tell of a model: ranges, 8-bit scales, code histograms, local errors.
+"""What calibration examples tell of a model: ranges, 8-bit scales, code histograms, local errors.
 
-Four passes over the same images, each a compiled function applied batch by batch:
+Four passes over the same examples, each a compiled function applied batch by batch:
 
 1. `observe_values`: range of every layer's input, then a histogram of it (two passes);
 2. `quantize`: weight and activation scales, 8-bit codes (no pass);
@@ -24,7 +24,7 @@ from flexiq_jax.graph import Apply, Layer, closest, with_rule
 from flexiq_jax.quant import exact, lowering, quantizer, rules
 
 Array = Any
-Progress = Callable[[str, int], None]
+PassListener = Callable[[str, int], None]
 Pass = Callable[[Any, Array], tuple[Any, dict[str, Any]]]
 BINS = 4096
 
@@ -89,7 +89,7 @@ def histogram_pass(apply: Apply, spans: Mapping[str, np.ndarray]) -> Pass:
 
 
 def observe_values(
-  apply: Apply, params: Any, batches: Iterable[Array], progress: Progress | None = None
+  apply: Apply, params: Any, batches: Iterable[Array], progress: PassListener | None = None
 ) -> dict[str, Values]:
   """Histogram of every layer's input in the float model.
 
@@ -205,7 +205,7 @@ def observe_codes(
   params: Any,
   model: rules.QModel,
   batches: Iterable[Array],
-  progress: Progress | None = None,
+  progress: PassListener | None = None,
   platform: str | None = None,
 ) -> dict[str, np.ndarray]:
   """Histograms of every feature channel's 8-bit codes in the 8-bit model, int64 `[C, 256]`.
@@ -249,7 +249,7 @@ def observe_errors(
   params: Any,
   model: rules.QModel,
   batches: Iterable[Array],
-  progress: Progress | None = None,
+  progress: PassListener | None = None,
   platform: str | None = None,
 ) -> dict[str, tuple[np.ndarray, float]]:
   """Exact local error of every channel group, measured in the 8-bit model.
@@ -340,7 +340,7 @@ def _quantize_weights(w, bits, method, percentile):
   return codes.astype(jnp.int8), scale
 
 
-def _passes(run, params, batches, name: str, progress: Progress | None):
+def _passes(run, params, batches, name: str, progress: PassListener | None):
   """Runs a compiled `(params, x) -> (y, records)` over batches; yields records as NumPy arrays."""
   compiled = jax.jit(lambda params, x: run(params, x)[1])
   done = 0

@@ -17,7 +17,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from flexiq_jax.runs import files, runtime, tables
+from flexiq_jax.runs import files, process, tables
 
 FILES = {  # what the files of a workdir are, for the last section
   "config.json": "the config of the run",
@@ -66,7 +66,7 @@ def write(
     notes: Markdown remarks, as the contractions that were not quantized.
     command: the command line that made the run.
     sections: (heading, Markdown) of further tables, between results and pictures.
-    environment: what `runtime.describe` gave; asked for here if None.
+    environment: what `process.describe` gave; asked for here if None.
 
   Returns:
     The report's path.
@@ -80,7 +80,7 @@ def write(
   for caption, path in plots:
     if not Path(path).is_file():
       raise FileNotFoundError(f"plot {str(path)!r} ({caption}) is missing: draw it first")
-  environment = runtime.describe() if environment is None else environment
+  environment = process.describe() if environment is None else environment
   parts = [f"# {title}", _paragraph(summary), "Command:", f"```sh\n{command.strip()}\n```"]
   parts.append(f"Environment: {_facts(environment)}.")
   if rows:

@@ -61,7 +61,7 @@ def aggregate(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Joins the rows of each (method, ratio) over its seeds.
 
   Args:
-    rows: result rows as `metrics.Writer.rows` gives them.
+    rows: result rows as `Workdir.rows` gives them.
 
   Returns:
     One dict for each (method, ratio): `method`, `ratio`, `seeds` (their number), and for every

@@ -1,1 +1,8 @@
-"""Training with labels: a resumable loop, schedules, augmentation."""
+"""Training: a loop that can be killed at any time, and image classifiers as a user of it.
+
+Beside these names the modules `loop` and `classification` are for use from outside.
+"""
+
+from flexiq_jax.training.settings import TrainSettings
+
+__all__ = ["TrainSettings"]

@@ -1,21 +1,18 @@
-"""Training of small classifiers from scratch: the embedded demo and CIFAR ResNets.
+"""Training of image classifiers from scratch: the embedded demo and CIFAR ResNets.
 
-A run is a function of the module's initial values, the settings and the data: the order of epoch e
-depends on (seed, e) only and the random numbers of step t on (seed, t) only. A killed run that is
-started again with the same `checkpoint_dir` therefore ends with the same bits as one that was never
-stopped.
+A user of the training loop: an NNX module, augmented images, cross-entropy with labels. The order
+of the data and the held-out slice depend on the seed only, so a killed run goes on as if it had
+never stopped (see loop.py).
 
 Accuracy is watched on a held-out slice of the *training* split; the test split is never read here.
-What the settings mean is in train_recipe.py.
+What the settings mean is in settings.py.
 """
 
 import dataclasses
 import functools
 import json
-import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +29,7 @@ from flexiq_jax.data import (
   batches,
   calibration_indices,
 )
-from flexiq_jax.runs.checkpoint import Checkpoints
+from flexiq_jax.training import loop
 from flexiq_jax.training.settings import (
   TrainSettings,
   augment,
@@ -109,59 +106,46 @@ def fit(
     seed=settings.seed,
     memory_budget=memory_budget,
   )
-  steps = data.steps
-  schedule = learning_rate_schedule(settings, steps)
-  optimizer = make_optimizer(settings, schedule)
+  schedule = learning_rate_schedule(settings, data.steps)
   module.train()
   graph, params, rest = nnx.split(module, nnx.Param, ...)
   _check_logits(graph, params, rest, source, preprocess)
-  step_fn = _make_step(graph, optimizer, preprocess, settings)
-  state = {"params": params, "rest": rest, "optimizer": optimizer.init(params)}
-  run = _identity(source, preprocess, settings)
-  log: list[EpochLog] = []
 
-  checkpoints = Checkpoints(checkpoint_dir) if checkpoint_dir is not None else None
+  def entry(epoch: loop.Epoch, state: loop.State) -> dict[str, Any]:
+    nnx.update(module, state.params, state.rest)
+    log = EpochLog(
+      epoch=epoch.epoch,
+      step=epoch.step,
+      learning_rate=float(np.asarray(schedule(epoch.step - 1))),
+      loss=epoch.loss,
+      train_top1=100 * (epoch.totals["correct"] / (data.steps * settings.batch_size)),
+      held_out_top1=top1(module, source, preprocess, held_out) if held_out.size else None,
+    )
+    return dataclasses.asdict(log)
+
   try:
-    if checkpoints is not None:
-      found = checkpoints.restore_latest(state)
-      if found is not None:
-        _require_same_run(found.metadata["run"], run, checkpoints.directory)
-        state, log = found.tree, [EpochLog(**entry) for entry in found.metadata["log"]]
-    for epoch in range(len(log) + 1, settings.epochs + 1):
-      totals = jnp.zeros(2)
-      for number, (images, labels) in enumerate(data.epoch(epoch)):
-        step = np.int32((epoch - 1) * steps + number)
-        state, totals = step_fn(state, totals, images, labels, step)
-      loss, correct = (float(total) / (steps * settings.batch_size) for total in totals)
-      if not math.isfinite(loss):
-        raise ValueError(
-          f"loss is {loss} in epoch {epoch}: training diverged; lower learning_rate "
-          f"({settings.learning_rate}) or lengthen warmup ({settings.warmup})"
-        )
-      nnx.update(module, state["params"], state["rest"])
-      held_out_top1 = top1(module, source, preprocess, held_out) if held_out.size else None
-      log.append(
-        EpochLog(
-          epoch=epoch,
-          step=epoch * steps,
-          learning_rate=float(np.asarray(schedule(epoch * steps - 1))),
-          loss=loss,
-          train_top1=100 * correct,
-          held_out_top1=held_out_top1,
-        )
-      )
-      due = epoch % settings.checkpoint_every == 0 or epoch == settings.epochs
-      if checkpoints is not None and due:
-        entries = [dataclasses.asdict(entry) for entry in log]
-        checkpoints.save(epoch, state, {"run": run, "log": entries})
-      if progress is not None:
-        progress(log[-1])
-  finally:
-    if checkpoints is not None:
-      checkpoints.close()
-  nnx.update(module, state["params"], state["rest"])
+    state, log = loop.train(
+      _loss(graph, preprocess, settings),
+      params,
+      rest,
+      make_optimizer(settings, schedule),
+      data,
+      epochs=settings.epochs,
+      seed=settings.seed,
+      entry=entry,
+      run=_identity(source, preprocess, settings),
+      checkpoint_dir=checkpoint_dir,
+      checkpoint_every=settings.checkpoint_every,
+      progress=None if progress is None else lambda entry: progress(EpochLog(**entry)),
+    )
+  except loop.DivergedError as error:
+    raise loop.DivergedError(
+      f"{error}; lower learning_rate ({settings.learning_rate}) or lengthen warmup "
+      f"({settings.warmup})"
+    ) from None
+  nnx.update(module, state.params, state.rest)
   module.eval()
-  return module, log
+  return module, [EpochLog(**entry) for entry in log]
 
 
 def top1(
@@ -215,37 +199,22 @@ def _count_correct(graph: Any, state: Any, images: Any, labels: Any, mask: Any) 
   return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask)
 
 
-def _make_step(
-  graph: Any,
-  optimizer: optax.GradientTransformation,
-  preprocess: Preprocess,
-  settings: TrainSettings,
-) -> Callable[..., tuple[dict[str, Any], jax.Array]]:
-  """The training step: (state, totals, images uint8, labels, step) -> (state, totals)."""
+def _loss(graph: Any, preprocess: Preprocess, settings: TrainSettings) -> loop.Loss:
+  """Cross-entropy of augmented images (uint8 [B, H, W, C]) and their labels (int32 [B])."""
 
-  @jax.jit
-  def step_fn(state, totals, images, labels, step):
-    key = jax.random.fold_in(jax.random.key(settings.seed), step)
+  def loss(params, rest, key, batch):
+    images, labels = batch
     x = preprocess.normalize(augment(key, images, settings.augmentation))
+    # A copy, because NNX writes batch statistics only to variables made inside this trace.
+    module = nnx.merge(graph, params, rest, copy=True)
+    logits = module(x)
+    target = jax.nn.one_hot(labels, logits.shape[-1])
+    target = optax.smooth_labels(target, settings.label_smoothing)
+    value = optax.softmax_cross_entropy(logits, target).mean()
+    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return value, (nnx.split(module, nnx.Param, ...)[2], {"correct": correct})
 
-    def loss_fn(params):
-      # A copy, because NNX writes batch statistics only to variables made inside this trace.
-      module = nnx.merge(graph, params, state["rest"], copy=True)
-      logits = module(x)
-      target = jax.nn.one_hot(labels, logits.shape[-1])
-      target = optax.smooth_labels(target, settings.label_smoothing)
-      loss = optax.softmax_cross_entropy(logits, target).mean()
-      return loss, (logits, nnx.split(module, nnx.Param, ...)[2])
-
-    params = state["params"]
-    (loss, (logits, rest)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, moments = optimizer.update(gradient, state["optimizer"], params)
-    params = optax.apply_updates(params, updates)
-    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-    totals += jnp.stack([loss * len(labels), correct.astype(jnp.float32)])
-    return {"params": params, "rest": rest, "optimizer": moments}, totals
-
-  return step_fn
+  return loss
 
 
 def _check_logits(graph: Any, params: Any, rest: Any, source: Source, preprocess: Preprocess):
@@ -267,12 +236,3 @@ def _identity(source: Source, preprocess: Preprocess, settings: TrainSettings) -
   fields |= {f"preprocess.{k}": v for k, v in dataclasses.asdict(preprocess).items()}
   fields |= {"source": source.name, "split": source.split, "images": len(source)}
   return json.loads(json.dumps(fields))
-
-
-def _require_same_run(saved: dict[str, Any], run: dict[str, Any], directory: Path) -> None:
-  for field in saved.keys() | run.keys():
-    if saved.get(field) != run.get(field):
-      raise ValueError(
-        f"checkpoint_dir {directory} is of a run with {field} = {saved.get(field)}; this one "
-        f"has {run.get(field)}: give the same value, or another folder"
-      )

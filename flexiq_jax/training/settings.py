@@ -79,18 +79,6 @@ class TrainSettings:
     require(self.augmentation in AUGMENTATIONS, "augmentation", " or ".join(AUGMENTATIONS))
 
 
-# The embedded demo: ResNet-8 on scikit-learn's digits, 5 to 15 seconds on two CPU cores. Measured
-# with models.create("resnet8"), seeds 0 and 1: 99.3 % of the 445 test digits.
-DIGITS_RECIPE = TrainSettings(
-  epochs=20,
-  batch_size=64,
-  learning_rate=0.1,
-  warmup=2.0,
-  weight_decay=5e-4,
-  augmentation="shift",
-)
-
-
 def learning_rate_schedule(settings: TrainSettings, steps_per_epoch: int) -> optax.Schedule:
   """Linear warm-up to the peak, then half a cosine down to zero.
 

@@ -93,14 +93,14 @@ def test_tiles_add_up():
 def test_bundles_of_a_product():
   tiles = tpu.Tiles(m=64, n=128, k=128)
   schedule = llo.Schedule(low=10, high=20, low_last=15, high_last=22, finish=(), step=5)
-  plan = kernel_schedules.plan(130, product(n=256), tiles)  # three tiles of rows, two of columns
-  assert kernel_schedules.bundles(plan, schedule, 0) == 6 * (5 + 20 + 22)
-  assert kernel_schedules.bundles(plan, schedule, 100) == 6 * (5 + 10 + 20 + 22)
-  assert kernel_schedules.bundles(plan, schedule, 256) == 6 * (5 + 10 + 15)
+  sweep = kernel_schedules.sweep(130, product(n=256), tiles)  # three tiles of rows, two of columns
+  assert kernel_schedules.bundles(sweep, schedule, 0) == 6 * (5 + 20 + 22)
+  assert kernel_schedules.bundles(sweep, schedule, 100) == 6 * (5 + 10 + 20 + 22)
+  assert kernel_schedules.bundles(sweep, schedule, 256) == 6 * (5 + 10 + 15)
   schedule = llo.Schedule(low=10, high=20, low_last=0, high_last=0, finish=(1, 2, 4), step=5)
-  plan = kernel_schedules.plan(64, product(n=384, next_boundaries=(0,), granule=128), tiles)
+  sweep = kernel_schedules.sweep(64, product(n=384, next_boundaries=(0,), granule=128), tiles)
   # Its tiles of columns feed channels in 4 bits, in both, and in 8.
-  assert kernel_schedules.bundles(plan, schedule, 256, 200) == 3 * (5 + 20) + 2 + 4 + 1
+  assert kernel_schedules.bundles(sweep, schedule, 256, 200) == 3 * (5 + 20) + 2 + 4 + 1
 
 
 def test_bundles_of_products_that_requantize_beside_the_last_block():
@@ -108,21 +108,21 @@ def test_bundles_of_products_that_requantize_beside_the_last_block():
   finish = (1, 2, 4, 10, 20, 40)  # with a last block in 4 bits, and in 8
   schedule = llo.Schedule(low=100, high=200, low_last=3, high_last=6, finish=finish, step=5)
   one = product(n=384, next_boundaries=(0,), granule=128)
-  plan = kernel_schedules.plan(64, one, tiles, "TPU v6 lite")
-  assert plan.fused
-  assert kernel_schedules.bundles(plan, schedule, 256, 128) == 3 * (5 + 100 + 3) + 2 + 1 + 1
-  assert kernel_schedules.bundles(plan, schedule, 128, 128) == 3 * (5 + 100 + 6) + 20 + 10 + 10
-  assert kernel_schedules.bundles(plan, schedule, 0, 384) == 3 * (5 + 200 + 6) + 20 + 20 + 20
+  sweep = kernel_schedules.sweep(64, one, tiles, "TPU v6 lite")
+  assert sweep.fused
+  assert kernel_schedules.bundles(sweep, schedule, 256, 128) == 3 * (5 + 100 + 3) + 2 + 1 + 1
+  assert kernel_schedules.bundles(sweep, schedule, 128, 128) == 3 * (5 + 100 + 6) + 20 + 10 + 10
+  assert kernel_schedules.bundles(sweep, schedule, 0, 384) == 3 * (5 + 200 + 6) + 20 + 20 + 20
 
 
 def test_blocks_of_a_convolution_are_blocks_of_columns():
   tiles = tpu.Tiles(m=64, n=128, k=9 * 128)
   schedule = llo.Schedule(low=10, high=20, low_last=15, high_last=22, finish=(), step=5)
   slides = product(n=256, k=18 * 128, block=9 * 128, channels=256, taps=9, window=WINDOW)
-  plan = kernel_schedules.plan(128, slides, tiles)  # two tiles of rows, two of columns
-  assert kernel_schedules.bundles(plan, schedule, 0) == 4 * (5 + 20 + 22)
-  assert kernel_schedules.bundles(plan, schedule, 100) == 4 * (5 + 10 + 20 + 22)
-  assert kernel_schedules.bundles(plan, schedule, 256) == 4 * (5 + 10 + 15)
+  sweep = kernel_schedules.sweep(128, slides, tiles)  # two tiles of rows, two of columns
+  assert kernel_schedules.bundles(sweep, schedule, 0) == 4 * (5 + 20 + 22)
+  assert kernel_schedules.bundles(sweep, schedule, 100) == 4 * (5 + 10 + 20 + 22)
+  assert kernel_schedules.bundles(sweep, schedule, 256) == 4 * (5 + 10 + 15)
 
 
 def test_turns_of_inner_loops_count():
@@ -151,7 +151,7 @@ def test_schedules_come_out_of_the_compiler(tmp_path):
   program = """
 import dataclasses, json, pathlib, sys
 from benchmarks import kernel_schedules, kernel_times
-from tests.test_benchmark_kernels import WINDOW, product
+from tests.benchmarks.test_kernels import WINDOW, product
 compiler = kernel_schedules.Compiler(pathlib.Path(sys.argv[1]))
 try:
   compiler.device("v5e")

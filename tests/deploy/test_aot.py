@@ -38,8 +38,8 @@ def deit():
     for n, d in repeated(one.layers).items()
   }
   low = {n for n, d in layers.items() if isinstance(d, Mixed)}
-  plan = deploy.make_plan(folded, shapes, x, low)
-  return deploy.Deployed(layers, repeated(one.floats), one.levels, plan)
+  wiring = deploy.wire(folded, shapes, x, low)
+  return deploy.Deployed(layers, repeated(one.floats), one.levels, wiring)
 
 
 def text_of(deployed, shape, chip):

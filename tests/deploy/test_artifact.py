@@ -86,7 +86,7 @@ def test_layers_between_two_others_are_kept(tmp_path):
   path = artifact.save(tmp_path / "a", deployed, name="own")
   shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
   loaded = artifact.load(path, own_network, shapes, x[:1])
-  assert loaded.plan.between == {"depthwise"}
+  assert loaded.wiring.between == {"depthwise"}
   one = jax.jit(deploy.apply)(loaded, x, jnp.int32(3))
   np.testing.assert_allclose(one, own(x, 1.0), atol=1e-4 * np.std(one))
 

@@ -60,11 +60,11 @@ def test_groups_are_whole_heads():
 
 def test_heads_fold_into_queries_keys_and_values():
   found = deployed()
-  assert found.plan.folds == {proj: (qkv,) for proj, qkv in zip(PROJ, QKV, strict=True)}
+  assert found.wiring.folds == {proj: (qkv,) for proj, qkv in zip(PROJ, QKV, strict=True)}
   assert all(found.layers[name].order is None for name in PROJ)
   assert all(found.layers[name].order is not None for name in QKV)
   gathered = deployed(link=False)
-  assert not gathered.plan.folds
+  assert not gathered.wiring.folds
   order = np.asarray(gathered.layers[PROJ[0]].order)
   assert not np.array_equal(order, np.arange(32))
   heads = order.reshape(HEADS, 8)[:, 0] // 8
@@ -89,7 +89,7 @@ def test_biases_of_heads_move_along():
   """Swin's table has a column for each head."""
   model, x = small("swin").model, small("swin").x
   found = deploy.deploy(model, x[:1], levels=LEVELS)
-  assert SHIFTED in found.plan.folds
+  assert SHIFTED in found.wiring.folds
   path = SHIFTED.replace("proj", "relative_position_bias_table")
   gathered = deploy.deploy(model, x[:1], levels=LEVELS, link=False)
   own, given = (np.asarray(d.floats[path]) for d in (found, gathered))
@@ -102,14 +102,14 @@ def test_biases_of_heads_move_along():
 def test_nothing_folds_where_it_would_be_wrong():
   x = small().x[:1]
   across = deploy.deploy(made(CASE).model, x, levels=LEVELS)  # groups of two channels
-  assert not across.plan.folds
+  assert not across.wiring.folds
   assert all(across.layers[name].order is not None for name in PROJ)
   padded = deploy.deploy(small().model, x, levels=LEVELS, granule=16)
-  assert not padded.plan.folds
+  assert not padded.wiring.folds
   low = dict(small().model.model)
   low[QKV[0]] = dataclasses.replace(low[QKV[0]], low=None)
   kept = dataclasses.replace(small().model, model=low)
-  assert {*deploy.deploy(kept, x, levels=LEVELS).plan.folds} == {PROJ[1]}
+  assert {*deploy.deploy(kept, x, levels=LEVELS).wiring.folds} == {PROJ[1]}
 
 
 def test_one_group_needs_no_gather():
@@ -118,7 +118,7 @@ def test_one_group_needs_no_gather():
   found = deploy.deploy(made(CASE, settings=one).model, small().x[:1], levels=LEVELS)
   gathers = [n for n, d in found.layers.items() if isinstance(d, Mixed) and d.order is not None]
   assert gathers == []
-  assert not found.plan.folds
+  assert not found.wiring.folds
 
 
 def test_layers_that_write_in_anothers_order_are_no_rule():
@@ -134,7 +134,7 @@ def load(path, **arguments):
 def test_artifacts_know_their_folds(tmp_path):
   path = artifact.save(tmp_path / "vit", deployed(), name="vit")
   loaded = load(path)
-  assert loaded.plan.folds == deployed().plan.folds
+  assert loaded.wiring.folds == deployed().wiring.folds
   x, run = small().x, jax.jit(deploy.apply)
   for level in range(len(LEVELS)):
     np.testing.assert_array_equal(

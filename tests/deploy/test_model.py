@@ -161,7 +161,7 @@ def test_dynamic_shifts_deploy():
 def test_a_model_of_ones_own_with_a_depthwise_and_a_grouped_convolution():
   own, x = ones_own()
   deployed = deploy.deploy(own, x[:1], levels=LEVELS)
-  assert deployed.plan.between == frozenset()  # in 4 bits itself
+  assert deployed.wiring.between == frozenset()  # in 4 bits itself
   kinds = {name: type(d).__name__ for name, d in deployed.layers.items()}
   assert kinds == dict.fromkeys(SHAPES, "Plain") | {"expand": "Mixed", "project": "Mixed"}
   assert deployed.layers["grouped"].masks.shape == (4, 3)
@@ -188,8 +188,8 @@ def test_measured_tiles_give_the_same(monkeypatch):
   small = made(VIT)
   x = small.x[:2]
   deployed = deploy.deploy(small.model, x[:1], levels=LEVELS, granule=128)
-  assert any(feed.producer for feed in deployed.plan.feeds.values())
-  tokens, own = 2 * 5, tpu.tiling.Tiles(m=64, n=128, k=768)
+  assert any(feed.producer for feed in deployed.wiring.feeds.values())
+  tokens, own = 2 * 5, tpu.Tiles(m=64, n=128, k=768)
   mixed = {name: d.weights for name, d in deployed.layers.items() if isinstance(d, Mixed)}
   tuned = {
     Shape(m=tokens, k=len(w.w8), n=w.w8.shape[1], block=w.block): own for w in mixed.values()
@@ -244,8 +244,8 @@ def test_orders_fold_through_a_depthwise_convolution(dynamic):
   own, x = ones_own(depthwise=False)
   own = dataclasses.replace(own, dynamic=dynamic)
   deployed = deploy.deploy(own, x[:1], levels=LEVELS)
-  assert deployed.plan.between == {"depthwise"}
-  feeds = {n: f.producer for n, f in deployed.plan.feeds.items() if f.producer}
+  assert deployed.wiring.between == {"depthwise"}
+  feeds = {n: f.producer for n, f in deployed.wiring.feeds.items() if f.producer}
   assert feeds == {"depthwise": "expand", "project": "depthwise"}
   places = len(deployed.layers["depthwise"].scale)
   assert deployed.layers["expand"].scale.shape == (places,)
@@ -269,7 +269,7 @@ def test_padding_of_the_order_passes_through_a_depthwise_convolution():
 def test_models_in_bfloat16_are_not_linked_and_agree():
   small = made(("resnet8", {"width": 8, "depths": (1,), "dtype": "bfloat16"}))
   deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
-  assert not any(feed.producer for feed in deployed.plan.feeds.values())
+  assert not any(feed.producer for feed in deployed.wiring.feeds.values())
   run = jax.jit(deploy.apply)
   for ratio in (0.0, 1.0):
     own, truth = np.asarray(run(deployed, small.x, deployed.level(ratio))), small(small.x, ratio)

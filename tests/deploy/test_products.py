@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flexiq_jax import deploy
-from flexiq_jax.kernels import api
+from flexiq_jax import deploy, kernels
 from flexiq_jax.kernels.gpu.matmul import GpuWeights
 from flexiq_jax.kernels.tile_files import Shape
 from tests.deploy.deployed_for_test import RESNET, SWIN, VIT, made
@@ -16,14 +15,14 @@ def test_products_are_those_of_a_run(case, monkeypatch):
   small = made(case)
   x = jax.ShapeDtypeStruct((3, *small.x.shape[1:]), jnp.float32)
   deployed = deploy.deploy(small.model, x)
-  asked, run = [], api.mixed_matmul
+  asked, run = [], kernels.mixed_matmul
 
   def spy(x, w, epilogue, **options):
     (m, k), n = x.x8.shape, w.w8.shape[1]
     asked.append(Shape(m=m, k=k, n=n, block=w.block))
     return run(x, w, epilogue, **options)
 
-  monkeypatch.setattr(api, "mixed_matmul", spy)
+  monkeypatch.setattr(kernels, "mixed_matmul", spy)
   jax.eval_shape(deploy.apply, deployed, x, jnp.int32(0))
   found = deploy.products(deployed, x)
   assert found and sorted(found.values()) == sorted(asked)

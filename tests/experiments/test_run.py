@@ -262,7 +262,7 @@ def test_stopped_run_goes_on_where_it_was(finished, tmp_path, compiled):
   resume = "\ninterrupted; run the same command to resume\n"
   assert interrupt(same, "training, epochs: 1/8", signal.SIGTERM) == (130, resume)
   assert len(events(tmp_path, "train")) < 8
-  assert interrupt(same, "ranges, images:", signal.SIGINT) == (130, resume)
+  assert interrupt(same, "ranges, examples:", signal.SIGINT) == (130, resume)
   assert not events(tmp_path, "calibrated")
   assert interrupt(same, "uniform_int8, images:", signal.SIGKILL) == (-signal.SIGKILL, "")
   assert len(events(tmp_path, "result")) < len(rows(workdir))

@@ -145,7 +145,7 @@ def preparing(device, dtype):
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   def run(x, scale, shift, boundary, order):
-    return tpu.prepare.quantize_lower(
+    return tpu.quantize_lower(
       x, scale, shift, boundary, signed=False, order=order, granule=128, rows=128
     )
 
@@ -155,7 +155,7 @@ def preparing(device, dtype):
 
 
 def test_kernels_compile_where_a_run_asks_for_float32(device):
-  """Which is for products of floats (`runtime.full_precision`)."""
+  """Which is for products of floats (`process.full_precision`)."""
   with jax.default_matmul_precision("highest"):
     assert "tpu_custom_call" in compiled(device("v5e"), 256, 128, 128, m=320).as_text()
     preparing(device("v5e"), "float32")

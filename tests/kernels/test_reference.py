@@ -59,7 +59,7 @@ def test_split_keeps_one_precision(signed):
   lo, hi = quantizer.code_range(8, signed)
   codes = jnp.arange(lo, hi + 1, dtype=jnp.int32)[None]
   low = jnp.arange(codes.size)[None] % 3 == 0
-  x8, x4 = lower.split(codes, jnp.int32(3), low, signed)
+  x8, x4 = lower.split_codes(codes, jnp.int32(3), low, signed)
   off8, off4 = (0, 0) if signed else (128, 8)
   q4 = lowering.lower_activations(codes, 3, signed)
   np.testing.assert_array_equal(x8, np.where(low, 0, codes - off8))

@@ -202,9 +202,9 @@ def test_shapes_without_a_kernel_are_refused_and_chosen_around():
   x, w = operands(0, 4, 6, 3, 8, 8)
   with pytest.raises(NotImplementedError, match="block, K: 8 and 24; the TPU kernel takes"):
     tpu.mixed_matmul(x, w, raw(6), interpret=True)
-  assert kernels.api.choose(w, "tpu") == "reference"
+  assert kernels.choose_implementation(w, "tpu") == "reference"
   _, w = operands(0, 4, 6, 3, 128, 8)
-  assert kernels.api.choose(w, "tpu") == "tpu"
+  assert kernels.choose_implementation(w, "tpu") == "tpu"
   with pytest.raises(NotImplementedError, match=r"tiles\.k: 256 with K = 384"):
     tpu.mixed_matmul(*operands(0, 4, 128, 3, 128, 8), raw(128), tiles=tpu.Tiles(m=64, n=128, k=256))
 
@@ -232,7 +232,7 @@ def test_chosen_tiles_fit(kind, m, k, n):
   assert k % tiles.k == 0 and -(-n // 128) * 128 % tiles.n == 0 and tiles.m <= 2048
 
 
-def plan(**changes) -> tpu.sweeps.Plan:
+def sweep(**changes) -> tpu.Sweep:
   facts = {
     "shape": (256, 512, 1024),
     "tiles": tpu.Tiles(m=64, n=128, k=128),
@@ -245,22 +245,22 @@ def plan(**changes) -> tpu.sweeps.Plan:
     "vectors": (("scale", 1),),
     "interpret": False,
   }
-  return tpu.sweeps.Plan(**facts | changes)
+  return tpu.Sweep(**facts | changes)
 
 
 def test_bytes_follow_the_boundary():
-  high, low = (tpu.sweeps.traffic(plan(), boundary) for boundary in (0, 512))
+  high, low = (tpu.traffic(sweep(), boundary) for boundary in (0, 512))
   assert (high.x, high.w) == (256 * 512, 512 * 1024)
   assert (low.x, low.w) == (high.x // 2, high.w // 2)
   assert high.y == low.y == 256 * 1024 * 2
-  inside = tpu.sweeps.traffic(plan(), 200)  # block 1 is read in both precisions
+  inside = tpu.traffic(sweep(), 200)  # block 1 is read in both precisions
   assert inside.w == 1024 * (256 // 2 + 384)
 
 
 @pytest.mark.parametrize(("boundary", "high", "low"), [(0, 8, 1), (512, 4, 4), (1024, 1, 8)])
 def test_requantized_bytes_count_the_tiles_that_leave(boundary, high, low):
   """One tile of the precision that nothing uses leaves a row of tiles, too."""
-  moved = tpu.sweeps.traffic(plan(signed=True, granule=128), 0, boundary)
+  moved = tpu.traffic(sweep(signed=True, granule=128), 0, boundary)
   assert moved.y == 256 * 128 * high + 256 * 64 * low
 
 

@@ -26,7 +26,7 @@ def test_permuted_codes_are_those_of_the_lowering_step(signed, boundary):
   x, scale, shift, order, traits = case(70, 256, 384, signed=signed)
   boundary = jnp.int32(boundary)
   expected = lower.quantize_lower(x, scale, shift, boundary, order=order, **traits)
-  got = tpu.prepare.quantize_lower(
+  got = tpu.quantize_lower(
     x, scale, shift, boundary, order=order, rows=64, interpret=True, **traits
   )
   used = np.asarray(order) >= 0  # padding meets weights of zero; any code does
@@ -40,9 +40,7 @@ def test_permuted_codes_are_those_of_the_lowering_step(signed, boundary):
 def test_channels_that_keep_their_order(dtype):
   x, scale, shift, _, traits = case(64, 256, 256, signed=True, dtype=dtype)
   expected = lower.quantize_lower(x, scale, shift, jnp.int32(128), **traits)
-  got = tpu.prepare.quantize_lower(
-    x, scale, shift, jnp.int32(128), granule=128, interpret=True, **traits
-  )
+  got = tpu.quantize_lower(x, scale, shift, jnp.int32(128), granule=128, interpret=True, **traits)
   edge = np.asarray(x, np.float32) / 0.25 % 1 == 0.5  # bfloat16 may put values there
   same = lambda a, b: np.asarray((a.astype(jnp.int8) == b.astype(jnp.int8)) | edge)
   assert same(got.x8, expected.x8)[:, 128:].all()
@@ -51,6 +49,6 @@ def test_channels_that_keep_their_order(dtype):
 
 def test_channels_that_fill_no_register_are_refused():
   with pytest.raises(NotImplementedError, match="x, shift: 100 channels and 128 places"):
-    tpu.prepare.quantize_lower(
+    tpu.quantize_lower(
       jnp.zeros((4, 100)), jnp.float32(1), jnp.zeros(128, jnp.int32), jnp.int32(0), signed=True
     )

@@ -35,9 +35,7 @@ SHAPE = Shape(m=1576, k=384, n=1536, block=128)
 def test_device_kinds(kind, name):
   assert tile_files.implementation(kind) == name
   tiles = tuning.heuristic(kind, SHAPE)
-  assert {"tpu": tpu.tiling.Tiles, "gpu": gpu.tiling.Tiles, "reference": type(None)}[name] is type(
-    tiles
-  )
+  assert {"tpu": tpu.Tiles, "gpu": gpu.Tiles, "reference": type(None)}[name] is type(tiles)
   options = tuning.candidates(kind, SHAPE)
   assert options[:1] == ([] if tiles is None else [tiles])
   assert len(options) == len(set(options)) and len(options) != 1
@@ -57,7 +55,7 @@ def test_candidates_of_a_tpu_are_legal(kind, k, block):
   options = tuning.candidates(kind, Shape(m=1576, k=k, n=768, block=block))
   assert len(options) > 3
   for tiles in options:
-    tpu.tiling.check_tiles(tiles, k, block)
+    tpu.check_tiles(tiles, k, block)
 
 
 def clock(best):
@@ -72,7 +70,7 @@ def clock(best):
 
 
 def test_autotune_keeps_the_fastest(tmp_path):
-  best = gpu.tiling.Tiles(m=64, n=128, groups=1, buffers=4)
+  best = gpu.Tiles(m=64, n=128, groups=1, buffers=4)
   lines = []
   tuned = tuning.autotune(
     [SHAPE], tmp_path / "new", kind=H100, seconds=clock(best), progress=lines.append
@@ -86,7 +84,7 @@ def test_autotune_keeps_the_fastest(tmp_path):
 
 
 def test_autotune_adds_to_a_file(tmp_path):
-  best = gpu.tiling.Tiles(m=64, n=128, groups=1, buffers=4)
+  best = gpu.Tiles(m=64, n=128, groups=1, buffers=4)
   other = dataclasses.replace(SHAPE, m=50)
   tuning.autotune([SHAPE], tmp_path, kind=H100, seconds=clock(best))
   tuned = tuning.autotune([other], tmp_path, kind=H100, seconds=clock(best))
@@ -111,7 +109,7 @@ def test_a_heuristic_that_does_not_run_is_no_obstacle(tmp_path):
 def test_tpu_tiles_survive_the_file(tmp_path):
   kind = "TPU v6 lite"
   tuned = tuning.autotune([SHAPE], tmp_path, kind=kind, seconds=lambda shape, tiles: tiles.m)
-  assert isinstance(tuned[SHAPE].tiles, tpu.tiling.Tiles)
+  assert isinstance(tuned[SHAPE].tiles, tpu.Tiles)
   assert tile_files.load(tmp_path, kind) == tuned
 
 

@@ -189,20 +189,20 @@ def test_vmap_over_activations():
   ],
 )
 def test_tiles_of_real_images(height, width, rows, tile):
-  assert tpu.tiling.window_rows(window(height, width), rows) == tile
+  assert tpu.window_rows(window(height, width), rows) == tile
 
 
 def test_images_that_no_tile_fits():
   with pytest.raises(NotImplementedError, match=r"window: images of 75 x 75 pixels"):
-    tpu.tiling.window_rows(window(75, 75))
+    tpu.window_rows(window(75, 75))
 
 
 def test_bytes_follow_the_boundary():
   place, low = window(56, 56), []
   for boundary in (0, 64, 128):
-    plan = tpu.sweeps.Plan(
+    sweep = tpu.Sweep(
       shape=(128 * 3136, 9 * 128, 128),
-      tiles=tpu.tiling.choose_tiles(128 * 3136, 9 * 128, 128, 9 * 128, window=place),
+      tiles=tpu.choose_tiles(128 * 3136, 9 * 128, 128, 9 * 128, window=place),
       block=9 * 128,
       activation="relu",
       out="bfloat16",
@@ -213,7 +213,7 @@ def test_bytes_follow_the_boundary():
       interpret=False,
       window=place,
     )
-    low.append(tpu.sweeps.traffic(plan, boundary))
+    low.append(tpu.traffic(sweep, boundary))
   assert [t.x for t in low] == [128 * 3136 * 128 * f // 2 for f in (2, 3, 1)]
   assert [t.w for t in low] == [9 * 128 * 128 * f // 2 for f in (2, 3, 1)]
 

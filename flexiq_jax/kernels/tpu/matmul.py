@@ -9,7 +9,7 @@ The layer's weights stay in VMEM from the first tile to the last. They and the a
 fetched by hand, block by block, because only so the precision that a block does not use is never
 read: the bytes follow the boundary, too.
 
-The body of the kernel is in `tpu_kernel`, what a tile's sums become in `tpu_epilogue`.
+The body of the kernel is in `kernel.py`, what a tile's sums become in `epilogues.py`.
 """
 
 import functools
@@ -23,7 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from flexiq_jax.kernels import operands
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
 from flexiq_jax.kernels.tpu import epilogues, kernel, windows
-from flexiq_jax.kernels.tpu.sweeps import Plan
+from flexiq_jax.kernels.tpu.sweeps import Sweep
 from flexiq_jax.kernels.tpu.tiling import (
   ROWS,
   Tiles,
@@ -75,7 +75,7 @@ def mixed_matmul(
   vectors = epilogues.vectors(epilogue, wide(kind)) | {"shift": shift}
   if offsets is not None:
     vectors["offsets"] = offsets
-  plan = Plan(
+  sweep = Sweep(
     shape=(rows, k, columns),
     tiles=tiles,
     block=w.block,
@@ -94,13 +94,13 @@ def mixed_matmul(
   # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
   boundary = jnp.clip(x.boundary, 0, k // w.steps)
   scalars = jnp.stack([boundary, jnp.int32(0) if requantize is None else requantize.boundary])
-  y = _build(plan)(
+  y = _build(sweep)(
     scalars,
     _pad(x.x4, 0, rows),
     _pad(x.x8, 0, rows),
     pad_n(w.w4),
     pad_n(w.w8),
-    *([] if window is None else windows.masks(plan)),
+    *([] if window is None else windows.masks(sweep)),
     *([_pad(x.row_shift, 0, rows)] if x.row_shift is not None else []),
     *(pad_n(vectors[name]) for name in sorted(vectors)),
   )
@@ -110,55 +110,55 @@ def mixed_matmul(
 
 
 @functools.lru_cache
-def _build(plan: Plan):
+def _build(sweep: Sweep):
   """The pallas_call for one set of static facts."""
-  (m, k, n), tiles = plan.shape, plan.tiles
-  if plan.vmem > VMEM:
+  (m, k, n), tiles = sweep.shape, sweep.tiles
+  if sweep.vmem > VMEM:
     raise NotImplementedError(
-      f"w: K = {k} and N = {n} take {plan.vmem / 2**20:.0f} MiB on the chip, {VMEM >> 20} at most; "
-      "split the outputs, or use the reference"
+      f"w: K = {k} and N = {n} take {sweep.vmem / 2**20:.0f} MiB on the chip, {VMEM >> 20} at "
+      "most; split the outputs, or use the reference"
     )
   column = lambda i, j, *_: (0, j)
-  vectors = [pl.BlockSpec((size, tiles.n), column) for _, size in plan.vectors]
+  vectors = [pl.BlockSpec((size, tiles.n), column) for _, size in sweep.vectors]
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
-  rows = [pl.BlockSpec((tiles.m, k // plan.block), lambda i, j, *_: (i, 0))] * plan.dynamic
-  if plan.signed is None:
-    outs = [(plan.out, lambda i, j, _: (i, j))]
+  rows = [pl.BlockSpec((tiles.m, k // sweep.block), lambda i, j, *_: (i, 0))] * sweep.dynamic
+  if sweep.signed is None:
+    outs = [(sweep.out, lambda i, j, _: (i, j))]
   else:
     outs = [
-      ("int8", lambda i, j, scalars: (i, plan.high_column(j, scalars[1]))),
-      ("int4", lambda i, j, scalars: (i, plan.low_column(j, scalars[1]))),
+      ("int8", lambda i, j, scalars: (i, sweep.high_column(j, scalars[1]))),
+      ("int4", lambda i, j, scalars: (i, sweep.low_column(j, scalars[1]))),
     ]
   masks, unfolding = [], []
-  if plan.window is None:
-    slots = (2, plan.blocks, tiles.m, tiles.k)
+  if sweep.window is None:
+    slots = (2, sweep.blocks, tiles.m, tiles.k)
   else:
-    slots = (2, plan.blocks, tiles.m + 2 * plan.margin, plan.columns)
-    masks = windows.mask_specs(plan)
-    unfolding = [pltpu.VMEM(windows.words_shape(plan), jnp.int32)]
+    slots = (2, sweep.blocks, tiles.m + 2 * sweep.margin, sweep.columns)
+    masks = windows.mask_specs(sweep)
+    unfolding = [pltpu.VMEM(windows.words_shape(sweep), jnp.int32)]
   return pl.pallas_call(
-    functools.partial(kernel.kernel, plan),
+    functools.partial(kernel.kernel, sweep),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      grid=plan.grid,
+      grid=sweep.grid,
       in_specs=[anywhere] * 4 + masks + rows + vectors,
       out_specs=[pl.BlockSpec((tiles.m, tiles.n), index) for _, index in outs],
       scratch_shapes=[
         pltpu.VMEM(slots, jnp.int4),
         pltpu.VMEM(slots, jnp.int8),
-        pltpu.VMEM((plan.blocks, tiles.k // 2, n), jnp.int8),
-        pltpu.VMEM((plan.blocks, tiles.k, n), jnp.int8),
+        pltpu.VMEM((sweep.blocks, tiles.k // 2, n), jnp.int8),
+        pltpu.VMEM((sweep.blocks, tiles.k, n), jnp.int8),
         pltpu.VMEM((tiles.m, tiles.n), jnp.int32),
-        pltpu.SemaphoreType.DMA((2, 2, plan.blocks)),
-        pltpu.SemaphoreType.DMA((2, plan.blocks)),
+        pltpu.SemaphoreType.DMA((2, 2, sweep.blocks)),
+        pltpu.SemaphoreType.DMA((2, sweep.blocks)),
         *unfolding,
       ],
     ),
     out_shape=[jax.ShapeDtypeStruct((m, n), dtype) for dtype, _ in outs],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem + plan.spilled
+      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=sweep.vmem + sweep.spilled
     ),
-    interpret=plan.interpret,
+    interpret=sweep.interpret,
     name="mixed_matmul",
   )
 

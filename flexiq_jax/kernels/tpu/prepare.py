@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from flexiq_jax.kernels.operands import Activations
 from flexiq_jax.kernels.tpu import epilogues
-from flexiq_jax.kernels.tpu.sweeps import Plan
+from flexiq_jax.kernels.tpu.sweeps import Sweep
 from flexiq_jax.kernels.tpu.tiling import LANES, Tiles, tile_columns, up
 from flexiq_jax.quant import quantizer
 
@@ -69,7 +69,7 @@ def quantize_lower(
     vectors["order"] = order[None]
   names = tuple(sorted(vectors))
   tiles = Tiles(m=min(rows, up(m, 64)), n=tile_columns(p), k=LANES)
-  plan = Plan(
+  sweep = Sweep(
     shape=(m, c, p),
     tiles=tiles,
     block=LANES,
@@ -82,25 +82,25 @@ def quantize_lower(
     interpret=interpret,
   )
   inverse = jnp.broadcast_to(1 / scale, (1, c))
-  call = _build(plan, order is not None)
+  call = _build(sweep, order is not None)
   x8, x4 = call(jnp.clip(boundary, 0, p)[None], x, inverse, *(vectors[name] for name in names))
   return Activations(x8=x8, x4=x4, boundary=jnp.asarray(boundary, jnp.int32))
 
 
 @functools.lru_cache
-def _build(plan: Plan, permute: bool):
-  (m, c, p), tiles = plan.shape, plan.tiles
-  high = lambda i, j, scalars: (i, plan.high_column(j, scalars[0]))
-  low = lambda i, j, scalars: (i, plan.low_column(j, scalars[0]))
+def _build(sweep: Sweep, permute: bool):
+  (m, c, p), tiles = sweep.shape, sweep.tiles
+  high = lambda i, j, scalars: (i, sweep.high_column(j, scalars[0]))
+  low = lambda i, j, scalars: (i, sweep.low_column(j, scalars[0]))
   return pl.pallas_call(
-    functools.partial(_kernel, plan, permute),
+    functools.partial(_kernel, sweep, permute),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
       grid=(-(-m // tiles.m), p // tiles.n),
       in_specs=[
         pl.BlockSpec((tiles.m, c), lambda i, j, _: (i, 0)),
         pl.BlockSpec((1, c), lambda i, j, _: (0, 0)),
-        *[pl.BlockSpec((1, tiles.n), lambda i, j, _: (0, j)) for _ in plan.vectors],
+        *[pl.BlockSpec((1, tiles.n), lambda i, j, _: (0, j)) for _ in sweep.vectors],
       ],
       out_specs=[pl.BlockSpec((tiles.m, tiles.n), index) for index in (high, low)],
       scratch_shapes=[
@@ -110,15 +110,15 @@ def _build(plan: Plan, permute: bool):
     ),
     out_shape=[jax.ShapeDtypeStruct((m, p), dtype) for dtype in (jnp.int8, jnp.int4)],
     compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
-    interpret=plan.interpret,
+    interpret=sweep.interpret,
     name="quantize_lower",
   )
 
 
-def _kernel(plan: Plan, permute: bool, scalars, x, inverse, *refs):
-  vectors = dict(zip((name for name, _ in plan.vectors), refs, strict=False))
-  out8, out4, codes, one_hot = refs[len(plan.vectors) :]
-  tiles, signed = plan.tiles, bool(plan.signed)
+def _kernel(sweep: Sweep, permute: bool, scalars, x, inverse, *refs):
+  vectors = dict(zip((name for name, _ in sweep.vectors), refs, strict=False))
+  out8, out4, codes, one_hot = refs[len(sweep.vectors) :]
+  tiles, signed = sweep.tiles, bool(sweep.signed)
   i, j = pl.program_id(0), pl.program_id(1)
   offset = 0 if signed else 128
   lo, hi = quantizer.code_range(8, signed)
@@ -130,7 +130,7 @@ def _kernel(plan: Plan, permute: bool, scalars, x, inverse, *refs):
       code = epilogues.rounded(jnp.clip(y, float(lo), float(hi))) - offset
       codes[part] = code.astype(jnp.int8)
 
-    epilogues.each(tiles.m, plan.shape[1], quantize)
+    epilogues.each(tiles.m, sweep.shape[1], quantize)
 
   if permute:
 
@@ -156,10 +156,10 @@ def _kernel(plan: Plan, permute: bool, scalars, x, inverse, *refs):
   tile = epilogues.Tile(
     steps=steps,
     vectors=vectors,
-    strip=plan.strip,
+    strip=sweep.strip,
     start=j * tiles.n,
     boundary=scalars[0],
-    written=plan.written(scalars[0]),
+    written=sweep.written(scalars[0]),
     least=lo,
     signed=signed,
   )

@@ -12,8 +12,8 @@ _CODE = 8192  # bundles of one turn through a tile, about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """Static facts of one kernel.
+class Sweep:
+  """How one kernel goes through a product: its static facts.
 
   Attributes:
     shape: M, K, N, padded to whole register tiles.
@@ -28,7 +28,7 @@ class Plan:
     window: of a convolution; None where x has all rows of K.
     copies: see `operands.Weights`; read with a window, as the next.
     unsigned: whether zero activations have the codes -128 and -8.
-    wide: see `tpu_tiles.wide`.
+    wide: see `tiling.wide`.
   """
 
   shape: tuple[int, int, int]
@@ -177,33 +177,33 @@ class Traffic:
     return self.x + self.w + self.y + self.vectors
 
 
-def traffic(plan: Plan, boundary: int, next_boundary: int = 0) -> Traffic:
+def traffic(sweep: Sweep, boundary: int, next_boundary: int = 0) -> Traffic:
   """What a kernel moves at a boundary: its copies and tiles, counted as it makes them.
 
   Args:
-    plan: the kernel.
+    sweep: the kernel.
     boundary: columns of x in 4 bits.
     next_boundary: outputs in 4 bits in the next layer, where the epilogue requantizes.
   """
-  (m, k, n), tiles = plan.shape, plan.tiles
-  low = -(-boundary // plan.columns) * tiles.k
-  high = k - boundary // plan.columns * tiles.k
-  rows, columns = plan.grid
-  seen = m + (rows - 1) * 2 * plan.margin if plan.halo else m
-  if plan.signed is None:
-    y = m * n * jnp.dtype(plan.out).itemsize
+  (m, k, n), tiles = sweep.shape, sweep.tiles
+  low = -(-boundary // sweep.columns) * tiles.k
+  high = k - boundary // sweep.columns * tiles.k
+  rows, columns = sweep.grid
+  seen = m + (rows - 1) * 2 * sweep.margin if sweep.halo else m
+  if sweep.signed is None:
+    y = m * n * jnp.dtype(sweep.out).itemsize
   else:
     # A tile leaves when the next one takes its place: each number in a row of tiles once.
     count = lambda index: len({index(j) for j in range(columns)})
     tile = m * tiles.n
-    y = tile * count(lambda j: plan.high_column(j, next_boundary))
-    y += tile // 2 * count(lambda j: plan.low_column(j, next_boundary))
-  vectors = sum(size for _, size in plan.vectors) * n * 4
+    y = tile * count(lambda j: sweep.high_column(j, next_boundary))
+    y += tile // 2 * count(lambda j: sweep.low_column(j, next_boundary))
+  vectors = sum(size for _, size in sweep.vectors) * n * 4
   return Traffic(
-    x=seen * (low // 2 + high) // plan.steps + plan.dynamic * 4 * m * (k // plan.block),
+    x=seen * (low // 2 + high) // sweep.steps + sweep.dynamic * 4 * m * (k // sweep.block),
     w=n * low // 2 + n * high,
     y=y,
     # One tile of columns stays from one row of tiles to the next; several come again.
     vectors=vectors * (1 if columns == 1 else rows)
-    + plan.mask_bytes * (1 if plan.period == 1 else rows),
+    + sweep.mask_bytes * (1 if sweep.period == 1 else rows),
   )

@@ -130,7 +130,7 @@ def wide_columns(n: int, granule: int = 0) -> int:
 
 
 def wide_rows(m: int, k: int) -> int:
-  """Rows of a tile there: few rows beyond m, few tiles, and few parts of a tile (`turn_rows`).
+  """Rows of a tile there: few rows beyond m, few tiles, and few parts of a tile (`epilogue_rows`).
 
   By the schedules a tile costs as much as 200 rows more, and a part as much as 50. Two tiles of x
   in both precisions take 3 k bytes a row, 32 MiB of them at most.

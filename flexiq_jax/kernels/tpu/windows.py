@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from flexiq_jax.kernels.tpu.sweeps import Plan
+from flexiq_jax.kernels.tpu.sweeps import Sweep
 from flexiq_jax.kernels.tpu.tiling import LANES, ROWS, div
 from flexiq_jax.kernels.windows import neighbours
 
@@ -29,16 +29,16 @@ Array = Any
 _ZEROS = {8: -0x7F7F7F80, 4: -0x77777778}  # words of -128 and of -8, what unsigned zeros became
 
 
-def masks(plan: Plan) -> tuple[Array, Array]:
+def masks(sweep: Sweep) -> tuple[Array, Array]:
   """Which pixels have their neighbours, as words of 8-bit and of 4-bit codes.
 
   Returns:
     int32 `[D, rows / 4, LANES]` and `[D, rows / 8, LANES]` for the D steps up, down, left or right
     that positions of the window make, all bits of a row that has the neighbour set.
   """
-  window = plan.window
+  window = sweep.window
   assert window is not None
-  _, inside = neighbours(window, plan.tiles.m * plan.period)
+  _, inside = neighbours(window, sweep.tiles.m * sweep.period)
   made = []
   for bits in (8, 4):
     per = 32 // bits
@@ -50,57 +50,57 @@ def masks(plan: Plan) -> tuple[Array, Array]:
   return made[0], made[1]
 
 
-def mask_specs(plan: Plan) -> list[pl.BlockSpec]:
+def mask_specs(sweep: Sweep) -> list[pl.BlockSpec]:
   """How a step of the grid takes its masks."""
-  window = plan.window
+  window = sweep.window
   assert window is not None
   count = len(neighbours(window, 1)[0])
-  index = lambda i, *_: (0, jax.lax.rem(i, plan.period), 0)
-  return [pl.BlockSpec((count, plan.tiles.m // per, LANES), index) for per in (4, 8)]
+  index = lambda i, *_: (0, jax.lax.rem(i, sweep.period), 0)
+  return [pl.BlockSpec((count, sweep.tiles.m // per, LANES), index) for per in (4, 8)]
 
 
-def words_shape(plan: Plan) -> tuple[int, int, int]:
+def words_shape(sweep: Sweep) -> tuple[int, int, int]:
   """Of the scratch memory that holds a tile of a block, with its margins, as words."""
-  return plan.columns // LANES, (plan.tiles.m + 2 * plan.margin) // 4, LANES
+  return sweep.columns // LANES, (sweep.tiles.m + 2 * sweep.margin) // 4, LANES
 
 
-def turn_rows(m: int) -> int:
+def stage_rows(m: int) -> int:
   """Rows that one turn of `stage` takes, of a tile of m."""
   return max(t for t in range(ROWS, min(512, m) + 1, ROWS) if m % t == 0)
 
 
-def stage(plan: Plan, tile: Any, words: Any) -> None:
+def stage(sweep: Sweep, tile: Any, words: Any) -> None:
   """Copies a tile as words, which may be read from any of them on.
 
   Args:
-    plan: the kernel.
+    sweep: the kernel.
     tile: `[margin + m + margin, S]` codes.
     words: scratch memory of `words_shape`.
   """
   per = 32 // jnp.iinfo(tile.dtype).bits
-  m, turn = plan.tiles.m, turn_rows(plan.tiles.m)
+  m, turn = sweep.tiles.m, stage_rows(sweep.tiles.m)
 
   def copy(row, rows):
     to = pl.ds(pl.multiple_of(div(row, per), ROWS // per), rows // per)
-    for c in range(plan.columns // LANES):
+    for c in range(sweep.columns // LANES):
       codes = tile[pl.ds(pl.multiple_of(row, ROWS), rows), pl.ds(c * LANES, LANES)]
       words[c, to] = pltpu.bitcast(codes, jnp.int32)
 
-  if plan.halo:
-    copy(0, plan.margin)
-    copy(plan.margin + m, plan.margin)
-  jax.lax.fori_loop(0, m // turn, lambda i, _: copy(plan.margin + i * turn, turn), None)
+  if sweep.halo:
+    copy(0, sweep.margin)
+    copy(sweep.margin + m, sweep.margin)
+  jax.lax.fori_loop(0, m // turn, lambda i, _: copy(sweep.margin + i * turn, turn), None)
 
 
 def patches(
-  plan: Plan, dtype: Any, words: Any, mask: Any, block: Any, boundary: Array, rows: Any
+  sweep: Sweep, dtype: Any, words: Any, mask: Any, block: Any, boundary: Array, rows: Any
 ) -> Array:
   """The patches of some rows of a staged tile, `[rows, block]` codes.
 
   They are made as the matrix unit takes them, beside its work: nothing is written.
 
   Args:
-    plan: the kernel.
+    sweep: the kernel.
     dtype: int4 or int8.
     words: where the tile is staged.
     mask: of `masks`, for this type.
@@ -108,12 +108,12 @@ def patches(
     boundary: how many columns of x are in 4 bits.
     rows: the slice of rows, whole register tiles.
   """
-  window, bits = plan.window, jnp.iinfo(dtype).bits
+  window, bits = sweep.window, jnp.iinfo(dtype).bits
   assert window is not None
   per = 32 // bits
   steps, _ = neighbours(window, 1)
   size, start = rows.size // per, div(rows.start, per)
-  first = plan.margin // per + start
+  first = sweep.margin // per + start
   at = pl.ds(pl.multiple_of(start, ROWS // per), size)
 
   def moved(c, distance):
@@ -128,13 +128,13 @@ def patches(
 
   def border(c):
     """The code of zero in this precision, nothing in the other one's columns."""
-    place = block * plan.columns + c * LANES
+    place = block * sweep.columns + c * LANES
     place += jax.lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
     here = place < boundary if bits == 4 else place >= boundary
     return jnp.where(here, jnp.int32(_ZEROS[bits]), 0)
 
-  count, copies = plan.columns // LANES, plan.copies
-  borders = [border(c) for c in range(count)] if plan.unsigned else []
+  count, copies = sweep.columns // LANES, sweep.copies
+  borders = [border(c) for c in range(count)] if sweep.unsigned else []
   turn = jax.lax.broadcasted_iota(jnp.int32, (size, LANES), 1) & (copies - 1)
   positions = [*zip(window.offsets, window.rows, strict=True)]
 
@@ -145,7 +145,7 @@ def patches(
     if not known:
       return codes
     inside = functools.reduce(jnp.bitwise_and, known)
-    return ((codes ^ borders[c]) & inside) ^ borders[c] if plan.unsigned else codes & inside
+    return ((codes ^ borders[c]) & inside) ^ borders[c] if sweep.unsigned else codes & inside
 
   pieces = []
   for step in range(0, len(positions), copies):

@@ -1,4 +1,4 @@
-"""What surrounds a run: progress, environment, memory, interruption, the compilation cache."""
+"""The process of a run: environment, memory, interruption, precision, the compilation cache."""
 
 import contextlib
 import os
@@ -8,134 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import jax
-import rich.console
-import rich.progress
-
-T = TypeVar("T")
 
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C: 128 + SIGINT
-
-
-class Progress:
-  """Progress of one stage: a bar on a terminal, else plain lines at a bounded rate.
-
-  Plain output has a line for the first step, one for the last, and between them at most one in
-  `interval` seconds, so that a log file of a long run stays short.
-
-      with Progress("search", total=200) as progress:
-        for generation in range(200):
-          ...
-          progress.update(note=f"best {best:.3f}")
-  """
-
-  def __init__(
-    self,
-    description: str,
-    total: int | None = None,
-    *,
-    interval: float = 10.0,
-    stream: TextIO | None = None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    """Prepares the display; it starts with the `with` block.
-
-    Args:
-      description: name of the stage.
-      total: number of steps, or None where it is not known.
-      interval: least time between two plain lines, seconds.
-      stream: where to write, standard output if None.
-      clock: seconds, any origin.
-    """
-    self._description, self._total, self._interval = description, total, interval
-    self._stream = sys.stdout if stream is None else stream
-    self._clock = clock
-    self._done, self._note = 0, ""
-    self._bar: rich.progress.Progress | None = None
-    self._task = rich.progress.TaskID(0)
-    self._start = self._last = 0.0
-    self._printed = -1  # the step of the latest plain line
-
-  def __enter__(self) -> "Progress":
-    self._start = self._clock()
-    if self._stream.isatty():
-      self._bar = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}", markup=False),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[note]}", markup=False),
-        console=rich.console.Console(file=self._stream),
-      )
-      self._task = self._bar.add_task(self._description, total=self._total, note="")
-      self._bar.start()
-    return self
-
-  def update(self, steps: int = 1, note: str = "") -> None:
-    """Counts steps as done.
-
-    Args:
-      steps: how many more are done.
-      note: a few words on the state, as `best 0.12`; shown until the next one.
-    """
-    self._done += steps
-    self._note = note or self._note
-    if self._bar is not None:
-      self._bar.update(self._task, advance=steps, note=self._note)
-      return
-    now = self._clock()
-    if self._printed < 0 or self._done == self._total or now - self._last >= self._interval:
-      self._print(now)
-
-  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-    if self._bar is not None:
-      self._bar.stop()
-    elif self._printed != self._done and (self._done or kind is not None):
-      self._print(self._clock(), "stopped at " if kind is not None else "")
-
-  def _print(self, now: float, prefix: str = "") -> None:
-    self._last, self._printed = now, self._done
-    elapsed = now - self._start
-    count = f"{self._done}/{self._total}" if self._total else str(self._done)
-    parts = [f"{self._description}: {prefix}{count}", duration(elapsed)]
-    if self._total and 0 < self._done < self._total and not prefix:
-      parts.append(f"about {duration(elapsed / self._done * (self._total - self._done))} left")
-    print(", ".join(parts + [self._note] * bool(self._note)), file=self._stream, flush=True)
-
-
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-  """Yields the items and shows how far the loop over them is.
-
-  Args:
-    items: what to iterate over.
-    description: name of the stage.
-    total: number of items, `len(items)` if None and there is one.
-  """
-  if total is None and hasattr(items, "__len__"):
-    total = len(items)  # pyrefly: ignore[bad-argument-type]
-  with Progress(description, total) as progress:
-    for item in items:
-      yield item
-      progress.update()
-
-
-def duration(seconds: float) -> str:
-  """A time span as `8.2 s`, `4 min 05 s` or `2 h 07 min`."""
-  if seconds < 59.95:
-    return f"{seconds:.1f} s"
-  whole = round(seconds)
-  if whole < 3600:
-    return f"{whole // 60} min {whole % 60:02d} s"
-  minutes = round(seconds / 60)
-  return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def describe() -> dict[str, Any]:

@@ -14,7 +14,7 @@ Array = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class Wiring:
   """The static side of a deployed model.
 
   Attributes:
@@ -35,7 +35,7 @@ class Plan:
   folds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
-def make_plan(
+def wire(
   apply: graph.Apply,
   params: Any,
   x: Any,
@@ -43,7 +43,7 @@ def make_plan(
   *,
   link: bool = True,
   dynamic: bool = False,
-) -> Plan:
+) -> Wiring:
   """Finds the links of a model; needs no parameter values.
 
   Args:
@@ -71,7 +71,9 @@ def make_plan(
       feeds[name] = links.Feed(producer=None, reason=f"runs without a kernel: {kind}")
     elif not link and feed.producer:
       feeds[name] = links.Feed(producer=None, reason="links are turned off")
-  return Plan(apply=apply, params=params, feeds=feeds, between=frozenset(between), dynamic=dynamic)
+  return Wiring(
+    apply=apply, params=params, feeds=feeds, between=frozenset(between), dynamic=dynamic
+  )
 
 
 def mixed_layers(traced: tracing.Traced, low: set[str]) -> dict[str, graph.Layer]:

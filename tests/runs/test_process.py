@@ -1,0 +1,154 @@
+"""Environment, memory, interruption and the compilation cache."""
+
+import io
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from flexiq_jax.runs import process
+
+
+def test_describe():
+  facts = process.describe()
+  assert facts["backend"] == "cpu" and facts["device_count"] >= 1
+  assert facts["python"].startswith("3.") and facts["cpus"] >= 1
+  for name in ("jax", "jaxlib", "flax", "numpy"):
+    assert re.match(r"\d+\.\d+", facts[name])
+  assert socket.gethostname() not in str(facts)
+  assert str(pathlib.Path.home()) not in str(facts)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_commit(tmp_path):
+  def git(*arguments):
+    settings = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    command = ("git", *settings, *arguments)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+  file = tmp_path / "package.py"
+  file.write_text("1")
+  assert process.git_commit(file) is None  # no repository
+  git("init")
+  assert process.git_commit(file) is None  # not tracked
+  git("add", "package.py")
+  git("commit", "-m", "first")
+  commit = process.git_commit(file)
+  assert re.fullmatch("[0-9a-f]{12}", commit)
+  (tmp_path / "installed.py").write_text("")
+  assert process.git_commit(tmp_path / "installed.py") is None
+  file.write_text("2")
+  assert process.git_commit(file) == f"{commit}+changes"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+def test_peak_memory_is_in_bytes():
+  status = pathlib.Path("/proc/self/status").read_text()
+  kib = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+  assert process.peak_memory()["host"] == pytest.approx(kib * 1024, rel=0.1)
+
+
+def test_peak_memory_takes_the_fullest_device(monkeypatch):
+  class Device:
+    def __init__(self, peak):
+      self.peak = peak
+
+    def memory_stats(self):
+      return self.peak and {"peak_bytes_in_use": self.peak}
+
+  monkeypatch.setattr(process.jax, "local_devices", lambda: [Device(None), Device(5), Device(7)])
+  assert process.peak_memory()["device"] == 7
+  monkeypatch.setattr(process.jax, "local_devices", lambda: [Device(None)])
+  assert "device" not in process.peak_memory()
+
+
+def test_sigterm_stops_in_order():
+  stream, steps = io.StringIO(), []
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(SystemExit) as stop, process.interruptible(stream):
+    try:
+      os.kill(os.getpid(), signal.SIGTERM)
+      steps.append("not reached")
+    finally:
+      steps.append("cleaned up")
+  assert stop.value.code == 130
+  assert steps == ["cleaned up"]
+  assert stream.getvalue() == "\ninterrupted; run the same command to resume\n"
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_stops_in_order():
+  with pytest.raises(SystemExit) as stop, process.interruptible(io.StringIO()):
+    raise KeyboardInterrupt
+  assert stop.value.code == 130
+
+
+def test_interruptible_lets_results_and_errors_pass():
+  before = signal.getsignal(signal.SIGTERM)
+  with process.interruptible():
+    assert signal.getsignal(signal.SIGTERM) is not before
+  with pytest.raises(ZeroDivisionError), process.interruptible():
+    _ = 1 / 0
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_interruptible_works_in_other_threads():
+  ran = []
+
+  def work():
+    with process.interruptible():
+      ran.append(True)
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert ran
+
+
+_COMPILE = """
+import sys, jax
+from flexiq_jax.runs import process
+process.enable_compilation_cache(sys.argv[1])
+def f(x):
+  for _ in range(60):
+    x = jax.numpy.tanh(x @ x) + jax.numpy.sort(x, axis=0)
+  return x
+jax.jit(f)(jax.numpy.eye(4)).block_until_ready()
+"""
+
+
+def test_compilation_cache_is_filled_once(tmp_path):
+  folder = tmp_path / "cache"
+  written = []
+  for _ in range(2):
+    subprocess.run(
+      (sys.executable, "-c", _COMPILE, str(folder)),
+      cwd=pathlib.Path(__file__).parents[2],
+      check=True,
+      timeout=120,
+      capture_output=True,
+    )
+    # Only of f: whether a smaller program is slow enough to be kept depends on the machine's load.
+    written.append({p: p.stat().st_ino for p in folder.glob("jit_f-*-cache")})
+  assert len(written[0]) == 1
+  assert written[0] == written[1]
+
+
+def test_compilation_cache_refuses_a_file(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match=r"compilation cache '.*file' cannot be made"):
+    process.enable_compilation_cache(tmp_path / "file")
+
+
+def test_no_compilation_cache_changes_nothing():
+  before = process.jax.config.jax_compilation_cache_dir
+  process.enable_compilation_cache(None)
+  process.enable_compilation_cache("")
+  assert process.jax.config.jax_compilation_cache_dir == before

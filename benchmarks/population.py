@@ -40,9 +40,8 @@ from benchmarks import loading, torch_search
 from flexiq_jax import orders
 from flexiq_jax.orders import Schedule
 from flexiq_jax.runs import process
-from flexiq_jax.search import Fitness
-from flexiq_jax.search.evolution import operators
-from flexiq_jax.search.evolution.operators import EvolutionSettings
+from flexiq_jax.search import Fitness, evolution
+from flexiq_jax.search.settings import EvolutionSettings
 
 # model -> (images, whether torch_search.py has it)
 CASES = {"resnet20": (256, True), "vit_cifar10": (64, False)}
@@ -110,9 +109,9 @@ def one_by_one(loaded: loading.Loaded, fitness: Fitness, masks: np.ndarray) -> n
   for mask in masks:
     chosen = loaded.space.split(mask)
     blocks = [
-      np.asarray(loaded.network.mixed(loaded.model, chosen, fitness.host_images[i : i + b]))
+      np.asarray(loaded.network.mixed(loaded.model, chosen, fitness.host_examples[i : i + b]))
       for b in [fitness.block]
-      for i in range(0, fitness.images, b)
+      for i in range(0, fitness.examples, b)
     ]
     values.append(np.square(np.concatenate(blocks) - fitness.reference).sum(axis=1))
   return np.stack(values)
@@ -145,7 +144,7 @@ def measure(
   masks = every[:population]
   found: dict[str, np.ndarray] = {}
   ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "population": fitness.per_image,
+    "population": fitness.per_example,
     "one_by_one": lambda masks: one_by_one(loaded, fitness, masks),
   }
   theirs = None
@@ -215,15 +214,15 @@ def generation(
   space, scores = loaded.space, loaded.scores
   elites = max(1, population // 8)
   settings = EvolutionSettings(population=population, elites=elites, tournament=min(3, population))
-  problem = operators.Problem.create(space, scores, [RATIO])
-  keys = operators.seeds(jax.random.key(0), problem, settings, [orders.greedy(space, scores)])
-  decoded = jax.vmap(operators.decode, (None, 0))(problem, keys)
-  state = operators.init(jax.random.key(1), keys, fitness(np.asarray(decoded)[:, 0]))
+  encoding = evolution.Encoding.create(space, scores, [RATIO])
+  keys = evolution.seeds(jax.random.key(0), encoding, settings, [orders.greedy(space, scores)])
+  decoded = jax.vmap(evolution.decode, (None, 0))(encoding, keys)
+  state = evolution.init(jax.random.key(1), keys, fitness(np.asarray(decoded)[:, 0]))
 
   def ours() -> None:
     nonlocal state
-    state, offspring, masks, _ = operators.ask(state, problem, settings)
-    state = operators.tell(state, offspring, fitness(np.asarray(masks)[:, 0]), settings)
+    state, offspring, masks, _ = evolution.ask(state, encoding, settings)
+    state = evolution.tell(state, offspring, fitness(np.asarray(masks)[:, 0]), settings)
 
   runs: dict[str, Callable[[], object]] = {"population": ours}
   if theirs is not None:
@@ -251,7 +250,7 @@ def scaling(fitness: Fitness, masks: np.ndarray, rounds: int) -> dict:
     times, before = [], fitness.forwards
     for _ in range(rounds):
       start = time.perf_counter()
-      shape = fitness.per_image(masks[:individuals], (0.0, part)).shape
+      shape = fitness.per_example(masks[:individuals], (0.0, part)).shape
       times.append(time.perf_counter() - start)
     work = (fitness.forwards - before) / rounds
     point = {"individuals": individuals, "images": shape[1], "work": work}

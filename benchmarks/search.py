@@ -16,7 +16,7 @@ counted from the start of a search: levels below are in it, and so are the measu
 
 Seconds do not include compiling the fitness, which both need, but they do include what else is
 compiled (operators, backward pass, annealing). JSON has the whole calls' (`wall`), the cost to each
-level's end, and all rows of `search.csv`. Needs FLEXIQ_DATA: on random weights no search has
+level's end, and all steps. Needs FLEXIQ_DATA: on random weights no search has
 anything to find.
 """
 
@@ -32,7 +32,8 @@ from typing import Any
 
 from benchmarks import loading
 from flexiq_jax.runs import process
-from flexiq_jax.search import SearchLog, SearchSettings, search
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.search import SearchSettings, search, steps
 
 Rows = Sequence[Mapping[str, Any]]
 _ROUNDING = 1e-6  # fitness of one mask, kept in float32 by one search and in float64 by the other
@@ -55,7 +56,7 @@ def reached(rows: Rows, level: float, target: float) -> Cost | None:
   """Cost at which a search first was at a fitness.
 
   Args:
-    rows: of one search, oldest first (`SearchLog.rows`).
+    rows: of one search, oldest first (`search.steps`).
     level: ratio.
     target: fitness.
 
@@ -142,8 +143,7 @@ def measure(
     wall, rows = {}, {}
     with tempfile.TemporaryDirectory() as folder:
       for settings in (plain, ours):
-        workdir, start = pathlib.Path(folder) / settings.method, time.perf_counter()
-        workdir.mkdir()
+        workdir, start = Workdir(pathlib.Path(folder) / settings.method), time.perf_counter()
         search(
           *(loaded.network, loaded.model, loaded.space, loaded.scores, loaded.images, settings),
           seed=seed,
@@ -151,9 +151,9 @@ def measure(
           show=lambda line, seed=seed: say(f"seed {seed}, {line}"),
         )
         wall[settings.method] = time.perf_counter() - start
-        log = SearchLog(workdir / "search.csv")
-        rows[settings.method] = log.rows(settings.method)
-        greedy = {level: ended(log.rows("greedy"), level)[0] for level in ours.levels}
+        rows[settings.method] = steps(workdir, settings.method)
+        start_rows = steps(workdir, "greedy")
+        greedy = {level: ended(start_rows, level)[0] for level in ours.levels}
     compared.append(compare(rows[plain.method], rows[ours.method], ours.levels))
     for line in lines(compared[-1], greedy):
       say(f"seed {seed}: {line}")

@@ -18,6 +18,10 @@ _CODES = ("flexiq_jax.quant.lowering", "flexiq_jax.quant.quantizer")
 _QUANT = ("flexiq_jax.quant", "flexiq_jax.graph")
 _ORDERS = (*_QUANT, "flexiq_jax.orders", "flexiq_jax.network")
 _MODEL = (*_ORDERS, "flexiq_jax.adaptive", "flexiq_jax.calibrated")
+_SEARCH = (
+  *("flexiq_jax.search.archive", "flexiq_jax.search.fitness", "flexiq_jax.search.memory"),
+  *("flexiq_jax.search.record", "flexiq_jax.search.settings", "flexiq_jax.runs"),
+)
 OURS = {
   "run": ("experiments", "flexiq_jax"),
   "configs": ("flexiq_jax",),
@@ -43,12 +47,17 @@ OURS = {
   "flexiq_jax.adaptive": _ORDERS,
   "flexiq_jax.calibrated": (*_ORDERS, "flexiq_jax.adaptive"),
   "flexiq_jax.search": (*_ORDERS, "flexiq_jax.runs"),
+  "flexiq_jax.search.evolution": ("flexiq_jax.orders", *_SEARCH),
+  "flexiq_jax.search.gram": (*_QUANT, "flexiq_jax.orders", *_SEARCH, "flexiq_jax.search.evolution"),
   "flexiq_jax.flexiq": (*_MODEL, "flexiq_jax.search"),
   "flexiq_jax.methods": (*_MODEL, "flexiq_jax.runs"),
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
   "flexiq_jax.deploy": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deploy", "flexiq_jax.runs"),
 }
+
+# Folders whose modules are their own: others import what the package itself offers.
+CLOSED = ("flexiq_jax.search.evolution", "flexiq_jax.search.gram")
 
 # Module or package -> the only packages outside the standard library that it may import.
 OUTSIDE = {
@@ -96,6 +105,15 @@ def longest(module: str, table: dict[str, tuple[str, ...]]) -> str | None:
   return max((key for key in table if inside(module, (key,))), key=len, default=None)
 
 
+def behind_a_door(module: str, name: str) -> bool:
+  """Whether a module imports one of a closed folder, instead of what the folder offers."""
+  for folder in CLOSED:
+    if inside(name, (folder,)) and not inside(module, (folder,)):
+      inner = name.removeprefix(folder).removeprefix(".").split(".")[0]
+      return (ROOT / folder.replace(".", "/") / f"{inner}.py").exists()
+  return False
+
+
 def imports(module: str, source: str, package: bool = False) -> list[tuple[int, str]]:
   """(line, dotted name) of everything a module imports; `from a import b` counts as a.b."""
   found = []
@@ -130,6 +148,8 @@ def violations(module: str, source: str, package: bool = False) -> list[str]:
     ours = inside(name, ROOTS)
     if ours and "*" not in OURS[key] and not inside(name, (key, *OURS[key])):
       bad.append(f"{module}:{line} imports {name}; of ours it may import {OURS[key] or 'nothing'}")
+    if behind_a_door(module, name):
+      bad.append(f"{module}:{line} imports {name}; import what its folder offers (__init__.py)")
     foreign = not ours and name.split(".")[0] not in sys.stdlib_module_names
     if foreign and outside and not inside(name, OUTSIDE[outside]):
       bad.append(f"{module}:{line} imports {name}; it may import {OUTSIDE[outside]}")
@@ -234,6 +254,13 @@ def test_finds_our_modules():
       "flexiq_jax.serving",
     ),
     ("experiments.accuracy", "import run", "run"),
+    (
+      "flexiq_jax.search.run",
+      "from flexiq_jax.search.gram.loop import run",
+      "flexiq_jax.search.gram.loop",
+    ),
+    ("experiments.accuracy", "from flexiq_jax.search.evolution import keys", "evolution.keys"),
+    ("flexiq_jax.search.evolution.loop", "from flexiq_jax.search import gram", "search.gram"),
     ("configs.digits", "from experiments import accuracy", "experiments.accuracy"),
     ("flexiq_jax.newcomer", "", "OURS"),
   ],
@@ -262,6 +289,9 @@ def test_relative_import_of_a_package_counts_from_itself():
     ("flexiq_jax.quant.calibration", "from flexiq_jax import graph, quant"),
     ("experiments.accuracy", "import ml_collections\nfrom flexiq_jax.orders import greedy"),
     ("flexiq_jax.methods.hawq", "from absl import logging"),
+    ("flexiq_jax.search.gram.loop", "from flexiq_jax.search.gram import ties"),
+    ("flexiq_jax.search.run", "from flexiq_jax.search import evolution, gram"),
+    ("benchmarks.search", "from flexiq_jax.search.gram import Ties"),
   ],
 )
 def test_lets_good_imports_pass(module, source):

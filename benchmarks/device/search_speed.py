@@ -29,8 +29,7 @@ from benchmarks.device.context import Context, claim
 from flexiq_jax import orders
 from flexiq_jax.orders import Schedule
 from flexiq_jax.runs import process
-from flexiq_jax.search import Fitness, Influence
-from flexiq_jax.search.gram.ties import Ties
+from flexiq_jax.search import Fitness, gram
 
 GOAL = 3.0  # times the peer's individuals a second
 BACKWARD = 20.0  # seconds that the backward passes are left, compilation included
@@ -132,7 +131,7 @@ def build(
         continue
       one = future.result()
       fitness.append(one)
-      ways[f"ours {name}"] = one.per_image
+      ways[f"ours {name}"] = one.per_example
       result.setdefault("forms", {})[name] = {**arguments, "width": one.width, "block": one.block}
   except TimeoutError:
     late = [name for future, (name, _) in started.items() if not future.done()]
@@ -179,11 +178,11 @@ def measure_backward(context: Context, loaded, fitness: list[Fitness], result: d
   if not fitness or context.left() < 8:
     return
   try:
-    influence = Influence(
+    influence = gram.Influence(
       fitness[0],
-      Ties(loaded.space, loaded.scores, 4096),
+      gram.Ties(loaded.space, loaded.scores, 4096),
       probes=2,
-      block=min(64, fitness[0].images),
+      block=min(64, fitness[0].examples),
     )
     base = np.zeros(loaded.space.total, bool)
     times = []
@@ -192,7 +191,7 @@ def measure_backward(context: Context, loaded, fitness: list[Fitness], result: d
       influence.measure(jax.random.key(number), base)
       times.append(time.perf_counter() - start)
     # Each probe is a forward and a backward pass over all images; the first time compiles.
-    result["backward"] = 2 * fitness[0].images / statistics.median(times[1:])
+    result["backward"] = 2 * fitness[0].examples / statistics.median(times[1:])
   except Exception as error:
     result["refused"]["backward"] = timing.reason(error)
 

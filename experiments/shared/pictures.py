@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from flexiq_jax import search
 from flexiq_jax.quant import lowering
 from flexiq_jax.runs import plots, tables
-from flexiq_jax.search import SearchLog
+from flexiq_jax.runs.workdir import Workdir
 
 _DISTANCE = {
   "l2": "squared logit error to the 8-bit model, mean per image",
@@ -53,7 +54,7 @@ def draw(
       plots.layer_map(workdir / "layers.png", names, ratios, share, title=title),
     )
   )
-  steps = SearchLog(workdir / "search.csv").rows()
+  steps = search.steps(Workdir(workdir))
   # Steps without a finite fitness are not logged: greedy's rows may be alone.
   if searched := [row for row in steps if row["method"] != "greedy"]:
     greedy = {row["ratio"]: row["best"] for row in steps if row["method"] == "greedy"}

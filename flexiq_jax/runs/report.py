@@ -23,7 +23,6 @@ FILES = {  # what the files of a workdir are, for the last section
   "config.json": "the config of the run",
   "metrics.jsonl": "events with time stamps, one JSON object a line",
   "results.csv": "the results, one row for each method, ratio and seed",
-  "search.csv": "how the searches went, one row for each generation or round",
   "recipe.json": "the schedule, to evaluate or deploy without searching again",
   "finished": "marker: the run is complete",
   "report.md": "this report",

@@ -115,10 +115,10 @@ class Workdir:
     return resumes
 
   def event(self, event: str, **values: Any) -> None:
-    """Appends one line to `metrics.jsonl`.
+    """Appends one line to `metrics.jsonl`; it is on the disk when this returns.
 
     Args:
-      event: what happened, as `search` or `eval`.
+      event: what happened, as `search` (see `search.log`) or `selected`.
       **values: scalars, strings, arrays, lists or mappings.
 
     Raises:
@@ -132,6 +132,8 @@ class Workdir:
     with files.locked(self.path), path.open("ab") as file:
       files.cut_half_line(path)
       file.write(line.encode() + b"\n")
+      file.flush()
+      os.fsync(file.fileno())  # before a checkpoint that counts it
 
   def events(self, event: str | None = None) -> list[dict[str, Any]]:
     """Reads the events back, all or those of one name, oldest first.

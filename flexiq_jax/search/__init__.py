@@ -1,19 +1,9 @@
 """Searching for the order in which channel groups go to 4 bits, against the model's own output."""
 
-from flexiq_jax.search.fitness import Fitness
-from flexiq_jax.search.gram.influence import Influence
-from flexiq_jax.search.log import SearchLog
-from flexiq_jax.search.record import Found, Track
-from flexiq_jax.search.run import population_mesh, search
+from flexiq_jax.search.fitness import Fitness, population_mesh
+from flexiq_jax.search.log import steps
+from flexiq_jax.search.record import Found
+from flexiq_jax.search.run import search
 from flexiq_jax.search.settings import SearchSettings
 
-__all__ = [
-  "Fitness",
-  "Found",
-  "Influence",
-  "SearchLog",
-  "SearchSettings",
-  "Track",
-  "population_mesh",
-  "search",
-]
+__all__ = ["Fitness", "Found", "SearchSettings", "population_mesh", "search", "steps"]

@@ -1,18 +1,18 @@
-"""Fitness of masks: how far a mixed model's logits are from the 8-bit model's on search images.
+"""Fitness of masks: how far a mixed model's logits are from the 8-bit model's on search examples.
 
 A population is evaluated in one compiled call: a loop over individuals, and in it one over blocks
-of images. How many are evaluated and on which blocks are run-time values, so nothing compiles
+of examples. How many are evaluated and on which blocks are run-time values, so nothing compiles
 again. Several devices share the individuals. Three forms compute the same distances:
 
 | form | individuals in a forward pass |
 |---|---|
-| `loop` | one, on a block of many images |
+| `loop` | one, on a block of many examples |
 | `masks` | several under `jax.vmap`, each with weights of its own |
 | `split` | several under `jax.vmap`, with weights in common: precisions apart, twice the products |
 
 Distances (`z8`: logits of the 8-bit model, `p8` their softmax):
 
-| name | per image |
+| name | per example |
 |---|---|
 | `l2` | `sum (z - z8)^2` |
 | `kl` | `sum p8 (log p8 - log p)` |
@@ -38,10 +38,10 @@ Array = Any
 
 AXIS = "population"  # name of the mesh axis
 FORMS = ("loop", "masks", "split")
-# Platform -> form, and how many blocks of images one of its forward passes takes. On a CPU a block
-# fills the cores and batched weights are slow. Batched weights make a convolution of as many groups
-# as individuals, which NVIDIA's library has not in int8, and a GPU needs more images than a CPU to
-# be busy. The forms were never measured on an accelerator.
+# Platform -> form, and how many blocks of examples one of its forward passes takes. On a CPU a
+# block fills the cores and batched weights are slow. Batched weights make a convolution of as many
+# groups as individuals, which NVIDIA's library has not in int8, and a GPU needs more examples than
+# a CPU to be busy. The forms were never measured on an accelerator.
 DEFAULTS = {"cpu": ("loop", 1), "gpu": ("loop", 16), "tpu": ("masks", 1)}
 
 
@@ -65,13 +65,13 @@ class Fitness:
   """Mean distance of mixed models from the 8-bit model; call it with masks.
 
   Attributes:
-    images: number of search images.
-    forwards: evaluations so far, in passes over all search images.
+    examples: number of search examples.
+    forwards: evaluations so far, in passes over all search examples.
     traces: how often the population's function was traced.
     apply, params, model, layers: what is evaluated.
-    host_images, reference: search images, and the 8-bit model's logits `[n, ..., K]` of them.
+    host_examples, reference: search examples, and the 8-bit model's logits `[n, ..., K]` of them.
     platform, form: for which the function is compiled, and how (see above).
-    block, blocks: images in one forward pass, and how many passes they make.
+    block, blocks: examples in one forward pass, and how many passes they make.
     width: individuals in one forward pass, on each device.
     bytes: device memory of one call, arguments and temporaries, as the compiler counts it.
   """
@@ -81,7 +81,7 @@ class Fitness:
     network: Network,
     model: rules.QModel,
     space: Space,
-    images: Array,
+    examples: Array,
     *,
     distance: str = "l2",
     memory: float = 4.0,
@@ -97,11 +97,11 @@ class Fitness:
       network: the float model.
       model: its quantized layers, those of the space with their 4-bit side.
       space: the channel groups.
-      images: `[n, ...]` search images, training data.
+      examples: `[n, ...]` search examples, training data.
       distance: a name in `DISTANCES`.
       memory: budget in GiB for one call on each device.
       capacity: individuals in one call; more are split over calls.
-      block: most images in one forward pass; the budget may lower it. With no form given, a
+      block: most examples in one forward pass; the budget may lower it. With no form given, a
         platform may take several blocks at once (`DEFAULTS`).
       width: individuals in one forward pass on each device; None: 1 in a loop, else as many as fit.
       form: a name of the table above; None: the platform's (`DEFAULTS`), or, with a width above 1,
@@ -109,8 +109,8 @@ class Fitness:
       mesh: devices that share the individuals, with one axis `population`; None: one device.
 
     Raises:
-      ValueError: an unknown distance or form, a loop of several individuals, no images, a count
-        below 1, logits that are not finite, or a budget below what one individual on one image
+      ValueError: an unknown distance or form, a loop of several individuals, no examples, a count
+        below 1, logits that are not finite, or a budget below what one individual on one example
         takes.
     """
     check_one_of("distance", distance, tuple(DISTANCES))
@@ -121,20 +121,20 @@ class Fitness:
       if form is not None:
         raise ValueError(f"width: {width}; a loop takes 1, or None")
       self.form = "masks"
-    if min(len(images), capacity, block, 1 if width is None else width) < 1:
+    if min(len(examples), capacity, block, 1 if width is None else width) < 1:
       raise ValueError(
-        f"images, capacity, block, width: {len(images)}, {capacity}, {block}, {width}; at least 1 "
-        "of each is accepted"
+        f"examples, capacity, block, width: {len(examples)}, {capacity}, {block}, {width}; at "
+        "least 1 of each is accepted"
       )
-    self.space, self.images = space, len(images)
+    self.space, self.examples = space, len(examples)
     self.distance, self.mesh = distance, mesh
     self.forwards, self.traces = 0.0, 0
     self._devices = mesh.devices.size if mesh else 1
     self.capacity = -(-capacity // self._devices) * self._devices
     self.apply, self.params, self.model = network.apply, network.params, model
     self.layers = network.layers
-    self.host_images = np.asarray(images)
-    block = min(block * blocks, self.images)
+    self.host_examples = np.asarray(examples)
+    block = min(block * blocks, self.examples)
     self.reference = self._reference(network, block)
     self._compile(memory, block, width)
 
@@ -143,16 +143,16 @@ class Fitness:
 
     Args:
       masks: bool `[P, T]`.
-      part: the share of the images to look at, from and to, in 0..1; rounded to whole blocks.
+      part: the share of the examples to look at, from and to, in 0..1; rounded to whole blocks.
 
     Returns:
-      float64 `[P]`, mean distance per image; NaN where logits are not finite.
+      float64 `[P]`, mean distance per example; NaN where logits are not finite.
     """
-    values = self.per_image(masks, part)
+    values = self.per_example(masks, part)
     return values.mean(axis=1, dtype=np.float64)
 
-  def per_image(self, masks: Array, part: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """Distance of each mask on each image of `part`, float32 `[P, n]`; see `__call__`."""
+  def per_example(self, masks: Array, part: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """Distance of each mask on each example of `part`, float32 `[P, n]`; see `__call__`."""
     masks = np.asarray(masks)
     if masks.ndim != 2 or masks.shape[1] != self.space.total or masks.dtype != bool:
       raise ValueError(
@@ -162,12 +162,12 @@ class Fitness:
       raise ValueError(f"part: {part}, expected 0 <= from < to <= 1")
     first = min(round(part[0] * self.blocks), self.blocks - 1)
     last = max(round(part[1] * self.blocks), first + 1)
-    seen = slice(first * self.block, min(last * self.block, self.images))
+    seen = slice(first * self.block, min(last * self.block, self.examples))
     out = [np.zeros((0, seen.stop - seen.start), np.float32)]
     for start in range(0, len(masks), self.capacity):
       chunk = masks[start : start + self.capacity]
       out.append(self._call(chunk, first, last)[:, seen])
-    self.forwards += len(masks) * (seen.stop - seen.start) / self.images
+    self.forwards += len(masks) * (seen.stop - seen.start) / self.examples
     return np.concatenate(out)
 
   def _call(self, masks: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -191,18 +191,18 @@ class Fitness:
     return result[: len(masks)]
 
   def _reference(self, network: Network, step: int) -> np.ndarray:
-    """Logits `[n, ..., K]` of the 8-bit model on the search images."""
+    """Logits `[n, ..., K]` of the 8-bit model on the search examples."""
     none = self.space.split(np.zeros(self.space.total, bool))
-    images = self.host_images[np.arange(-(-self.images // step) * step) % self.images]
+    examples = self.host_examples[np.arange(-(-self.examples // step) * step) % self.examples]
     parts = [
-      np.asarray(network.mixed(self.model, none, images[i : i + step]))
-      for i in range(0, len(images), step)
+      np.asarray(network.mixed(self.model, none, examples[i : i + step]))
+      for i in range(0, len(examples), step)
     ]
-    reference = np.concatenate(parts)[: self.images]
+    reference = np.concatenate(parts)[: self.examples]
     if reference.ndim < 2:
       raise ValueError(f"network: its result has shape {reference.shape}, expected [n, ..., K]")
     if not np.isfinite(reference).all():
-      raise ValueError("model: the 8-bit model's logits are not finite on the search images")
+      raise ValueError("model: the 8-bit model's logits are not finite on the search examples")
     return reference
 
   def _put(self, value: Any, sharded: bool = False) -> Array:
@@ -226,7 +226,7 @@ class Fitness:
           return (run, constants), used
         wide //= 2
 
-    what = f"one individual on one image, with the {self.images} search images,"
+    what = f"one individual on one example, with the {self.examples} search examples,"
     block, (run, constants), used = fit_block(attempt, block, memory, what)
     if width is None and self.form != "loop":
       arguments = sum(a.nbytes for a in jax.tree.leaves(constants))
@@ -239,16 +239,16 @@ class Fitness:
         guess = wide // 2
     self._run, self._constants, self.bytes = run, constants, int(used)
     self.block, self.width = block, max(wide, 1)
-    self.blocks = -(-self.images // block)
+    self.blocks = -(-self.examples // block)
 
   def _attempt(self, block: int, width: int) -> tuple[Any, tuple, int]:
     """The compiled function for a block and a width, its constant arguments, and its memory."""
-    blocks = -(-self.images // block)
-    rows = np.arange(blocks * block) % self.images  # the last block repeats images
-    images, reference = (
-      a[rows].reshape(blocks, block, *a.shape[1:]) for a in (self.host_images, self.reference)
+    blocks = -(-self.examples // block)
+    rows = np.arange(blocks * block) % self.examples  # the last block repeats examples
+    examples, reference = (
+      a[rows].reshape(blocks, block, *a.shape[1:]) for a in (self.host_examples, self.reference)
     )
-    values = (images, reference, self.model, self.params)
+    values = (examples, reference, self.model, self.params)
     constants = jax.tree.map(self._put, values)
     one = distance_of(
       self.apply, self.space, self.distance, split=self.form == "split", platform=self.platform
@@ -277,15 +277,15 @@ def distance_of(
   split: bool = False,
   platform: str | None = None,
 ) -> Callable[..., Array]:
-  """`(mask bool [T], images [B, ...], target [B, ..., K], model, params) -> float32 [B]`.
+  """`(mask bool [T], examples [B, ...], target [B, ..., K], model, params) -> float32 [B]`.
 
   For the arguments see `Fitness`; for `split` and `platform` `rules.mixed_rule`.
   """
 
-  def one(mask, images, target, model, params):
+  def one(mask, examples, target, model, params):
     rule = rules.mixed_rule(model, space.split(mask), split=split, platform=platform)
-    d = DISTANCES[distance](graph.with_rule(apply, rule)(params, images), target)
-    return d.reshape(len(images), -1).sum(axis=1)  # of maps of logits each place counts
+    d = DISTANCES[distance](graph.with_rule(apply, rule)(params, examples), target)
+    return d.reshape(len(examples), -1).sum(axis=1)  # of maps of logits each place counts
 
   return one
 
@@ -293,7 +293,7 @@ def distance_of(
 def population_of(
   one: Callable[..., Array], *, width: int, mesh: Mesh | None = None
 ) -> Callable[..., Array]:
-  """All individuals of a population on all blocks of images, in one function.
+  """All individuals of a population on all blocks of examples, in one function.
 
   Args:
     one: from `distance_of`.
@@ -301,26 +301,26 @@ def population_of(
     mesh: devices that share the individuals; None: one device.
 
   Returns:
-    `(masks, counts, span, images, target, model, params)`: bool `[P, T]`; int32 `[D]`, individuals
-    on each device that count; int32 `[2]`, first block and the one behind the last; `[J, B, ...]`;
-    `[J, B, ..., K]`; layers; parameters -> float32 `[P, J, B]`, zero elsewhere.
+    `(masks, counts, span, examples, target, model, params)`: bool `[P, T]`; int32 `[D]`,
+    individuals on each device that count; int32 `[2]`, first block and the one behind the last;
+    `[J, B, ...]`; `[J, B, ..., K]`; layers; parameters -> float32 `[P, J, B]`, zero elsewhere.
   """
   many = jax.vmap(one, (0, None, None, None, None)) if width > 1 else None
 
-  def run(masks, counts, span, images, target, model, params):
+  def run(masks, counts, span, examples, target, model, params):
     # Loops of whole widths: the last one may be evaluated partly for nothing.
     padding = -len(masks) % width
     masks = jnp.concatenate([masks, jnp.zeros((padding, masks.shape[1]), bool)])
-    out = jnp.zeros((len(masks), *images.shape[:2]), jnp.float32)
+    out = jnp.zeros((len(masks), *examples.shape[:2]), jnp.float32)
 
     def individuals(i, out):
       chosen = jax.lax.dynamic_slice_in_dim(masks, i * width, width)
 
       def block_of(j, out):
         if many is None:
-          d = one(chosen[0], images[j], target[j], model, params)[None]
+          d = one(chosen[0], examples[j], target[j], model, params)[None]
         else:
-          d = many(chosen, images[j], target[j], model, params)
+          d = many(chosen, examples[j], target[j], model, params)
         return jax.lax.dynamic_update_slice(out, d[:, None], (i * width, j, 0))
 
       return jax.lax.fori_loop(span[0], span[1], block_of, out)
@@ -339,3 +339,10 @@ def population_of(
     out_specs=sharded,
     check_vma=False,
   )
+
+
+def population_mesh() -> Mesh | None:
+  """All devices of all processes, for `Fitness`; None where there is one."""
+  if jax.device_count() == 1:
+    return None
+  return jax.make_mesh((jax.device_count(),), (AXIS,))

@@ -1,4 +1,4 @@
-"""Device memory: what a compiled function takes, and the largest block of images that fits."""
+"""Device memory: what a compiled function takes, and the largest block of examples that fits."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,16 +24,16 @@ def fit_block(
   """The first block, from the largest on down, whose function fits a budget.
 
   Args:
-    attempt: images in a block -> the function compiled for it, and the bytes that it takes.
+    attempt: examples in a block -> the function compiled for it, and the bytes that it takes.
     block: the largest.
     memory: budget in GiB.
-    what: takes the memory of a block of one image; for the error.
+    what: takes the memory of a block of one example; for the error.
 
   Returns:
     The block, its function, and the bytes that it takes.
 
   Raises:
-    ValueError: one image takes more than the budget.
+    ValueError: one example takes more than the budget.
   """
   budget = memory * GIB
   while True:

@@ -1,23 +1,43 @@
-"""What every search shares: its clock, its rows in `search.csv`, its progress, its checkpoints."""
+"""What every search shares: its clock, its steps in the log, its progress, its checkpoints."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from flexiq_jax.runs import distributed, files
 from flexiq_jax.runs.checkpoint import Checkpoints, Restored, pack, unpack
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.search import log
 from flexiq_jax.search.fitness import Fitness
-from flexiq_jax.search.log import SearchLog
 
 
-class Track:
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a search found.
+
+  Attributes:
+    order: int `[T]`, who goes to 4 bits first.
+    fitness: level -> distance of its mask, mean per example; of the true model.
+    forwards: cost, in forward passes over the search examples.
+    seconds: time.
+  """
+
+  order: Any
+  fitness: dict[float, float]
+  forwards: float
+  seconds: float
+
+
+class Record:
   """The record of one search, so that a killed one goes on as if nothing had happened.
 
-  Of several processes only the main one has a log, checkpoints and a say about the time.
+  A context manager. Of several processes only the main one has a log, checkpoints and a say about
+  the time.
 
   Attributes:
     fitness: what is searched; its count of forward passes is part of the record.
@@ -31,8 +51,7 @@ class Track:
     method: str,
     seed: int,
     made_from: Any = None,
-    log: SearchLog | None = None,
-    checkpoints: Checkpoints | None = None,
+    workdir: Workdir | None = None,
     show: Callable[[str], None] | None = None,
     max_minutes: float = 0.0,
     max_forwards: float = 0.0,
@@ -43,11 +62,10 @@ class Track:
 
     Args:
       fitness: what is searched.
-      method: name in the log.
+      method: its name.
       seed: of the search.
       made_from: plain values that the result depends on; a checkpoint made from others is refused.
-      log: where rows go; None keeps none.
-      checkpoints: where states go; None keeps none.
+      workdir: where steps (its log) and states (`search/` and the method) go; None keeps none.
       show: called with a line for each step.
       max_minutes: 0 sets no limit.
       max_forwards: the same.
@@ -56,13 +74,14 @@ class Track:
     """
     self.fitness, self.key = fitness, jax.random.key(seed)
     self._method, self._seed, self._made_from = method, seed, files.to_plain(made_from)
-    self._log, self._checkpoints, self._show = log, checkpoints, show
+    self._workdir, self._show = workdir, show
+    self._checkpoints = Checkpoints(workdir.path / "search" / method) if workdir else None
     self._limit, self._most, self._clock = 60 * max_minutes, max_forwards, clock
     self._ticked = clock()
     self._start = self._ticked - seconds
-    self._rows, self._saved, self._level_start = 0, -1, seconds
+    self._steps, self._saved, self._level_start = 0, -1, seconds
 
-  def __enter__(self) -> "Track":
+  def __enter__(self) -> "Record":
     return self
 
   def __exit__(self, *error: object) -> None:
@@ -79,11 +98,11 @@ class Track:
     late = self._limit > 0 and distributed.agree(self.seconds >= share * self._limit)
     return late or (self._most > 0 and self.fitness.forwards >= share * self._most)
 
-  def row(
+  def step(
     self,
+    number: int,
     *,
     ratio: float | None,
-    step: int,
     best: float,
     mean: float | None,
     stage: str,
@@ -93,34 +112,51 @@ class Track:
     """Records one step; one without any finite fitness is shown only.
 
     Args:
+      number: of the step at this level, 0 for the seeds.
       ratio: level; None for all at once.
-      step: number of the step at this level, 0 for the seeds.
       best: best fitness so far; inf where none is finite.
       mean: mean fitness of the step's candidates.
       stage: what the step was.
       differ: share of candidates that differ from their parents.
       of: number of steps of the level, for the time left.
     """
-    row: dict[str, Any] = {
-      **{"ratio": ratio, "step": step, "best": best, "mean": mean, "stage": stage},
-      **{"differ": differ, "forwards": self.fitness.forwards, "seconds": self.seconds},
-    }
     if math.isfinite(best):
-      self._rows += 1
-      if self._log:
-        self._log.add(method=self._method, seed=self._seed, **row)
+      self._steps += 1
+      if self._workdir:
+        log.add(
+          self._workdir,
+          method=self._method,
+          ratio=ratio,
+          seed=self._seed,
+          step=number,
+          forwards=self.fitness.forwards,
+          seconds=self.seconds,
+          best=best,
+          mean=mean,
+          differ=differ,
+          stage=stage,
+        )
     if self._show:
       level = "all levels" if ratio is None else f"{100 * ratio:g} %"
       rate = self.fitness.forwards / max(self.seconds, 1e-9)
-      if step == 0:
+      if number == 0:
         self._level_start = self.seconds
-      left = (self.seconds - self._level_start) / max(step, 1) * ((of or 0) - step)
+      left = (self.seconds - self._level_start) / max(number, 1) * ((of or 0) - number)
       self._show(
-        f"{self._method} {level}, {stage} {step}{f'/{of}' if of else ''}: best {best:.5g}"
+        f"{self._method} {level}, {stage} {number}{f'/{of}' if of else ''}: best {best:.5g}"
         + (f", mean {mean:.5g}" if mean is not None else "")
         + f", {self.fitness.forwards:.0f} evaluations ({rate:.2f}/s), {self.seconds:.0f} s"
-        + (f", about {left:.0f} s of this level left" if step and left > 0 else "")
+        + (f", about {left:.0f} s of this level left" if number and left > 0 else "")
       )
+
+  def found(self, order: np.ndarray, levels: Sequence[float], fitness: np.ndarray) -> Found:
+    """What the search found: an order, with the fitness float64 `[V]` of its V levels' masks."""
+    return Found(
+      order=order,
+      fitness=dict(zip(levels, fitness.tolist(), strict=True)),
+      forwards=self.fitness.forwards,
+      seconds=self.seconds,
+    )
 
   def note(self, text: str) -> None:
     """Shows a line."""
@@ -139,13 +175,13 @@ class Track:
       self.note(text)
 
   def save(self, tree: Any, **metadata: Any) -> None:
-    """Saves a state; rows recorded later are dropped by a resume from it."""
+    """Saves a state; steps recorded later do not count for a search that goes on from it."""
     if self._checkpoints is None:
       return
     self._saved += 1
     plain = {
       "made_from": self._made_from,
-      "rows": self._rows,
+      "steps": self._steps,
       "seconds": self.seconds,
       "forwards": self.fitness.forwards,
       **metadata,
@@ -165,15 +201,18 @@ class Track:
       tree, plain = unpack(template, data) if data else (None, None)
       found = Restored(plain[0], tree, plain[1]) if plain else None
     if found is None:
-      if self._log:
-        self._log.cut(self._method, self._seed, 0)
+      self._keep(0)
       return None
-    self._saved, self._rows = found.step, found.metadata["rows"]
+    self._saved = found.step
     self._start = self._clock() - found.metadata["seconds"]
     self.fitness.forwards = found.metadata["forwards"]
-    if self._log:
-      self._log.cut(self._method, self._seed, self._rows)
+    self._keep(found.metadata["steps"])
     return found.tree, found.metadata
+
+  def _keep(self, steps: int) -> None:
+    self._steps = steps
+    if self._workdir:
+      log.keep(self._workdir, self._method, self._seed, steps)
 
   def _latest(self, template: Any) -> Restored | None:
     """The newest checkpoint, if there is one that was made for this search."""
@@ -186,20 +225,3 @@ class Track:
         f"checkpoint: it was made for another model, data or search settings; {self._remedy}"
       )
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """What a search found.
-
-  Attributes:
-    order: int `[T]`, who goes to 4 bits first.
-    fitness: level -> distance of its mask, mean per image; of the true model.
-    forwards: cost, in forward passes over the search images.
-    seconds: time.
-  """
-
-  order: Any
-  fitness: dict[float, float]
-  forwards: float
-  seconds: float

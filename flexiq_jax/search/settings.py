@@ -2,13 +2,54 @@
 
 import dataclasses
 import itertools
+import math
 from typing import Literal
 
 from flexiq_jax.quant.quantizer import check_one_of
-from flexiq_jax.search.evolution.operators import EvolutionSettings
 from flexiq_jax.search.fitness import DISTANCES
 
 METHODS = ("greedy", "gram", "evolution")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvolutionSettings:
+  """Settings of the evolutionary operators; of the paper's none is known.
+
+  Attributes:
+    population: individuals.
+    elites: individuals that outlive a generation; offspring replaces the others.
+    tournament: how many individuals compete to be a parent.
+    layer_rate: probability that a layer is mutated.
+    swap_share: share of a layer's groups that leave the prefix in one mutation at most, as many
+      enter it; one group may always.
+    noise: standard deviation of the logarithm of the factors on the scores in noisy greedy seeds.
+  """
+
+  population: int = 32
+  elites: int = 4
+  tournament: int = 3
+  layer_rate: float = 0.1
+  swap_share: float = 0.05
+  noise: float = 0.5
+
+  def __post_init__(self):
+    def require(fine: bool, field: str, accepted: str) -> None:
+      if not fine:
+        raise ValueError(f"{field} is {getattr(self, field)!r}; {accepted} is accepted")
+
+    def whole(field: str, least: int, most: int, accepted: str) -> None:
+      value = getattr(self, field)
+      require(type(value) is int and least <= value <= most, field, accepted)
+
+    whole("population", 2, 2**20, "an integer from 2")
+    below = f"an integer from 1 up to, but not, the population of {self.population}"
+    whole("elites", 1, self.population - 1, below)
+    whole("tournament", 1, self.population, f"an integer in 1..{self.population} (population)")
+    for field in ("layer_rate", "swap_share", "noise"):
+      value, rate = getattr(self, field), field != "noise"
+      number = isinstance(value, (int, float)) and math.isfinite(value)
+      fine = number and (0 < value <= 1 if rate else value >= 0)
+      require(fine, field, "a number above 0 and up to 1" if rate else "a number from 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,13 +61,13 @@ class SearchSettings:
       `evolution` (FlexiQ's Algorithm 1).
     levels: ratios whose masks are searched, ascending, between 0 and 1.
     distance: from the 8-bit model's logits: `l2` or `kl`.
-    images: search images, of the calibration images; 0 takes all.
+    images: search examples, of the calibration examples; 0 takes all.
     memory: GiB that evaluating a population, or a backward pass, may take on each device.
-    block: most images in one forward pass.
+    block: most examples in one forward pass.
     max_minutes: time after which a search takes what it has, shared evenly by the levels; 0 sets
       no limit. Where it strikes, results depend on the machine's speed.
-    max_forwards: the same for evaluations, in forward passes over the search images.
-    probes: gram: k, random probes per image (see `influence`).
+    max_forwards: the same for evaluations, in forward passes over the search examples.
+    probes: gram: k, random probes per example (see `influence`).
     effects: gram: how effects of groups are measured, by backward passes of random `probes` or by
       `flips` of every group.
     rounds: gram: most linearisations around a level's best mask, behind the first around 8 bits.
@@ -37,10 +78,10 @@ class SearchSettings:
       `joint`, all levels at once.
     generations: evolution: of each level.
     patience: evolution: a level ends after so many generations without a better best; 0: never.
-    halving: evolution: evaluate on a quarter of the images first, and only the better half on half
-      of them, and half of those on all.
+    halving: evolution: evaluate on a quarter of the examples first, and only the better half on
+      half of them, and half of those on all.
     population, elites, tournament, layer_rate, swap_share, noise: evolution; see
-      `evolution.EvolutionSettings`.
+      `EvolutionSettings`.
     checkpoint_every: evolution: generations between checkpoints.
   """
 
@@ -62,12 +103,12 @@ class SearchSettings:
   generations: int = 30
   patience: int = 0
   halving: bool = False
-  population: int = 32
-  elites: int = 4
-  tournament: int = 3
-  layer_rate: float = 0.1
-  swap_share: float = 0.05
-  noise: float = 0.5
+  population: int = EvolutionSettings.population
+  elites: int = EvolutionSettings.elites
+  tournament: int = EvolutionSettings.tournament
+  layer_rate: float = EvolutionSettings.layer_rate
+  swap_share: float = EvolutionSettings.swap_share
+  noise: float = EvolutionSettings.noise
   checkpoint_every: int = 5
 
   def __post_init__(self):
@@ -91,6 +132,11 @@ class SearchSettings:
     if not self.memory > 0:
       raise ValueError(f"memory: {self.memory} is not a positive number of GiB")
     _ = self.evolution
+
+  @property
+  def capacity(self) -> int:
+    """How many masks are evaluated at once."""
+    return self.population if self.method == "evolution" else self.candidates
 
   @property
   def evolution(self) -> EvolutionSettings:

@@ -19,8 +19,7 @@ from flexiq_jax.quant import calibration, rules
 from flexiq_jax.quant.calibration import RangeSettings
 from flexiq_jax.quant.grouping import LowSettings
 from flexiq_jax.quant.selectable import selectable
-from flexiq_jax.search import fitness
-from flexiq_jax.search.gram import flips, influence, ties
+from flexiq_jax.search import fitness, gram
 from flexiq_jax.training import classification
 from flexiq_jax.training.settings import TrainSettings
 
@@ -150,11 +149,11 @@ def search(m: Made, platform: str) -> None:
   scores = np.zeros(m.space.total)
   fit = fitness.Fitness(network, m.model, m.space, m.images, capacity=4, block=2)
   fit(np.zeros((2, m.space.total), bool))
-  tied = ties.Ties(m.space, scores, 4096)
+  tied = gram.Ties(m.space, scores, 4096)
   key = jax.random.key(0)
-  influence.Influence(fit, tied, probes=2, block=2).measure(key, np.zeros(m.space.total, bool))
+  gram.Influence(fit, tied, probes=2, block=2).measure(key, np.zeros(m.space.total, bool))
   if m.space.total < 40:  # as many passes as groups
-    flips.Flips(fit, tied, cuts=2).measure(key, np.zeros(m.space.total, bool))
+    gram.Flips(fit, tied, cuts=2).measure(key, np.zeros(m.space.total, bool))
 
 
 def layer_bits(m: Made, platform: str) -> None:

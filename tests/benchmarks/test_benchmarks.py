@@ -212,7 +212,7 @@ def test_peer_computes_the_same_distances(tiny):
   rng = np.random.default_rng(0)
   masks = rng.random((6, tiny.space.total)) < 0.5
   masks[0], masks[1] = False, True
-  ours, found = fitness.per_image(masks), theirs.per_image(masks)
+  ours, found = fitness.per_example(masks), theirs.per_image(masks)
   assert not found[0].any()
   # Of most images: float32 sums round some activations to the other side.
   np.testing.assert_allclose(np.median(found[1:] / ours[1:], axis=1), 1, rtol=1e-4)

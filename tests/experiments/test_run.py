@@ -56,7 +56,6 @@ def test_workdir_holds_what_the_readme_says(finished):
     "recipes",
     "report.md",
     "results.csv",
-    "search.csv",
     "search.png",
     "train",
     "unused_bits.png",

@@ -3,7 +3,6 @@
 The other processes of a test are real ones, on this machine's loopback.
 """
 
-import csv
 import json
 import os
 import pathlib
@@ -16,10 +15,12 @@ import time
 import numpy as np
 import pytest
 
+from flexiq_jax import search
 from flexiq_jax.runs import distributed
+from flexiq_jax.runs.workdir import Workdir
 from tests.runs_for_test import SMALL, compiled, start
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 __all__ = ["compiled"]
 
 GRAM = (
@@ -118,13 +119,9 @@ def run_two(workdir, *arguments, **options):
 
 
 def steps(workdir):
-  """Rows of `search.csv` without the time they took."""
-  with (workdir / "search.csv").open(newline="") as file:
-    rows = list(csv.DictReader(file))
-  numbers = ("best", "mean", "forwards")
-  return [
-    (r["method"], r["stage"], r["ratio"], r["step"], *(float(r[n]) for n in numbers)) for r in rows
-  ]
+  """Steps of the searches without the time that they took."""
+  names = ("method", "stage", "ratio", "step", "best", "mean", "forwards")
+  return [tuple(row[name] for name in names) for row in search.steps(Workdir(workdir))]
 
 
 def assert_same_run(workdir, alone):

@@ -15,8 +15,7 @@ from flexiq_jax.orders import Space
 from flexiq_jax.quant import rules
 from flexiq_jax.quant.grouping import LowSettings
 from flexiq_jax.search.fitness import Fitness
-from flexiq_jax.search.gram.influence import Influence
-from flexiq_jax.search.gram.ties import Ties
+from flexiq_jax.search.gram import Influence, Ties
 
 IMAGES, CLASSES = 16, 5
 SELECTABLE = ("conv", "up", "down", "head")
@@ -126,3 +125,31 @@ def influence(
 
 def greedy() -> np.ndarray:
   return orders.greedy(made().space, made().scores)
+
+
+class Counted:
+  """A fitness by formula, of blocks of two examples each; keeps what it was asked."""
+
+  def __init__(self, of=None, blocks=8):
+    self.space, self.examples = made().space, 2 * blocks
+    self.blocks, self.forwards, self.calls = blocks, 0.0, []
+    # Effects of single examples differ, and some pairs of groups cancel each other.
+    rng = np.random.default_rng(0)
+    self._effects = rng.normal(size=(self.examples, 3, self.space.total))
+    self._of = of
+
+  def per_example(self, masks, part=(0.0, 1.0)):
+    first, last = (round(share * self.examples) for share in part)
+    self.calls.append((masks.copy(), part))
+    self.forwards += len(masks) * (part[1] - part[0])
+    if self._of:
+      return self._of(masks)[:, first:last]
+    return np.square(masks @ self._effects[first:last].mT).sum(axis=-1).T.astype(np.float32)
+
+  def __call__(self, masks, part=(0.0, 1.0)):
+    return self.per_example(masks, part).mean(axis=1, dtype=np.float64)
+
+
+def plain(rows):
+  """Steps of a log without the time that they took."""
+  return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

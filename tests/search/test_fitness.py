@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 
 from flexiq_jax.network import Network
-from flexiq_jax.search import population_mesh
-from flexiq_jax.search.fitness import Fitness
+from flexiq_jax.search.fitness import Fitness, population_mesh
 from tests.search import networks_for_test
 from tests.search.networks_for_test import made
 
 
-def make(images=None, network=None, model=None, **options):
+def make(examples=None, network=None, model=None, **options):
   m = made()
-  images = m.images if images is None else images
-  return Fitness(network or m.network, model or m.model, m.space, images, **options)
+  examples = m.images if examples is None else examples
+  return Fitness(network or m.network, model or m.model, m.space, examples, **options)
 
 
 @pytest.mark.parametrize("distance", ["l2", "kl"])
@@ -31,7 +30,7 @@ def make(images=None, network=None, model=None, **options):
   [
     {"capacity": 8, "block": 16},
     {"capacity": 3, "block": 1},
-    {"capacity": 4, "block": 5},  # the last block repeats four images
+    {"capacity": 4, "block": 5},  # the last block repeats four examples
     {"capacity": 7, "block": 6, "width": 3},
     {"capacity": 2, "block": 64, "width": 3},  # of which there are two
   ],
@@ -40,7 +39,7 @@ def make(images=None, network=None, model=None, **options):
 def test_equals_models_run_one_by_one(distance, options):
   m, masks = made(), made().random_masks(8)
   fitness = make(distance=distance, **options)
-  found = fitness.per_image(masks)
+  found = fitness.per_example(masks)
   expected = np.stack([m.distances(mask, distance) for mask in masks])
   assert found.shape == (8, 16)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * expected.max())
@@ -57,8 +56,8 @@ def test_equals_models_run_one_by_one(distance, options):
 
 def test_parts_are_whole_blocks_and_count_as_such():
   masks = made().random_masks(3)
-  fitness = make(capacity=2, block=5)  # blocks of 5, 5, 5 and 1 images
-  whole = fitness.per_image(masks)
+  fitness = make(capacity=2, block=5)  # blocks of 5, 5, 5 and 1 examples
+  whole = fitness.per_example(masks)
   before = fitness.forwards
   for part, seen in (
     ((0, 0.25), slice(0, 5)),
@@ -67,7 +66,7 @@ def test_parts_are_whole_blocks_and_count_as_such():
     ((0.6, 0.65), slice(10, 15)),  # a block at least
     ((0.99, 1.0), slice(15, 16)),
   ):
-    np.testing.assert_array_equal(fitness.per_image(masks, part), whole[:, seen])
+    np.testing.assert_array_equal(fitness.per_example(masks, part), whole[:, seen])
     np.testing.assert_allclose(fitness(masks, part), whole[:, seen].mean(axis=1), rtol=1e-6)
   assert fitness.forwards == pytest.approx(before + 2 * 3 * (5 + 5 + 6 + 5 + 1) / 16)
   assert fitness.traces == 1
@@ -93,13 +92,15 @@ def test_too_small_a_budget_says_what_is_needed():
   needed = f"{make(capacity=4, block=1).bytes / 2**30:.3g}"
   with pytest.raises(ValueError, match=r"memory: 1e-06 GiB is too little; one individual") as error:
     make(capacity=4, memory=1e-6)
-  assert f"with the 16 search images, takes {needed} GiB" in str(error.value)
+  assert f"with the 16 search examples, takes {needed} GiB" in str(error.value)
 
 
 def test_weights_that_are_nan_are_refused():
   params = networks_for_test.parameters() | {"bias": jnp.full(networks_for_test.CLASSES, jnp.nan)}
   network = Network(networks_for_test.apply, params, made().images[:1])
-  with pytest.raises(ValueError, match="8-bit model's logits are not finite on the search images"):
+  with pytest.raises(
+    ValueError, match="8-bit model's logits are not finite on the search examples"
+  ):
     make(network=network)
 
 
@@ -151,8 +152,8 @@ def test_refuses_masks(masks, part, message):
   [
     ({"distance": "l1"}, "distance: 'l1' is not one of l2, kl"),
     (
-      {"images": np.zeros((0, 8, 8, 3), np.float32)},
-      "images, capacity, block, width: 0, 32, 64, None; at",
+      {"examples": np.zeros((0, 8, 8, 3), np.float32)},
+      "examples, capacity, block, width: 0, 32, 64, None; at",
     ),
     ({"capacity": 0}, "capacity"),
     ({"block": 0}, "block"),
@@ -166,14 +167,11 @@ def test_refuses_options(options, message):
 
 
 _DEVICES = """
-import json
+import functools, json
 import jax, numpy as np
 jax.config.update("jax_numpy_rank_promotion", "raise")
-from flexiq_jax.search import Influence, SearchSettings, Track, population_mesh
-from flexiq_jax.search.evolution.loop import evolve
-from flexiq_jax.search.fitness import Fitness
-from flexiq_jax.search.gram.loop import gram_search
-from flexiq_jax.search.gram.ties import Ties
+from flexiq_jax.search import Fitness, SearchSettings, evolution, gram, population_mesh
+from flexiq_jax.search.record import Record
 from tests.search import networks_for_test
 
 m = networks_for_test.made()
@@ -194,12 +192,10 @@ for mesh in (None, mesh):
   assert fitness.capacity == 16
   found.append(values(fitness))
   settings = SearchSettings(generations=3, population=10, elites=2, halving=True)
-  track = lambda: Track(fitness, method="m", seed=0)
-  found.append(evolve(track(), m.scores, settings, [greedy]).order.tolist())
-  ties = Ties(m.space, m.scores, 100)
-  influence = Influence(fitness, ties, block=16)
-  settings = SearchSettings(levels=(0.5,), candidates=2)
-  found.append(gram_search(track(), influence, settings, [greedy]).order.tolist())
+  start = functools.partial(Record, fitness, seed=0)
+  found.append(evolution.run(start, m.scores, settings, [greedy]).order.tolist())
+  settings = SearchSettings(levels=(0.5,), candidates=2, block=16)
+  found.append(gram.run(start, m.scores, settings, [greedy]).order.tolist())
   out.append(found)
 print(json.dumps(out))
 """

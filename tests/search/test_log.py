@@ -1,4 +1,4 @@
-"""The record of a search: what was added is read, whatever a crash left behind."""
+"""The log of a search: every step once, whatever a crash left behind."""
 
 import itertools
 import pathlib
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq_jax.runs import files
-from flexiq_jax.search.log import SearchLog
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.search.log import COLUMNS, add, keep, steps
 
 ROW = {
   "method": "evolution",
@@ -30,58 +30,49 @@ ROW = {
 
 
 @pytest.fixture
-def log(tmp_path):
-  return SearchLog(tmp_path / "search.csv")
+def workdir(tmp_path):
+  return Workdir(tmp_path)
 
 
-def test_no_file_is_no_rows(log):
-  assert log.rows() == []
-  assert log.cut("evolution", 0, 0) == 0
-  assert not log.path.exists()
+def test_no_file_is_no_steps(workdir):
+  assert steps(workdir) == []
+  keep(workdir, "evolution", 0, 0)
+  assert workdir.events() == []
 
 
-def test_file_is_readable_by_eye(log):
-  log.add(**ROW)
-  log.add(**ROW | {"ratio": None, "step": 1, "differ": 0.75, "mean": None, "stage": "evolution"})
-  assert log.path.read_text().splitlines() == [
-    "method,ratio,seed,step,forwards,seconds,best,mean,differ,stage",
-    "evolution,0.25,0,0,32.0,1.5,0.125,0.5,,seeds",
-    "evolution,,0,1,32.0,1.5,0.125,,0.75,evolution",
-  ]
+def test_steps_are_events_of_the_one_log(workdir):
+  workdir.event("eval", method="evolution")
+  add(workdir, **ROW)
+  second = ROW | {"ratio": None, "step": 1, "differ": 0.75, "mean": None, "stage": "evolution"}
+  add(workdir, **second)
+  assert steps(workdir) == [ROW, second]
+  events = workdir.events("search")
+  assert [list(event) for event in events] == [["time", "event", *COLUMNS]] * 2
 
 
-def test_arrays_are_numbers_and_levels_that_print_alike_are_one(log):
-  log.add(
-    **ROW
-    | {
-      "ratio": 0.1 + 0.2,
-      "seed": np.int64(3),
-      "step": 2,
-      "forwards": 64,
-      "best": jnp.float32(0.1),
-      "mean": np.float64(0.3),
-    }
-  )
-  (row,) = log.rows()
-  assert (row["ratio"], row["seed"], row["forwards"]) == (0.3, 3, 64.0)
+def test_arrays_are_numbers_and_levels_that_print_alike_are_one(workdir):
+  values = {"seed": np.int64(3), "best": jnp.float32(0.1), "mean": np.float64(0.3)}
+  add(workdir, **ROW | values | {"ratio": 0.1 + 0.2})
+  (row,) = steps(workdir)
+  assert (row["ratio"], row["seed"]) == (0.3, 3)
   assert (row["best"], row["mean"]) == (float(np.float32(0.1)), 0.3)
   kinds = {name: type(value) for name, value in row.items() if value is not None}
   assert kinds == {name: type(ROW[name]) for name in kinds}
 
 
-def test_rows_of_one_search(log):
+def test_steps_of_one_search(workdir):
   for method, seed in itertools.product(("evolution", "surrogate"), (0, 1)):
-    log.add(**ROW | {"method": method, "seed": seed})
-  assert len(log.rows()) == 4
-  assert [r["seed"] for r in log.rows("surrogate")] == [0, 1]
-  assert [r["method"] for r in log.rows(seed=1)] == ["evolution", "surrogate"]
-  assert log.rows("surrogate", 1) == [ROW | {"method": "surrogate", "seed": 1}]
-  assert log.rows("surrogate", 2) == []
+    add(workdir, **ROW | {"method": method, "seed": seed})
+  assert len(steps(workdir)) == 4
+  assert [r["seed"] for r in steps(workdir, "surrogate")] == [0, 1]
+  assert [r["method"] for r in steps(workdir, seed=1)] == ["evolution", "surrogate"]
+  assert steps(workdir, "surrogate", 1) == [ROW | {"method": "surrogate", "seed": 1}]
+  assert steps(workdir, "surrogate", 2) == []
 
 
 _POSITIVE = st.floats(0, allow_infinity=False)
 _FINITE = st.floats(allow_nan=False, allow_infinity=False)
-_NAMES = st.text("abc, \"'|é{}:", min_size=1).filter(str.strip)
+_NAMES = st.text("abc, \"'|é{}:\n", min_size=1)
 ROWS = st.fixed_dictionaries(
   {
     "method": _NAMES,
@@ -99,172 +90,118 @@ ROWS = st.fixed_dictionaries(
 
 
 @given(st.lists(ROWS, min_size=1, max_size=4), st.data())
-def test_whole_rows_survive_a_crash_at_any_byte(tmp_path_factory, rows, data):
-  log = SearchLog(tmp_path_factory.mktemp("run") / "search.csv")
+def test_whole_steps_survive_a_crash_at_any_byte(tmp_path_factory, rows, data):
+  workdir = Workdir(tmp_path_factory.mktemp("run"))
   for row in rows:
-    log.add(**row)
-  assert log.rows() == rows
-  content = log.path.read_bytes()
-  left = content[: data.draw(st.integers(0, len(content)))]
-  log.path.write_bytes(left)
-  whole = rows[: max(left.count(b"\n") - 1, 0)]
-  assert log.rows() == whole
-  log.add(**rows[-1])
-  assert log.rows() == [*whole, rows[-1]]
+    add(workdir, **row)
+  assert steps(workdir) == rows
+  path = workdir.path / "metrics.jsonl"
+  content = path.read_bytes()
+  end = data.draw(st.integers(0, len(content)))
+  path.write_bytes(content[:end])
+  whole = rows[: content[: end + 1].count(b"\n")]  # a line that lacks but its end is one
+  assert steps(workdir) == whole
+  add(workdir, **rows[-1])
+  assert steps(workdir) == [*whole, rows[-1]]
 
 
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    ({"method": ""}, r"method is '': expected a name of one line"),
-    ({"method": None}, "method is None"),
-    ({"stage": "a\nb"}, "stage is"),
-    ({"ratio": 25}, r"ratio is 25: expected a fraction in 0\.\.1, or None"),
-    ({"seed": None}, "seed is None: expected a whole number"),
-    ({"seed": 1.0}, "seed is 1.0"),
-    ({"step": -1}, "step is -1"),
-    ({"step": True}, "step is True"),
-    ({"forwards": -1.0}, "forwards is -1.0"),
-    ({"seconds": float("inf")}, "seconds is inf: expected a finite number"),
-    ({"best": float("nan")}, "best is nan: expected a finite number"),
-    ({"best": None}, "best is None"),
-    ({"mean": np.float32("nan")}, "mean is .*nan.*: expected a finite number, or None"),
-    ({"mean": "0.5"}, "mean is '0.5'"),
-    ({"differ": 1.5}, "differ is 1.5"),
-    ({"differ": np.zeros(2)}, "differ is array"),
-  ],
-)
-def test_wrong_rows_are_refused_unwritten(log, change, message):
-  with pytest.raises(ValueError, match=message):
-    log.add(**ROW | change)
-  assert not log.path.exists()
-
-
-@pytest.mark.parametrize(
-  "content",
-  [b"a,b\n1,2\n", b"a,b", b"\xff\xfe\n", b"method,ratio,seed\n", b"\n", b"{}"],
-)
-def test_other_file_is_refused_and_left_alone(log, content):
-  log.path.write_bytes(content)
-  for act in (log.rows, lambda: log.add(**ROW), lambda: log.cut("evolution", 0, 0)):
-    with pytest.raises(ValueError, match=r"search.csv is no search log: its first line is"):
-      act()
-  assert log.path.read_bytes() == content
-
-
-@pytest.mark.parametrize(
-  ("line", "reason"),
-  [
-    (b"", "0 cells, expected 10"),
-    (b"evolution,0.25,0", "3 cells"),
-    (b"evolution,0.25,0,0,32.0,1.5,0.125,0.5,,seeds,more", "11 cells"),
-    (b"evolution,0.25,x,0,32.0,1.5,0.125,0.5,,seeds", "'x'"),
-    (b"evolution,0.25,0,0,32.0,1.5,nan,0.5,,seeds", "best is"),
-    (b"evolution,0.25,0,0,32.0,1.5,,0.5,,seeds", "best is None"),
-    (b"\xff,0.25,0,0,32.0,1.5,0.125,0.5,,seeds", "decode"),
-    (b'"evolution,0.25,0,0,32.0,1.5,0.125,0.5,,seeds', "unexpected end"),
-  ],
-)
-def test_damage_inside_names_its_line(log, line, reason):
-  log.add(**ROW)
-  with log.path.open("ab") as file:
-    file.write(line + b"\n")
-  log.add(**ROW)
-  for act in (log.rows, lambda: log.cut("evolution", 0, 0)):
-    with pytest.raises(ValueError, match=rf"search.csv, line 3, is no row .*{reason}"):
+def test_damage_inside_names_its_line(workdir):
+  add(workdir, **ROW)
+  with (workdir.path / "metrics.jsonl").open("ab") as file:
+    file.write(b"{half a line\n")
+  add(workdir, **ROW)
+  for act in (lambda: steps(workdir), lambda: keep(workdir, "evolution", 0, 0)):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, is no JSON object: remove"):
       act()
 
 
 @given(
   searches=st.lists(st.sampled_from([("a", 0), ("a", 1), ("b", 0)]), max_size=12),
-  keep=st.integers(0, 12),
+  count=st.integers(0, 12),
 )
-def test_cut_keeps_the_oldest_rows_and_all_of_others(tmp_path_factory, searches, keep):
-  log = SearchLog(tmp_path_factory.mktemp("run") / "search.csv")
+def test_the_oldest_steps_are_kept_and_all_of_others(tmp_path_factory, searches, count):
+  workdir = Workdir(tmp_path_factory.mktemp("run"))
   for i, (method, seed) in enumerate(searches):
-    log.add(**ROW | {"method": method, "seed": seed, "best": i})
-  before, own = log.rows(), searches.count(("a", 0))
-  if keep > own:
-    with pytest.raises(ValueError, match=rf"keep is {keep}, .* holds {own} rows of 'a' with seed"):
-      log.cut("a", 0, keep)
-    assert log.rows() == before
+    add(workdir, **ROW | {"method": method, "seed": seed, "best": i})
+  before, own = steps(workdir), searches.count(("a", 0))
+  if count > own:
+    with pytest.raises(ValueError, match=rf"{own} steps of 'a' with seed 0, .* behind {count}"):
+      keep(workdir, "a", 0, count)
+    assert steps(workdir) == before
     return
-  assert log.cut("a", 0, keep) == own - keep
-  assert log.rows("a", 0) == [r for r in before if (r["method"], r["seed"]) == ("a", 0)][:keep]
-  others = [r for r in before if (r["method"], r["seed"]) != ("a", 0)]
-  assert [r for r in log.rows() if (r["method"], r["seed"]) != ("a", 0)] == others
-  assert log.cut("a", 0, keep) == 0
+  keep(workdir, "a", 0, count)
+  mine = lambda rows: [r for r in rows if (r["method"], r["seed"]) == ("a", 0)]
+  others = lambda rows: [r for r in rows if (r["method"], r["seed"]) != ("a", 0)]
+  assert steps(workdir, "a", 0) == mine(before)[:count]
+  assert others(steps(workdir)) == others(before)
+  # Nothing is said twice, and what is done again stands behind what was kept.
+  events = workdir.events()
+  keep(workdir, "a", 0, count)
+  assert workdir.events() == events
+  add(workdir, **ROW | {"method": "a", "best": 99})
+  assert [r["best"] for r in steps(workdir, "a", 0)] == [
+    *(r["best"] for r in mine(before)[:count]),
+    99,
+  ]
 
 
-def test_cut_refuses_fewer_than_none(log):
-  log.add(**ROW)
-  with pytest.raises(ValueError, match=r"keep is -1, .*: expected 0\.\.1"):
-    log.cut("evolution", 0, -1)
-  assert log.rows() == [ROW]
+def test_steps_are_done_again_several_times(workdir):
+  for kept, numbers in ((0, (0, 1, 2)), (1, (1, 2, 3)), (2, (2,))):
+    keep(workdir, "evolution", 0, kept)
+    for number in numbers:
+      add(workdir, **ROW | {"step": number})
+  assert [r["step"] for r in steps(workdir)] == [0, 1, 2]
+  assert [r["step"] for r in workdir.events("search")] == [0, 1, 2, 1, 2, 3, 2]
 
 
-def test_cut_drops_half_a_line_as_well(log):
-  for step in range(3):
-    log.add(**ROW | {"step": step})
-  log.path.write_bytes(log.path.read_bytes()[:-3])
-  assert log.cut("evolution", 0, 1) == 1
-  log.add(**ROW | {"step": 7})
-  assert [r["step"] for r in log.rows()] == [0, 7]
+def test_half_a_line_does_not_count(workdir):
+  for number in range(3):
+    add(workdir, **ROW | {"step": number})
+  path = workdir.path / "metrics.jsonl"
+  path.write_bytes(path.read_bytes()[:-3])
+  keep(workdir, "evolution", 0, 1)
+  add(workdir, **ROW | {"step": 7})
+  assert [r["step"] for r in steps(workdir)] == [0, 7]
 
 
-def test_crash_while_rows_are_cut_loses_nothing(log, monkeypatch):
-  for step in range(3):
-    log.add(**ROW | {"step": step})
-  before = log.path.read_bytes()
-
-  def crash(*args):
-    raise OSError("power is gone")
-
-  with monkeypatch.context() as patch:
-    patch.setattr(files.os, "replace", crash)
-    with pytest.raises(OSError, match="power is gone"):
-      log.cut("evolution", 0, 1)
-  assert log.path.read_bytes() == before
-  assert sorted(p.name for p in log.path.parent.iterdir()) == [".lock", "search.csv"]
-
-
-def test_writers_at_once_lose_no_row(log):
-  """Rows of one search are cut while others are added."""
+def test_writers_at_once_lose_no_step(workdir):
+  """Some go back while others go on."""
 
   def work(seed):
-    mine = SearchLog(log.path)
-    for step in range(8):
-      mine.add(**ROW | {"seed": seed, "step": step})
+    mine = Workdir(workdir.path)
+    for number in range(8):
+      add(mine, **ROW | {"seed": seed, "step": number})
       if seed % 2:
-        mine.cut("evolution", seed, 1)
+        keep(mine, "evolution", seed, 1)
 
   threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  assert [len(log.rows(seed=seed)) for seed in range(4)] == [8, 1, 8, 1]
+  assert [len(steps(workdir, seed=seed)) for seed in range(4)] == [8, 1, 8, 1]
 
 
 _ENDLESS = """
 import itertools, sys
-from flexiq_jax.search.log import SearchLog
-log = SearchLog(sys.argv[1])
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.search.log import add
+workdir = Workdir(sys.argv[1])
 for step in itertools.count():
-  log.add(method="m", ratio=0.5, seed=0, step=step, forwards=step, seconds=step, best=1, mean=1,
-          stage="evolution")
+  add(workdir, method="m", ratio=0.5, seed=0, step=step, forwards=step, seconds=step, best=1,
+      mean=1, stage="evolution")
   print(step, flush=True)
 """
 
 
-def test_killed_search_keeps_every_step_that_was_done(log):
-  root = pathlib.Path(__file__).parent.parent.parent
-  command = (sys.executable, "-c", _ENDLESS, str(log.path))
+def test_killed_search_keeps_every_step_that_was_done(workdir):
+  root = pathlib.Path(__file__).parents[2]
+  command = (sys.executable, "-c", _ENDLESS, str(workdir.path))
   with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
     for line in process.stdout:
       if line == "20\n":
         process.kill()
     process.wait()
-  steps = [row["step"] for row in log.rows()]
-  assert len(steps) > 20
-  assert steps == list(range(len(steps)))
+  numbers = [row["step"] for row in steps(workdir)]
+  assert len(numbers) > 20
+  assert numbers == list(range(len(numbers)))

@@ -1,4 +1,4 @@
-"""The largest block of images that fits a budget; compilers made up."""
+"""The largest block of examples that fits a budget; compilers made up."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from flexiq_jax.search.memory import GIB, fit_block
 
 
 @given(st.integers(0, 10), st.integers(1, 10), st.integers(1, 100), st.integers(1, 2000))
-def test_a_block_fits_or_one_image_is_too_much(fixed, each, block, budget):
+def test_a_block_fits_or_one_example_is_too_much(fixed, each, block, budget):
   tried = []
 
   def attempt(size):
@@ -16,11 +16,11 @@ def test_a_block_fits_or_one_image_is_too_much(fixed, each, block, budget):
     return f"for {size}", fixed + each * size
 
   if fixed + each > budget:
-    with pytest.raises(ValueError, match=r"memory: .* is too little; one image takes"):
-      fit_block(attempt, block, budget / GIB, "one image")
+    with pytest.raises(ValueError, match=r"memory: .* is too little; one example takes"):
+      fit_block(attempt, block, budget / GIB, "one example")
     assert tried[-1] == 1
   else:
-    found, made, used = fit_block(attempt, block, budget / GIB, "one image")
+    found, made, used = fit_block(attempt, block, budget / GIB, "one example")
     assert made == f"for {found}" and used == fixed + each * found <= budget
   assert tried[0] == block and tried == sorted(set(tried), reverse=True)
 
@@ -32,5 +32,5 @@ def test_the_next_block_follows_the_budget():
     tried.append(size)
     return None, 10 * size
 
-  fit_block(attempt, 64, 320 / GIB, "one image")
+  fit_block(attempt, 64, 320 / GIB, "one example")
   assert tried == [64, 28]  # 32 would just fit

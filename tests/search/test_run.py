@@ -7,27 +7,24 @@ import pytest
 
 from flexiq_jax.flexiq import improve
 from flexiq_jax.orders import Schedule
-from flexiq_jax.search import SearchLog, SearchSettings, search
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.search import SearchSettings, search, steps
 from tests.search import networks_for_test
-from tests.search.networks_for_test import greedy, made
+from tests.search.networks_for_test import greedy, made, plain
 
 SMALL = SearchSettings(
   levels=(0.3, 0.6), generations=3, population=6, elites=2, candidates=2, checkpoint_every=2
 )
 
 
-def run(settings, images=None, **options):
+def run(settings, examples=None, **options):
   m = made()
-  images = m.images if images is None else images
-  return search(m.network, m.model, m.space, m.scores, images, settings, **options)
+  examples = m.images if examples is None else examples
+  return search(m.network, m.model, m.space, m.scores, examples, settings, **options)
 
 
 def true(order, levels=SMALL.levels):
   return networks_for_test.fitness()(Schedule(made().space, order).stack(levels))
-
-
-def plain(rows):
-  return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 class Stop(Exception):
@@ -41,25 +38,25 @@ def test_greedy_is_no_search(tmp_path):
     np.testing.assert_array_equal(found.order, greedy())
     np.testing.assert_allclose([*found.fitness.values()], true(greedy()), rtol=1e-5)
     assert found.forwards == 2
-    rows = SearchLog(tmp_path / "new" / "search.csv").rows("greedy", 7)
+    rows = steps(Workdir(tmp_path / "new"), "greedy", 7)
     assert [row["ratio"] for row in rows] == [0.3, 0.6]
     np.testing.assert_allclose([row["best"] for row in rows], true(greedy()), rtol=1e-5)
 
 
 def test_evolution_is_kept_and_not_done_twice(tmp_path):
   settings = dataclasses.replace(SMALL, method="evolution")
-  found = run(settings, workdir=tmp_path, made_from={"model": "tiny"})
+  workdir = Workdir(tmp_path)
+  found = run(settings, workdir=workdir, made_from={"model": "tiny"})
   np.testing.assert_allclose([*found.fitness.values()], true(found.order), rtol=1e-5)
   assert found.fitness[0.3] <= true(greedy())[0] * (1 + 1e-6)
-  log = SearchLog(tmp_path / "search.csv")
-  rows = log.rows("evolution", 0)
+  rows = steps(workdir, "evolution", 0)
   assert [row["step"] for row in rows] == [0, 1, 2, 3] * 2
   lines = []
   again = run(settings, workdir=tmp_path, made_from={"model": "tiny"}, show=lines.append)
   np.testing.assert_array_equal(again.order, found.order)
   assert (again.fitness, again.forwards) == (found.fitness, found.forwards)
   assert len(lines) == 1  # the generation behind the last checkpoint
-  assert plain(log.rows("evolution", 0)) == plain(rows)
+  assert plain(steps(workdir, "evolution", 0)) == plain(rows)
   with pytest.raises(ValueError, match=r"made for another model, data or search settings; remove"):
     run(settings, workdir=tmp_path, made_from={"model": "another"})
   wider = dataclasses.replace(settings, population=7)
@@ -80,8 +77,8 @@ def test_gram_search_is_polished_and_goes_on(tmp_path):
         raise Stop
 
     found = run(settings, workdir=folder, show=show, seed=2)
-    log = SearchLog(folder / "search.csv")
-    return found, plain(log.rows("gram", 2)), plain(log.rows("gram+evolution", 2))
+    log = Workdir(folder)
+    return found, plain(steps(log, "gram", 2)), plain(steps(log, "gram+evolution", 2))
 
   found, measured, polished = start(tmp_path / "whole")
   assert [row["step"] for row in polished] == [0, 1, 2, 3] * 2
@@ -90,19 +87,19 @@ def test_gram_search_is_polished_and_goes_on(tmp_path):
     at = [[r["best"] for r in rows if r["ratio"] == level] for rows in (measured, polished)]
     assert at[1][-1] == pytest.approx(found.fitness[level], rel=1e-6)
   assert polished[0]["best"] <= measured[0]["best"] * (1 + 1e-6)
-  # The last four images took no part.
+  # The last four examples took no part.
   m = made()
   expected = [
     m.distances(mask)[:12].mean() for mask in Schedule(m.space, found.order).stack([0.3, 0.6])
   ]
   np.testing.assert_allclose([*found.fitness.values()], expected, rtol=1e-5)
 
-  steps = len(lines)
+  count = len(lines)
   with pytest.raises(Stop):
-    start(tmp_path / "stopped", steps - 1)
+    start(tmp_path / "stopped", count - 1)
   again, *rows = start(tmp_path / "stopped")
   # Neither the Gram matrix nor the first generations are done again.
-  assert len(lines) < steps - 3
+  assert len(lines) < count - 3
   assert all(line.startswith("gram+evolution") for line in lines)
   np.testing.assert_array_equal(again.order, found.order)
   assert (again.fitness, again.forwards) == (found.fitness, found.forwards)
@@ -136,6 +133,6 @@ def test_wrong_scores_are_refused():
     search(m.network, m.model, m.space, m.scores[:3], m.images, SMALL)
 
 
-def test_one_image_shows_no_variance():
-  with pytest.raises(ValueError, match="images: 1; a Gram matrix is measured on at least 2"):
+def test_one_example_shows_no_variance():
+  with pytest.raises(ValueError, match="examples: 1; a Gram matrix is measured on at least 2"):
     run(SMALL, made().images[:1])

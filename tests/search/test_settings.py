@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from flexiq_jax.search import SearchSettings
-from flexiq_jax.search.evolution.operators import EvolutionSettings
+from flexiq_jax.search.run import ALGORITHMS
+from flexiq_jax.search.settings import METHODS, EvolutionSettings, SearchSettings
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,35 @@ def test_operators_get_their_settings():
 
 def test_defaults_are_those_of_the_operators():
   assert SearchSettings().evolution == EvolutionSettings()
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"population": 1}, "population is 1; an integer from 2 is accepted"),
+    ({"population": 8.0}, "population is 8.0; an integer from 2"),
+    ({"elites": 0}, "elites is 0; an integer from 1 up to, but not, the population of 32"),
+    ({"elites": 32}, "elites is 32; an integer from 1 up to, but not, the population of 32"),
+    ({"population": 4, "elites": 4}, "elites is 4; an integer from 1 up to, but not, .* of 4"),
+    ({"elites": True}, "elites is True"),
+    ({"tournament": 0}, r"tournament is 0; an integer in 1\.\.32 \(population\)"),
+    ({"tournament": 33}, r"tournament is 33; an integer in 1\.\.32 \(population\)"),
+    ({"layer_rate": 0.0}, "layer_rate is 0.0; a number above 0 and up to 1"),
+    ({"layer_rate": 1.1}, "layer_rate is 1.1; a number above 0 and up to 1"),
+    ({"swap_share": float("nan")}, "swap_share is nan; a number above 0 and up to 1"),
+    ({"swap_share": "0.1"}, "swap_share is '0.1'; a number above 0 and up to 1"),
+    ({"noise": -0.1}, "noise is -0.1; a number from 0 is accepted"),
+    ({"noise": float("inf")}, "noise is inf; a number from 0"),
+  ],
+)
+def test_operators_refuse(fields, message):
+  with pytest.raises(ValueError, match=message):
+    EvolutionSettings(**fields)
+
+
+def test_operators_at_their_limits():
+  EvolutionSettings(population=2, elites=1, tournament=2, layer_rate=1.0, swap_share=1.0, noise=0)
+
+
+def test_every_method_has_an_algorithm():
+  assert ("greedy", *ALGORITHMS) == METHODS

@@ -32,7 +32,7 @@ def search_progress(
 
   Args:
     path: PNG file.
-    rows: what `search.log.SearchLog.rows` returns; read are `method`, `ratio` (None where all
+    rows: what `search.steps` returns; read are `method`, `ratio` (None where all
       levels are scored at once), `seed`, `forwards`, `seconds` and `best`.
     title: model, dataset and number of search images.
     references: level (None: all at once) -> fitness of the greedy order, a dashed line. Levels

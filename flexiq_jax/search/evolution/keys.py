@@ -30,8 +30,8 @@ _LEAST = float(np.finfo(np.float32).tiny)  # in place of a score of 0, whose log
 
 
 @struct.dataclass
-class Problem:
-  """What is searched, as arrays.
+class Encoding:
+  """What keys stand for: the channel groups, levels and frozen prefix of a search, as arrays.
 
   Attributes:
     layer: int32 `[T]`, the layer of each group.
@@ -56,8 +56,8 @@ class Problem:
     scores: np.ndarray,
     ratios: Sequence[float],
     order: Order | None = None,
-  ) -> "Problem":
-    """Builds a problem.
+  ) -> "Encoding":
+    """Encodes a search of a space.
 
     Args:
       space: the channel groups.
@@ -109,37 +109,37 @@ class Problem:
     return jnp.isfinite(self.fixed)
 
 
-def read(problem: Problem, keys: Array) -> tuple[Array, Array]:
+def read(encoding: Encoding, keys: Array) -> tuple[Array, Array]:
   """`normalize` and `decode` with a single sort.
 
   Args:
-    problem: the problem.
+    encoding: of the space.
     keys: `[T]`, any numbers; those of frozen groups are not read.
 
   Returns:
     The normalized keys, float32 `[T]`, and the masks, bool `[V, T]`.
   """
-  order = _order(problem, keys)
-  cost = problem.cost[order]
+  order = _order(encoding, keys)
+  cost = encoding.cost[order]
   before = jnp.cumsum(cost, dtype=jnp.int32) - cost  # int32 holds the cost of all (see Space)
-  length = jnp.sum(before[None] < problem.thresholds[:, None], axis=1)
+  length = jnp.sum(before[None] < encoding.thresholds[:, None], axis=1)
   rank = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
-  return jnp.asarray(_grid(problem.total))[rank], rank[None] < length[:, None]
+  return jnp.asarray(_grid(encoding.total))[rank], rank[None] < length[:, None]
 
 
-def decode(problem: Problem, keys: Array) -> Array:
+def decode(encoding: Encoding, keys: Array) -> Array:
   """Which groups are in 4 bits at each level, bool `[V, T]`: `Schedule.mask` of `order_of`."""
-  return read(problem, keys)[1]
+  return read(encoding, keys)[1]
 
 
-def normalize(problem: Problem, keys: Array) -> Array:
+def normalize(encoding: Encoding, keys: Array) -> Array:
   """The same order with ranks / T for keys, float32 `[T]`; frozen groups get their `fixed`."""
-  return read(problem, keys)[0]
+  return read(encoding, keys)[0]
 
 
-def order_of(problem: Problem, keys: Array) -> np.ndarray:
+def order_of(encoding: Encoding, keys: Array) -> np.ndarray:
   """Keys `[T]` -> the order for a `Schedule`, int `[T]`: frozen groups, then by key, then flat."""
-  return np.asarray(_order(problem, jnp.asarray(keys)))
+  return np.asarray(_order(encoding, jnp.asarray(keys)))
 
 
 def keys_of(order: Order) -> np.ndarray:
@@ -156,9 +156,9 @@ def keys_of(order: Order) -> np.ndarray:
   return keys
 
 
-def _order(problem: Problem, keys: Array) -> Array:
-  groups = jnp.arange(problem.total, dtype=jnp.int32)
-  return jax.lax.sort((problem.fixed, keys, groups), num_keys=3)[2]
+def _order(encoding: Encoding, keys: Array) -> Array:
+  groups = jnp.arange(encoding.total, dtype=jnp.int32)
+  return jax.lax.sort((encoding.fixed, keys, groups), num_keys=3)[2]
 
 
 def _grid(total: int) -> np.ndarray:

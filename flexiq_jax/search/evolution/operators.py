@@ -2,7 +2,7 @@
 
 The paper evolves one bit flag per channel: mutation exchanges channels inside a layer, crossover
 moves the 4-bit share between layers, and fitness is the distance to the 8-bit model's output. Here
-an individual is a whole order, as keys (encoding.py), and operators and rates are our choice.
+an individual is a whole order, as keys (keys.py), and operators and rates are our choice.
 
 | symbol | meaning |
 |---|---|
@@ -10,13 +10,13 @@ an individual is a whole order, as keys (encoding.py), and operators and rates a
 | T, L, V | channel groups, layers (of J_l groups each), levels scored at once |
 | key, keys | a random key of JAX; the keys of an individual, float32 `[T]` |
 
-    problem = Problem.create(space, scores, [0.5])
-    keys = seeds(seeds_key, problem, settings, [greedy(space, scores)])
-    state = init(key, keys, fitness(jax.vmap(decode, (None, 0))(problem, keys)))
+    encoding = Encoding.create(space, scores, [0.5])
+    keys = seeds(seeds_key, encoding, settings, [greedy(space, scores)])
+    state = init(key, keys, fitness(jax.vmap(decode, (None, 0))(encoding, keys)))
     for _ in range(generations):
-      state, offspring, masks, differ = ask(state, problem, settings)
+      state, offspring, masks, differ = ask(state, encoding, settings)
       state = tell(state, offspring, fitness(masks), settings)
-    best = Schedule(space, order_of(problem, state.keys[0]))
+    best = Schedule(space, order_of(encoding, state.keys[0]))
 
 `fitness` is the caller's: masks `[N, V, T]` -> `[N]`, smaller is better. Operators are written for
 one individual. A generation depends on the state alone, and none compiles anew.
@@ -34,74 +34,16 @@ import numpy as np
 from flax import struct
 
 from flexiq_jax.search.evolution.keys import (
+  Encoding,
   Order,
-  Problem,
   decode,
   keys_of,
   normalize,
-  order_of,
   read,
 )
-
-__all__ = [
-  "EvolutionSettings",
-  "Problem",
-  "State",
-  "ask",
-  "crossover",
-  "decode",
-  "init",
-  "keys_of",
-  "mutate",
-  "normalize",
-  "order_of",
-  "seeds",
-  "select_parents",
-  "tell",
-]
+from flexiq_jax.search.settings import EvolutionSettings
 
 Array = Any
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvolutionSettings:
-  """Settings of the search; of the paper's none is known.
-
-  Attributes:
-    population: P.
-    elites: individuals that outlive a generation; offspring replaces the others.
-    tournament: how many individuals compete to be a parent.
-    layer_rate: probability that a layer is mutated.
-    swap_share: share of a layer's groups that leave the prefix in one mutation at most, as many
-      enter it; one group may always.
-    noise: standard deviation of the logarithm of the factors on the scores in noisy greedy seeds.
-  """
-
-  population: int = 32
-  elites: int = 4
-  tournament: int = 3
-  layer_rate: float = 0.1
-  swap_share: float = 0.05
-  noise: float = 0.5
-
-  def __post_init__(self):
-    def require(fine: bool, field: str, accepted: str) -> None:
-      if not fine:
-        raise ValueError(f"{field} is {getattr(self, field)!r}; {accepted} is accepted")
-
-    def whole(field: str, least: int, most: int, accepted: str) -> None:
-      value = getattr(self, field)
-      require(type(value) is int and least <= value <= most, field, accepted)
-
-    whole("population", 2, 2**20, "an integer from 2")
-    below = f"an integer from 1 up to, but not, the population of {self.population}"
-    whole("elites", 1, self.population - 1, below)
-    whole("tournament", 1, self.population, f"an integer in 1..{self.population} (population)")
-    for field in ("layer_rate", "swap_share", "noise"):
-      value, rate = getattr(self, field), field != "noise"
-      number = isinstance(value, (int, float)) and math.isfinite(value)
-      fine = number and (0 < value <= 1 if rate else value >= 0)
-      require(fine, field, "a number above 0 and up to 1" if rate else "a number from 0")
 
 
 @struct.dataclass
@@ -122,7 +64,7 @@ class State:
 
 
 def seeds(
-  key: Array, problem: Problem, settings: EvolutionSettings, orders: Sequence[Order] = ()
+  key: Array, encoding: Encoding, settings: EvolutionSettings, orders: Sequence[Order] = ()
 ) -> Array:
   """A first population: given orders, then equal thirds of three kinds.
 
@@ -131,7 +73,7 @@ def seeds(
 
   Args:
     key: random key.
-    problem: the problem; its frozen groups come first in all seeds.
+    encoding: of the space; its frozen groups come first in all seeds.
     settings: `population` and `noise` are read.
     orders: int `[T]` each, as greedy's.
 
@@ -141,7 +83,7 @@ def seeds(
   Raises:
     ValueError: more orders than the population holds, or one that is not of all T groups.
   """
-  total, left = problem.total, settings.population - len(orders)
+  total, left = encoding.total, settings.population - len(orders)
   if left < 0:
     raise ValueError(f"orders: {len(orders)} do not fit in a population of {settings.population}")
   given = np.zeros((len(orders), total), np.float32)
@@ -151,14 +93,14 @@ def seeds(
     given[number] = keys_of(order)
   noisy_key, layered_key, random_key = jax.random.split(key, 3)
   noisy, layered, anyhow = (((left + 2 - kind) // 3, total) for kind in range(3))
-  place, size = _places(problem)  # a draw decides between layers at the same place
+  place, size = _places(encoding)  # a draw decides between layers at the same place
   keys = [
     given,
-    problem.log_score[None] + settings.noise * jax.random.normal(noisy_key, noisy),
+    encoding.log_score[None] + settings.noise * jax.random.normal(noisy_key, noisy),
     (place[None] + jax.random.uniform(layered_key, layered)) / size[None],
     jax.random.uniform(random_key, anyhow),
   ]
-  return jax.vmap(normalize, (None, 0))(problem, jnp.concatenate(keys))
+  return jax.vmap(normalize, (None, 0))(encoding, jnp.concatenate(keys))
 
 
 def select_parents(key: Array, fitness: Array, settings: EvolutionSettings) -> Array:
@@ -180,23 +122,23 @@ def select_parents(key: Array, fitness: Array, settings: EvolutionSettings) -> A
   return jax.vmap(winner)(jax.random.split(key))
 
 
-def crossover(key: Array, problem: Problem, a: Array, b: Array) -> Array:
+def crossover(key: Array, encoding: Encoding, a: Array, b: Array) -> Array:
   """Takes the keys of each layer from `a` or from `b`, by a fair coin.
 
   Args:
     key: random key.
-    problem: the problem.
+    encoding: of the space.
     a: `[T]`, normalized; so frozen groups have the same keys in both.
     b: the same.
 
   Returns:
     `[T]`, not normalized: groups of different layers may have the same key.
   """
-  from_a = jax.random.bernoulli(key, shape=(len(problem.sizes),))
-  return jnp.where(from_a[problem.layer], a, b)
+  from_a = jax.random.bernoulli(key, shape=(len(encoding.sizes),))
+  return jnp.where(from_a[encoding.layer], a, b)
 
 
-def mutate(key: Array, problem: Problem, settings: EvolutionSettings, keys: Array) -> Array:
+def mutate(key: Array, encoding: Encoding, settings: EvolutionSettings, keys: Array) -> Array:
   """Swaps keys of groups in the prefix with keys of groups of the same layer outside of it.
 
   First the level is drawn whose prefix it is, then layers, at least one if any has free groups on
@@ -209,7 +151,7 @@ def mutate(key: Array, problem: Problem, settings: EvolutionSettings, keys: Arra
 
   Args:
     key: random key.
-    problem: the problem; its frozen groups take no part.
+    encoding: of the space; its frozen groups take no part.
     settings: `layer_rate` and `swap_share` are read.
     keys: `[T]`.
 
@@ -217,14 +159,14 @@ def mutate(key: Array, problem: Problem, settings: EvolutionSettings, keys: Arra
     `[T]`, the same numbers in each layer.
   """
   level_key, layer_key, swap_key, group_key = jax.random.split(key, 4)
-  layers, groups = len(problem.sizes), jnp.arange(problem.total)
-  level = jax.random.randint(level_key, (), 0, len(problem.thresholds))
-  inside = decode(problem, keys)[level]
+  layers, groups = len(encoding.sizes), jnp.arange(encoding.total)
+  level = jax.random.randint(level_key, (), 0, len(encoding.thresholds))
+  inside = decode(encoding, keys)[level]
 
   # Segments 2 l and 2 l + 1 are the free groups of layer l inside and outside of the prefix;
   # segment 2 L are the frozen ones, whose partners in 2 L + 1 do not exist.
-  side = 2 * problem.layer + jnp.where(inside, 0, 1)
-  segment = jnp.where(problem.frozen, 2 * layers, side)
+  side = 2 * encoding.layer + jnp.where(inside, 0, 1)
+  segment = jnp.where(encoding.frozen, 2 * layers, side)
   members = jnp.zeros(2 * layers + 2, jnp.int32).at[segment].add(1)
   pairs = members.reshape(-1, 2).min(axis=1)[:-1]
 
@@ -232,14 +174,14 @@ def mutate(key: Array, problem: Problem, settings: EvolutionSettings, keys: Arra
   draw = jnp.where(pairs > 0, jax.random.uniform(layer_key, (layers,)), jnp.inf)
   chosen = (draw < settings.layer_rate) | (draw == draw.min())
   # 0.29 of 100 groups are 29, although 0.29 * 100 is less in binary.
-  most = [max(1, math.floor(settings.swap_share * size + 1e-6)) for size in problem.sizes]
+  most = [max(1, math.floor(settings.swap_share * size + 1e-6)) for size in encoding.sizes]
   swaps = jax.random.randint(swap_key, (layers,), 1, np.array(most) + 1)
   swaps = jnp.append(jnp.where(chosen, jnp.minimum(swaps, pairs), 0), 0)
 
   # Gumbel top-k in all segments with one sort: the j-th of a segment swaps with the j-th of its
   # partner. Frozen groups and those behind the last swap stay.
-  weight = jnp.where(inside, problem.log_score, -problem.log_score)
-  drawn = weight + jax.random.gumbel(group_key, (problem.total,))
+  weight = jnp.where(inside, encoding.log_score, -encoding.log_score)
+  drawn = weight + jax.random.gumbel(group_key, (encoding.total,))
   segment, _, group = jax.lax.sort((segment, -drawn, groups), num_keys=3)
   starts = jnp.cumsum(members) - members
   j = groups - starts[segment]
@@ -266,13 +208,13 @@ def init(key: Array, keys: Array, fitness: Array) -> State:
 
 @functools.partial(jax.jit, static_argnames="settings")
 def ask(
-  state: State, problem: Problem, settings: EvolutionSettings
+  state: State, encoding: Encoding, settings: EvolutionSettings
 ) -> tuple[State, Array, Array, Array]:
   """Makes offspring: tournaments, crossover, mutation.
 
   Args:
     state: the population.
-    problem: the problem.
+    encoding: of the space.
     settings: static.
 
   Returns:
@@ -281,19 +223,19 @@ def ask(
     parents.
 
   Raises:
-    ValueError: the population is not of the settings' size or not of the problem's groups.
+    ValueError: the population is not of the settings' size or not of the encoding's groups.
   """
-  expected = (settings.population, problem.total)
+  expected = (settings.population, encoding.total)
   if state.keys.shape != expected:
     raise ValueError(f"state: keys of shape {state.keys.shape}, expected {expected}")
   key, offspring_key = jax.random.split(state.key)
-  parents_masks = jax.vmap(decode, (None, 0))(problem, state.keys)
+  parents_masks = jax.vmap(decode, (None, 0))(encoding, state.keys)
 
   def child(key: Array) -> tuple[Array, Array, Array]:
     select_key, cross_key, mutate_key = jax.random.split(key, 3)
     parents = select_parents(select_key, state.fitness, settings)
-    crossed = crossover(cross_key, problem, *state.keys[parents])
-    keys, masks = read(problem, mutate(mutate_key, problem, settings, crossed))
+    crossed = crossover(cross_key, encoding, *state.keys[parents])
+    keys, masks = read(encoding, mutate(mutate_key, encoding, settings, crossed))
     differ = jnp.any(masks[None] != parents_masks[parents], axis=(1, 2)).all()
     return keys, masks, differ
 
@@ -326,14 +268,14 @@ def tell(state: State, offspring: Array, fitness: Array, settings: EvolutionSett
   return _ascending(state.key, keys, fitness, state.generation + 1)
 
 
-def _places(problem: Problem) -> tuple[Array, Array]:
+def _places(encoding: Encoding) -> tuple[Array, Array]:
   """Of each group its place in its layer, 0..J_l - 1, frozen ones first, then by score; and J_l."""
-  groups, sizes = jnp.arange(problem.total), np.array(problem.sizes)
-  keys = (problem.layer, problem.fixed, problem.log_score, groups)
+  groups, sizes = jnp.arange(encoding.total), np.array(encoding.sizes)
+  keys = (encoding.layer, encoding.fixed, encoding.log_score, groups)
   order = jax.lax.sort(keys, num_keys=4)[3]
   starts = jnp.asarray(np.cumsum(sizes) - sizes)
-  place = jnp.zeros_like(groups).at[order].set(groups) - starts[problem.layer]
-  return place, jnp.asarray(sizes)[problem.layer]
+  place = jnp.zeros_like(groups).at[order].set(groups) - starts[encoding.layer]
+  return place, jnp.asarray(sizes)[encoding.layer]
 
 
 def _ascending(key: Array, keys: Array, fitness: Array, generation: Array) -> State:

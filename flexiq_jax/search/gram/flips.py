@@ -2,7 +2,7 @@
 
 The peer of `influence`, with the same interface: as many forward passes as there are groups, where
 that takes a few backward passes. A flip leaves everything before its layer as it is, so the model
-is cut at a few layers (`graph.cut`): what lies before a cut runs once for a block of images, what
+is cut at a few layers (`graph.cut`): what lies before a cut runs once for a block of examples, what
 follows runs for each group behind it.
 """
 
@@ -42,8 +42,8 @@ class Flips:
 
   Attributes:
     ties: the groups that count as one.
-    forwards_each: cost of one `measure` in forward passes over the search images, by MACs.
-    block: images in one pass.
+    forwards_each: cost of one `measure` in forward passes over the search examples, by MACs.
+    block: examples in one pass.
   """
 
   def __init__(self, fitness: Fitness, ties: Ties, *, cuts: int = 4):
@@ -65,7 +65,7 @@ class Flips:
     names = fitness.space.names
     layers = [layer for layer in fitness.layers if layer.name in names]
     at = graph.balanced(layers, min(cuts, len(layers)))
-    x = jax.ShapeDtypeStruct((1, *fitness.host_images.shape[1:]), fitness.host_images.dtype)
+    x = jax.ShapeDtypeStruct((1, *fitness.host_examples.shape[1:]), fitness.host_examples.dtype)
     segments = graph.cut(fitness.apply, fitness.params, x, at)
     order = {layer.name: i for i, layer in enumerate(fitness.layers)}
     starts = [order[name] for name in segments.names]
@@ -90,11 +90,11 @@ class Flips:
 
   def describe(self) -> str:
     """What a measurement costs, for the user, in one line."""
-    total, images = self.ties.space.total, self._fitness.images
+    total, examples = self.ties.space.total, self._fitness.examples
     return (
-      f"Gram matrix of {total} groups, each flipped alone, on {images} images: as much as "
+      f"Gram matrix of {total} groups, each flipped alone, on {examples} examples: as much as "
       f"{self.forwards_each:.0f} forward passes ({len(self._tails)} cuts); "
-      f"{2 * 8 * total**2 / 2**20:.0f} MiB of matrices, blocks of {self.block} images"
+      f"{2 * 8 * total**2 / 2**20:.0f} MiB of matrices, blocks of {self.block} examples"
     )
 
   def measure(
@@ -108,11 +108,11 @@ class Flips:
     slope_of = jax.grad(lambda z, target: distance(z, target).sum() / 2)
     sums, groups = Sums(total), self.ties.expand(base)
     flipped = self.ties.expand(base ^ np.eye(total, dtype=bool))
-    for start in distributed.mine(range(0, fitness.images, self.block)):
-      rows = np.arange(start, start + self.block) % fitness.images
-      used = min(self.block, fitness.images - start)
+    for start in distributed.mine(range(0, fitness.examples, self.block)):
+      rows = np.arange(start, start + self.block) % fitness.examples
+      used = min(self.block, fitness.examples - start)
       constant = (fitness.model, fitness.params)
-      live = [self._head(*constant, groups, fitness.host_images[rows])]
+      live = [self._head(*constant, groups, fitness.host_examples[rows])]
       for step in self._steps:
         live.append(step(*constant, groups, live[-1]))
       z, target = live.pop()[:used], fitness.reference[rows][:used]
@@ -129,10 +129,10 @@ class Flips:
         np.asarray(distance(z, target)),
         np.einsum("btk,bk->t", changes, slope, dtype=np.float64),
       )
-      for image in np.asarray(metric(changes, z)):
-        own = image @ image.T
+      for example in np.asarray(metric(changes, z)):
+        own = example @ example.T
         sums.add_gram(own, np.square(own))
       if report:
-        report((start + used) / fitness.images)
+        report((start + used) / fitness.examples)
     fitness.forwards += self.forwards_each
-    return sums.model(base, fitness.images)
+    return sums.model(base, fitness.examples)

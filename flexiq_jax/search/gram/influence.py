@@ -150,24 +150,24 @@ class Influence:
 
   Attributes:
     ties: the groups that count as one.
-    forwards_each: cost of one `measure` in forward passes over the search images, at most. A
+    forwards_each: cost of one `measure` in forward passes over the search examples, at most. A
       forward and a backward pass count as three, a backward pass as two.
   """
 
   def __init__(
     self, fitness: Fitness, ties: Ties, *, probes: int = 4, memory: float = 4.0, block: int = 32
   ):
-    """Compiles one forward and backward pass for a block of images.
+    """Compiles one forward and backward pass for a block of examples.
 
     Args:
       fitness: what is to be predicted.
       ties: groups that count as one.
       probes: k; with squared distances and K <= k logits, each logit is taken once (exact).
       memory: budget in GiB.
-      block: most images in one pass; the budget may lower it.
+      block: most examples in one pass; the budget may lower it.
 
     Raises:
-      ValueError: no probe, or a budget below what one image takes.
+      ValueError: no probe, or a budget below what one example takes.
     """
     if probes < 1:
       raise ValueError(f"probes: {probes}; at least 1")
@@ -177,26 +177,26 @@ class Influence:
     self._exact = fitness.distance == "l2" and flat and self._outputs <= probes
     self._probes = self._outputs if self._exact else probes
     self.forwards_each = 3.0 * (self._probes + 1)
-    largest = min(block, fitness.images)
+    largest = min(block, fitness.examples)
     self.block, self._run, self.bytes = fit_block(
-      self._compile, largest, memory, "a backward pass of one image"
+      self._compile, largest, memory, "a backward pass of one example"
     )
 
   def describe(self) -> str:
     """What a measurement costs, for the user, in one line."""
-    total, images = self.ties.space.total, self._fitness.images
+    total, examples = self.ties.space.total, self._fitness.examples
     what = "channel groups" if self.ties.size == 1 else "ties of groups"
     kind = "(all logits)" if self._exact else "random"
     return (
-      f"Gram matrix of {total} {what}: {self._probes} {kind} probes on {images} images, as much as "
-      f"{self.forwards_each:g} forward passes of the {images} images; "
-      f"{2 * 8 * total**2 / 2**20:.0f} MiB of matrices, blocks of {self.block} images"
+      f"Gram matrix of {total} {what}: {self._probes} {kind} probes on {examples} examples, as "
+      f"much as {self.forwards_each:g} forward passes of the {examples} examples; "
+      f"{2 * 8 * total**2 / 2**20:.0f} MiB of matrices, blocks of {self.block} examples"
     )
 
   def measure(
     self, key: Array, base: np.ndarray, report: Report | None = None
   ) -> tuple[Quadratic, float]:
-    """The quadratic model around a mask; several processes measure a part of the images each.
+    """The quadratic model around a mask; several processes measure a part of the examples each.
 
     Args:
       key: typed random key of the probes.
@@ -207,14 +207,14 @@ class Influence:
       The model, and the share by which its Gram matrix is better shrunk toward its diagonal.
     """
     fitness, total = self._fitness, self.ties.space.total
-    images, reference = fitness.host_images, fitness.reference
+    examples, reference = fitness.host_examples, fitness.reference
     sums, groups = Sums(total), self.ties.expand(np.asarray(base))
     first = -1 if groups.any() else 0  # around the 8-bit model there is no residual
-    for start in distributed.mine(range(0, fitness.images, self.block)):
-      # The last block repeats images, so that no other shape is compiled.
-      rows = np.arange(start, start + self.block) % fitness.images
-      used = min(self.block, fitness.images - start)
-      x, target = images[rows], reference[rows]
+    for start in distributed.mine(range(0, fitness.examples, self.block)):
+      # The last block repeats examples, so that no other shape is compiled.
+      rows = np.arange(start, start + self.block) % fitness.examples
+      used = min(self.block, fitness.examples - start)
+      x, target = examples[rows], reference[rows]
       found = []
       for number in range(first, self._probes):
         probe = jax.random.fold_in(jax.random.fold_in(key, start), number + 1)
@@ -231,9 +231,9 @@ class Influence:
       flat = effects.reshape(-1, total)
       sums.add_gram(flat.T @ flat, _squares(effects))
       if report:
-        report((start + used) / fitness.images)
+        report((start + used) / fitness.examples)
     fitness.forwards += 3.0 * (self._probes - first)
-    return sums.model(base, fitness.images)
+    return sums.model(base, fitness.examples)
 
   def _compile(self, block: int):
     """One pass over a block, and the memory it takes."""
@@ -245,9 +245,9 @@ class Influence:
       exact_logits=self._exact,
       platform=fitness.platform,
     )
-    images = fitness.host_images[:block]
+    examples = fitness.host_examples[:block]
     arguments = (
-      *(fitness.model, fitness.params, np.zeros(fitness.space.total, bool), images),
+      *(fitness.model, fitness.params, np.zeros(fitness.space.total, bool), examples),
       *(fitness.reference[:block], jax.random.key(0), 0),
     )
     compiled = jax.jit(run).lower(*arguments).compile()

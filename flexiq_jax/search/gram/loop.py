@@ -14,19 +14,21 @@ pairs of forward passes; docs/flexiq.md, step E, says what is different here.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from flexiq_jax.orders import Schedule, Space
-from flexiq_jax.search.evolution.loop import Archive
+from flexiq_jax.search.archive import Archive
+from flexiq_jax.search.evolution import evolve
 from flexiq_jax.search.gram import surrogate
 from flexiq_jax.search.gram.flips import Flips
 from flexiq_jax.search.gram.influence import Influence
 from flexiq_jax.search.gram.surrogate import Quadratic
-from flexiq_jax.search.record import Found, Track
+from flexiq_jax.search.gram.ties import Ties
+from flexiq_jax.search.record import Found, Record
 from flexiq_jax.search.settings import SearchSettings
 
 Array = Any
@@ -89,13 +91,54 @@ class _State:
     return model.toward_diagonal(self.share / self.measured)
 
 
+def run(
+  start: Callable[..., Record],
+  scores: np.ndarray,
+  settings: SearchSettings,
+  seeds: Sequence[np.ndarray],
+) -> Found:
+  """Searches an order, and polishes it if so set; a line of the table in search/run.py.
+
+  Args:
+    start: opens the `Record` of a search, by the `method`'s name.
+    scores: float `[T]`, error of each group alone.
+    settings: of the search.
+    seeds: orders int `[T]` to start from.
+
+  Raises:
+    ValueError: fewer than two examples.
+  """
+  with start(method="gram") as record:
+    fitness = record.fitness
+    if fitness.examples < 2:
+      raise ValueError(
+        f"examples: {fitness.examples}; a Gram matrix is measured on at least 2 examples"
+      )
+    ties = Ties(fitness.space, scores, settings.max_groups)
+    if settings.effects == "flips":
+      influence = Flips(fitness, ties)
+    else:
+      influence = Influence(
+        fitness, ties, probes=settings.probes, memory=settings.memory, block=settings.block
+      )
+    found = gram_search(record, influence, settings, seeds)
+  if not settings.polish:
+    return found
+  with start(method="gram+evolution", seconds=found.seconds) as record:
+    short = dataclasses.replace(settings, generations=settings.polish)
+    return evolve(record, scores, short, [found.order, *seeds])
+
+
 def gram_search(
-  track: Track, influence: Influence | Flips, settings: SearchSettings, seeds: Sequence[np.ndarray]
+  record: Record,
+  influence: Influence | Flips,
+  settings: SearchSettings,
+  seeds: Sequence[np.ndarray],
 ) -> Found:
   """Searches an order.
 
   Args:
-    track: the fitness and the record.
+    record: of the search, with its fitness.
     influence: measures the quadratic model.
     settings: of the search.
     seeds: orders int `[T]`, as greedy's; no level's mask is worse than theirs on top of the level
@@ -104,32 +147,27 @@ def gram_search(
   Returns:
     The order, with the fitness of each level's mask.
   """
-  ties, archive = influence.ties, Archive(track.fitness)
+  ties, archive = influence.ties, Archive(record.fitness)
   space, levels = ties.space, settings.levels
   state = _State.empty(space.total, len(levels))
-  restored = track.restore(dataclasses.asdict(state))
+  restored = record.restore(dataclasses.asdict(state))
   if restored:
     state = _State(**restored[0])
     archive.load(restored[1]["archive"])
   else:
-    track.note(influence.describe())
+    record.note(influence.describe())
   orders = [ties.coarse(order) for order in seeds]
   while state.level < len(levels):
-    _step(track, influence, archive, settings, orders, state)
-    track.save(dataclasses.asdict(state), archive=archive.dump())
+    _step(record, influence, archive, settings, orders, state)
+    record.save(dataclasses.asdict(state), archive=archive.dump())
   order = surrogate.arrange(state.model(), space, list(state.best), levels)
-  schedule = Schedule(track.fitness.space, ties.fine(order))
+  schedule = Schedule(record.fitness.space, ties.fine(order))
   values = archive(schedule.stack(levels))
-  return Found(
-    order=schedule.order,
-    fitness=dict(zip(levels, values.tolist(), strict=True)),
-    forwards=track.fitness.forwards,
-    seconds=track.seconds,
-  )
+  return record.found(schedule.order, levels, values)
 
 
 def _step(
-  track: Track,
+  record: Record,
   influence: Influence | Flips,
   archive: Archive,
   settings: SearchSettings,
@@ -140,11 +178,11 @@ def _step(
   space, level, number = influence.ties.space, state.level, state.round
   ratio, total = settings.levels[level], space.total
   frozen = state.best[level - 1] if level else np.zeros(total, bool)
-  key = jax.random.fold_in(jax.random.fold_in(track.key, level), number)
+  key = jax.random.fold_in(jax.random.fold_in(record.key, level), number)
   measure_key, anneal_key = jax.random.split(key)
   if number or not level:
     base = state.best[level] if number else frozen
-    tick = lambda share: track.tick(f"effects of all groups, {share:.0%} of the images")
+    tick = lambda share: record.tick(f"effects of all groups, {share:.0%} of the examples")
     state.add(*influence.measure(measure_key, base, tick))
   model = state.model()
   if number:
@@ -170,9 +208,9 @@ def _step(
   elif not number:  # nothing finite: the model's own choice, so that there is a mask
     state.best[level] = start
   finite = values[np.isfinite(values)]
-  track.row(
+  record.step(
+    number,
     ratio=ratio,
-    step=number,
     best=float(state.fitness[level]),
     mean=float(finite.mean()) if len(finite) else None,
     stage="gram",
@@ -181,7 +219,7 @@ def _step(
   share = (level + 1) / len(settings.levels)
   # Without a finite fitness there is nothing to measure around.
   stuck = (number and not better) or not np.isfinite(state.fitness[level])
-  if number >= settings.rounds or stuck or track.over(share):
+  if number >= settings.rounds or stuck or record.over(share):
     state.level, state.round = level + 1, 0
   else:
     state.round += 1

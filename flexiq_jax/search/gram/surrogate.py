@@ -103,7 +103,7 @@ def ledoit_wolf(gram_mean: np.ndarray, squares_mean: np.ndarray, count: int) -> 
   estimator for large-dimensional covariance matrices" (2004), with the diagonal for a target.
 
   Args:
-    gram_mean: `[T, T]`, the mean of the samples' matrices a_i (a sample is an image).
+    gram_mean: `[T, T]`, the mean of the samples' matrices a_i (a sample is an example).
     squares_mean: `[T, T]`, the mean of a_i * a_i, elementwise.
     count: number of samples.
 

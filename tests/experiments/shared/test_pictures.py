@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.shared import pictures
-from flexiq_jax.search import SearchLog
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.search import log
 
 ROWS = [
   {"method": "float", "ratio": None, "seed": 0, "top1": 90.0},
@@ -35,9 +36,9 @@ def drawn(workdir):
   ],
 )
 def test_a_search_is_drawn_if_it_has_steps(tmp_path, methods, expected):
-  log = SearchLog(tmp_path / "search.csv")
   for method in methods:
     log.add(
+      Workdir(tmp_path),
       **{"method": method, "ratio": 0.5, "seed": 0, "step": 0, "stage": method},
       **{"forwards": 1.0, "seconds": 2.0, "best": 3.0, "mean": 4.0},
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexiq_jax.orders import Schedule, Space
-from flexiq_jax.search.evolution.keys import Problem, decode, keys_of, normalize, order_of
+from flexiq_jax.search.evolution.keys import Encoding, decode, keys_of, normalize, order_of
 
 TOTAL, LEVELS = 14, 3  # one shape for all examples: nothing compiles twice
 ratios = st.one_of(
@@ -18,8 +18,8 @@ ratios = st.one_of(
 
 
 @st.composite
-def problems(draw):
-  """(space, ratios, frozen prefix, problem)."""
+def encodings(draw):
+  """(space, ratios, frozen prefix, encoding)."""
   cuts = sorted(draw(st.sets(st.integers(1, TOTAL - 1), max_size=4)))
   bounds = [0, *cuts, TOTAL]
   sizes = [b - a for a, b in itertools.pairwise(bounds)]
@@ -30,7 +30,7 @@ def problems(draw):
   lower = draw(st.sampled_from([0.0, min(levels) / 2, min(levels)]))
   order = np.array(draw(st.permutations(range(TOTAL))))
   frozen = order[: Schedule(space, order).prefix(lower)]
-  return space, levels, frozen, Problem.create(space, np.ones(TOTAL), levels, frozen)
+  return space, levels, frozen, Encoding.create(space, np.ones(TOTAL), levels, frozen)
 
 
 # Few values, so that there are ties; and negative zero, which is no less than zero.
@@ -45,13 +45,13 @@ some_keys = st.lists(
 
 
 @settings(deadline=None)
-@given(problems(), some_keys)
+@given(encodings(), some_keys)
 def test_decoded_keys_are_the_masks_of_their_schedule(drawn, keys):
-  space, levels, frozen, problem = drawn
+  space, levels, frozen, encoding = drawn
   free = [g for g in range(TOTAL) if g not in frozen]
   order = [*frozen, *sorted(free, key=lambda g: keys[g])]  # Python's sort is stable
-  np.testing.assert_array_equal(order_of(problem, keys), order)
-  masks = decode(problem, jnp.asarray(keys))
+  np.testing.assert_array_equal(order_of(encoding, keys), order)
+  masks = decode(encoding, jnp.asarray(keys))
   assert masks.dtype == bool
   schedule = Schedule(space, np.array(order, int))
   np.testing.assert_array_equal(masks, [schedule.mask(ratio) for ratio in levels])
@@ -59,24 +59,24 @@ def test_decoded_keys_are_the_masks_of_their_schedule(drawn, keys):
 
 
 @settings(deadline=None)
-@given(problems(), some_keys)
+@given(encodings(), some_keys)
 def test_normalized_keys_are_ranks_and_stand_for_the_same_order(drawn, keys):
-  _, _, frozen, problem = drawn
-  ranks = np.asarray(normalize(problem, jnp.asarray(keys)))
+  _, _, frozen, encoding = drawn
+  ranks = np.asarray(normalize(encoding, jnp.asarray(keys)))
   assert ranks.dtype == np.float32
-  order = order_of(problem, keys)
+  order = order_of(encoding, keys)
   np.testing.assert_array_equal(ranks, keys_of(order))  # bit for bit
-  np.testing.assert_array_equal(ranks[frozen], np.asarray(problem.fixed)[frozen])
+  np.testing.assert_array_equal(ranks[frozen], np.asarray(encoding.fixed)[frozen])
   np.testing.assert_array_equal(np.argsort(ranks), order)
-  np.testing.assert_array_equal(normalize(problem, jnp.asarray(ranks)), ranks)
+  np.testing.assert_array_equal(normalize(encoding, jnp.asarray(ranks)), ranks)
 
 
 def test_the_whole_of_int32_is_budget():
   """A total cost of 2^31 - 1, and a level that is only reached with the very last group."""
   half = 2**30
   space = Space.create(["a", "b"], [[1], [1]], [half, half - 1])
-  problem = Problem.create(space, np.ones(2), [0.5, 1.0])
-  masks = decode(problem, jnp.array([1.0, 0.0]))
+  encoding = Encoding.create(space, np.ones(2), [0.5, 1.0])
+  masks = decode(encoding, jnp.array([1.0, 0.0]))
   schedule = Schedule(space, np.array([1, 0]))
   np.testing.assert_array_equal(masks, [schedule.mask(0.5), schedule.mask(1.0)])
   np.testing.assert_array_equal(masks, [[True, True], [True, True]])
@@ -104,13 +104,13 @@ def example():
 
 
 def test_scores_are_logarithms_per_cost():
-  problem = Problem.create(example(), np.array([0.0, 2.0, 3.0]), [0.5])
-  lowest, *others = np.asarray(problem.log_score)
+  encoding = Encoding.create(example(), np.array([0.0, 2.0, 3.0]), [0.5])
+  lowest, *others = np.asarray(encoding.log_score)
   np.testing.assert_allclose(others, [np.log(2), 0], atol=1e-6)
   assert -100 < lowest < -50
-  assert problem.sizes == (2, 1)
-  np.testing.assert_array_equal(problem.thresholds, [3])  # ceil(0.5 * 5)
-  assert not np.asarray(problem.frozen).any()
+  assert encoding.sizes == (2, 1)
+  np.testing.assert_array_equal(encoding.thresholds, [3])  # ceil(0.5 * 5)
+  assert not np.asarray(encoding.frozen).any()
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_scores_are_logarithms_per_cost():
     ({"order": [0], "ratios": [0.5, 0.0]}, "order: 1 frozen groups reach beyond ratio 0.0"),
   ],
 )
-def test_problem_refuses(changes, message):
+def test_encoding_refuses(changes, message):
   arguments = {"scores": np.ones(3), "ratios": [0.5]} | changes
   with pytest.raises(ValueError, match=message):
-    Problem.create(example(), **arguments)
+    Encoding.create(example(), **arguments)
 
 
 def test_a_prefix_may_hold_all_groups():
   """The last of them starts at cost 2, below the budget of 3: so nothing is left, rightly."""
-  problem = Problem.create(example(), np.ones(3), [0.5], [0, 1, 2])
-  assert np.asarray(problem.frozen).all()
+  encoding = Encoding.create(example(), np.ones(3), [0.5], [0, 1, 2])
+  assert np.asarray(encoding.frozen).all()

@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 
 from flexiq_jax.orders import Space
-from flexiq_jax.search.evolution.operators import (
-  EvolutionSettings,
-  Problem,
-  crossover,
-  keys_of,
-  mutate,
-  normalize,
-  select_parents,
-)
-from tests.search.problems_for_test import (
+from flexiq_jax.search.evolution.keys import Encoding, keys_of, normalize
+from flexiq_jax.search.evolution.operators import crossover, mutate, select_parents
+from flexiq_jax.search.settings import EvolutionSettings
+from tests.search.encodings_for_test import (
   EVEN,
   OWN,
   SETTINGS,
@@ -25,9 +19,9 @@ from tests.search.problems_for_test import (
   TOTAL,
   UNEVEN,
   decode_all,
-  frozen_problem,
+  encoding_of,
+  frozen_encoding,
   per_layer,
-  problem_of,
 )
 
 COUNT = 2000  # individuals; a share of them has a standard deviation of at most 0.011
@@ -38,27 +32,27 @@ _crossover = jax.jit(jax.vmap(crossover, (0, None, 0, 0)))
 _normalize = jax.jit(jax.vmap(normalize, (None, 0)))
 
 
-def some_keys(problem, seed=0):
-  return _normalize(problem, jax.random.uniform(jax.random.key(seed), (COUNT, TOTAL)))
+def some_keys(encoding, seed=0):
+  return _normalize(encoding, jax.random.uniform(jax.random.key(seed), (COUNT, TOTAL)))
 
 
 def copies(order):
   return jnp.tile(keys_of(order)[None], (COUNT, 1))
 
 
-def mutated(problem, settings=SETTINGS, keys=None):
+def mutated(encoding, settings=SETTINGS, keys=None):
   """(keys, mutated keys, masks, mutated masks)."""
-  keys = some_keys(problem) if keys is None else keys
-  after = _mutate(jax.random.split(jax.random.key(1), COUNT), problem, settings, keys)
+  keys = some_keys(encoding) if keys is None else keys
+  after = _mutate(jax.random.split(jax.random.key(1), COUNT), encoding, settings, keys)
   return tuple(
-    map(np.asarray, (keys, after, decode_all(problem, keys), decode_all(problem, after)))
+    map(np.asarray, (keys, after, decode_all(encoding, keys), decode_all(encoding, after)))
   )
 
 
 def test_crossover_takes_whole_layers_by_a_fair_coin():
-  problem = problem_of(UNEVEN)
-  a, b = some_keys(problem), 1 + some_keys(problem, seed=2)  # no key is in both
-  made = _crossover(jax.random.split(jax.random.key(0), COUNT), problem, a, b)
+  encoding = encoding_of(UNEVEN)
+  a, b = some_keys(encoding), 1 + some_keys(encoding, seed=2)  # no key is in both
+  made = _crossover(jax.random.split(jax.random.key(0), COUNT), encoding, a, b)
   made, a, b = map(np.asarray, (made, a, b))
   from_a, from_b = per_layer(made == a), per_layer(made == b)
   took_a = from_a == SIZES
@@ -70,8 +64,8 @@ def test_crossover_takes_whole_layers_by_a_fair_coin():
 
 @pytest.mark.parametrize("space", [EVEN, UNEVEN], ids=["even", "uneven"])
 def test_mutation_swaps_across_the_cut_in_the_same_layer(space):
-  problem = problem_of(space)
-  keys, after, masks, masks_after = mutated(problem)
+  encoding = encoding_of(space)
+  keys, after, masks, masks_after = mutated(encoding)
   moved, inside = keys != after, masks[:, 0]
   left, entered = per_layer(moved & inside), per_layer(moved & ~inside)
   np.testing.assert_array_equal(left, entered)
@@ -89,8 +83,8 @@ def test_mutation_swaps_across_the_cut_in_the_same_layer(space):
 
 
 def test_mutation_with_several_levels_swaps_across_one_of_them():
-  problem = problem_of(EVEN, (0.25, 0.5, 0.75))
-  keys, after, masks, masks_after = mutated(problem)
+  encoding = encoding_of(EVEN, (0.25, 0.5, 0.75))
+  keys, after, masks, masks_after = mutated(encoding)
   moved = keys != after
   changed = masks != masks_after  # [N, V, T]
   across = (changed == moved[:, None]).all(axis=-1)
@@ -102,7 +96,7 @@ def test_mutation_with_several_levels_swaps_across_one_of_them():
 
 def test_mutation_draws_layers_at_their_rate():
   """P(layer) = rate, and the layer of the smallest draw where no draw is below the rate."""
-  keys, after, masks, _ = mutated(problem_of(EVEN))
+  keys, after, masks, _ = mutated(encoding_of(EVEN))
   inside = per_layer(masks[:, 0])
   possible = ((inside > 0) & (inside < SIZES)).all(axis=1)
   layers = per_layer(keys != after)[possible] > 0
@@ -111,10 +105,10 @@ def test_mutation_draws_layers_at_their_rate():
 
 
 def test_mutation_draws_the_number_of_swaps_uniformly():
-  problem = problem_of(EVEN)
+  encoding = encoding_of(EVEN)
   wide = dataclasses.replace(SETTINGS, layer_rate=1.0, swap_share=0.43)  # 3.01 of 7, 1 of 4 and 3
   order = np.array([0, 1, 2, 7, 8, 11, 12, 3, 4, 5, 6, 9, 10, 13])  # 3, 2, 2 are inside
-  keys, after, masks, _ = mutated(problem, wide, copies(order))
+  keys, after, masks, _ = mutated(encoding, wide, copies(order))
   swaps = per_layer((keys != after) & masks[:, 0])
   shares = [np.mean(swaps[:, 0] == k) for k in range(5)]
   np.testing.assert_allclose(shares, [0, 1 / 3, 1 / 3, 1 / 3, 0], atol=0.05)
@@ -124,10 +118,10 @@ def test_mutation_draws_the_number_of_swaps_uniformly():
 def test_a_share_in_decimals_means_what_it_says():
   """0.29 of 100 groups are 29, although 0.29 * 100 is below 29 in binary."""
   space = Space.create(("a",), [[1] * 100], [1])
-  problem = Problem.create(space, np.ones(100), [0.5])
+  encoding = Encoding.create(space, np.ones(100), [0.5])
   settings = EvolutionSettings(swap_share=0.29)
   keys = copies(np.arange(100))
-  after = _mutate(jax.random.split(jax.random.key(0), COUNT), problem, settings, keys)
+  after = _mutate(jax.random.split(jax.random.key(0), COUNT), encoding, settings, keys)
   swaps = np.sum(np.asarray(after != keys)[:, :50], axis=1)
   assert set(swaps) == set(range(1, 30))
 
@@ -136,9 +130,9 @@ def test_bad_groups_leave_and_good_ones_enter():
   """Single swaps: probability of leaving in proportion to the score, of entering to 1 / score."""
   scores = np.ones(TOTAL)
   scores[:7] = [1, 2, 4, 8, 3, 1, 2]
-  problem = problem_of(EVEN, scores=scores)
+  encoding = encoding_of(EVEN, scores=scores)
   order = np.array([0, 1, 2, 3, 7, 8, 11, 4, 5, 6, 9, 10, 12, 13])  # layer a: 0 to 3 are inside
-  keys, after, _, _ = mutated(problem, SINGLE, copies(order))
+  keys, after, _, _ = mutated(encoding, SINGLE, copies(order))
   moved = (keys != after).mean(axis=0)
   np.testing.assert_allclose(moved[:4], scores[:4] / scores[:4].sum(), atol=0.045)
   np.testing.assert_allclose(moved[4:7], 1 / scores[4:7] / (1 / scores[4:7]).sum(), atol=0.045)
@@ -147,9 +141,9 @@ def test_bad_groups_leave_and_good_ones_enter():
 def test_cost_per_group_counts_in_these_odds():
   """Equal errors, but one group of the layer is cheap: per cost its error is the largest."""
   scores = np.ones(TOTAL)  # costs in layer a: 4 4 4 4 4 4 1, in units of 10
-  problem = problem_of(UNEVEN, (0.5,), scores=scores)
+  encoding = encoding_of(UNEVEN, (0.5,), scores=scores)
   order = np.array([6, 0, 7, 11, 1, 8, 9, 2, 3, 4, 5, 10, 12, 13])
-  keys, after, masks, _ = mutated(problem, SINGLE, copies(order))
+  keys, after, masks, _ = mutated(encoding, SINGLE, copies(order))
   assert masks[0, 0, :7].tolist() == [1, 1, 0, 0, 0, 0, 1]
   moved = (keys != after).mean(axis=0)
   np.testing.assert_allclose(moved[[6, 0, 1]], [4 / 6, 1 / 6, 1 / 6], atol=0.045)
@@ -157,17 +151,17 @@ def test_cost_per_group_counts_in_these_odds():
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_nothing_to_mutate_where_all_groups_are_on_one_side(ratio):
-  keys, after, _, _ = mutated(problem_of(EVEN, (ratio,)))
+  keys, after, _, _ = mutated(encoding_of(EVEN, (ratio,)))
   np.testing.assert_array_equal(keys, after)
 
 
 def test_frozen_groups_stay_bit_for_bit():
-  frozen, problem = frozen_problem()
+  frozen, encoding = frozen_encoding()
   fixed = keys_of(np.arange(TOTAL))[: len(frozen)]
-  keys = some_keys(problem)
+  keys = some_keys(encoding)
   random_keys = jax.random.split(jax.random.key(5), COUNT)
-  crossed = _crossover(random_keys, problem, keys, keys[::-1])
-  changed = _mutate(random_keys, problem, SETTINGS, crossed)
+  crossed = _crossover(random_keys, encoding, keys, keys[::-1])
+  changed = _mutate(random_keys, encoding, SETTINGS, crossed)
   assert (np.asarray(changed) != np.asarray(crossed)).any(axis=1).mean() > 0.9
   for made in (keys, crossed, changed):
     np.testing.assert_array_equal(np.asarray(made)[:, frozen], [fixed] * COUNT)

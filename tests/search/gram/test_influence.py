@@ -201,7 +201,7 @@ def test_blocks_and_ties_change_nothing():
   mask, _, _ = jacobian(2)
   whole, _ = influence().measure(jax.random.key(0), mask)
   shares = []
-  cut, _ = influence(block=6).measure(jax.random.key(1), mask, shares.append)  # 6, 6 and 4 images
+  cut, _ = influence(block=6).measure(jax.random.key(1), mask, shares.append)  # 6, 6 and 4 examples
   assert shares == [6 / 16, 12 / 16, 1]
   for field in ("value", "gradient", "gram"):
     a, b = getattr(whole, field), getattr(cut, field)
@@ -230,7 +230,7 @@ def test_prediction_is_exact_where_nothing_follows():
 
 @pytest.mark.parametrize("distance", ["l2", "kl"])
 def test_prediction_is_close_to_the_truth(distance):
-  """16 images of a narrow network; roundings behind a layer are what is not predicted."""
+  """16 examples of a narrow network; roundings behind a layer are what is not predicted."""
   m, fitness = made(), networks_for_test.fitness(distance=distance)
   masks = m.random_masks(40, seed=3)[2:]
   quadratic, _ = influence(100 if distance == "kl" else 5, distance).measure(
@@ -247,7 +247,7 @@ def test_random_probes_are_right_in_the_mean():
   mask, _, effects = jacobian(2)
   exact = np.einsum("bkt,bku->tu", effects, effects) / 16
   measured = influence(probes=2)
-  assert "2 random probes on 16 images" in measured.describe()
+  assert "2 random probes on 16 examples" in measured.describe()
   assert "5 (all logits) probes" in influence().describe()
   samples = [measured.measure(jax.random.key(seed), mask)[0].gram for seed in range(60)]
   _check_mean(np.array(samples), exact)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from flexiq_jax.orders import Schedule, Space
-from flexiq_jax.runs.checkpoint import Checkpoints
-from flexiq_jax.search import SearchLog, SearchSettings, Track
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.search import SearchSettings, steps
 from flexiq_jax.search.gram.loop import gram_search
 from flexiq_jax.search.gram.surrogate import Quadratic
 from flexiq_jax.search.gram.ties import Ties
+from flexiq_jax.search.record import Record
 from tests.search import networks_for_test
-from tests.search.networks_for_test import greedy, influence, made
+from tests.search.networks_for_test import greedy, influence, made, plain
 
 SETTINGS = SearchSettings(levels=(0.25, 0.5, 0.75), candidates=4, rounds=2)
 
@@ -21,8 +22,8 @@ def run(measured=None, settings=SETTINGS, order=None, **options):
   measured = measured or influence()
   fitness = getattr(measured, "fitness", None) or networks_for_test.fitness()
   fitness.forwards = 0.0
-  with Track(fitness, method="gram", seed=0, **options) as track:
-    return gram_search(track, measured, settings, [greedy() if order is None else order])
+  with Record(fitness, method="gram", seed=0, **options) as record:
+    return gram_search(record, measured, settings, [greedy() if order is None else order])
 
 
 def true(order, levels=SETTINGS.levels):
@@ -31,8 +32,8 @@ def true(order, levels=SETTINGS.levels):
 
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_search_of_the_network_is_never_worse_than_greedy(rounds, tmp_path):
-  log, space = SearchLog(tmp_path / "search.csv"), made().space
-  found = run(settings=dataclasses.replace(SETTINGS, rounds=rounds), log=log)
+  workdir, space = Workdir(tmp_path), made().space
+  found = run(settings=dataclasses.replace(SETTINGS, rounds=rounds), workdir=workdir)
   np.testing.assert_allclose([*found.fitness.values()], true(found.order), rtol=1e-6)
   frozen = np.zeros(0, np.int64)
   for level, fitness in found.fitness.items():
@@ -40,7 +41,7 @@ def test_search_of_the_network_is_never_worse_than_greedy(rounds, tmp_path):
     assert fitness <= true(seed, [level])[0]
     frozen = found.order[: Schedule(space, found.order).prefix(level)]
   assert found.fitness[0.25] < 0.99 * true(greedy(), [0.25])[0]
-  rows = log.rows("gram", 0)
+  rows = steps(workdir, "gram", 0)
   for level in SETTINGS.levels:
     own = [row for row in rows if row["ratio"] == level]
     assert [row["step"] for row in own] == [*range(len(own))]
@@ -61,18 +62,15 @@ def test_stopped_search_goes_on_as_if_nothing_had_happened(options, tmp_path):
   measured = influence(**options)
 
   def start(folder, stop=None):
-    folder.mkdir(exist_ok=True)
-    log, lines = SearchLog(folder / "search.csv"), []
+    workdir, lines = Workdir(folder), []
 
     def show(line):
       lines.append(line)
       if len(lines) == stop:
         raise Stop
 
-    states = Checkpoints(folder / "states")
-    found = run(measured, log=log, checkpoints=states, show=show, made_from={"a": (1,)})
-    rows = [{n: v for n, v in row.items() if n != "seconds"} for row in log.rows()]
-    return found, rows, lines
+    found = run(measured, workdir=workdir, show=show, made_from={"a": (1,)})
+    return found, plain(steps(workdir)), lines
 
   whole, rows, lines = start(tmp_path / "whole")
   assert len(lines) == len(rows) + 1  # and what a measurement costs
@@ -154,26 +152,25 @@ def test_nan_never_wins(bad, tmp_path):
   plain = Formula(effects)
   of = lambda masks: np.where(bad | masks[:, 3], np.nan, plain(masks))
   problem = Formula(effects, of)
-  log, lines = SearchLog(tmp_path / "search.csv"), []
+  workdir, lines = Workdir(tmp_path), []
   settings = SearchSettings(levels=(0.25, 0.5), rounds=1)
   order = np.argsort(np.arange(12) != 3, kind="stable")  # the group that breaks goes first
-  found = run(problem, settings, order, log=log, show=lines.append)
+  found = run(problem, settings, order, workdir=workdir, show=lines.append)
   assert sorted(found.order) == [*range(12)]
   if bad:
     assert np.isnan([*found.fitness.values()]).all()
     assert [base.any() for base in problem.measured] == [False]  # never around such a mask
-    assert log.rows() == []
+    assert steps(workdir) == []
     assert sum("best inf" in line for line in lines) == 2
   else:
     assert np.isfinite([*found.fitness.values()]).all()
-    assert len(log.rows()) >= 3
+    assert len(steps(workdir)) >= 3
 
 
 def test_a_limit_of_time_ends_the_rounds(tmp_path):
-  log = SearchLog(tmp_path / "search.csv")
   settings = dataclasses.replace(SETTINGS, rounds=20)
-  found = run(settings=settings, log=log, max_forwards=1)
-  assert [row["step"] for row in log.rows()] == [0, 0, 0]
+  found = run(settings=settings, workdir=Workdir(tmp_path), max_forwards=1)
+  assert [row["step"] for row in steps(Workdir(tmp_path))] == [0, 0, 0]
   np.testing.assert_allclose([*found.fitness.values()], true(found.order), rtol=1e-6)
 
 

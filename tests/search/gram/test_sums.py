@@ -1,4 +1,4 @@
-"""Sums over blocks against means over images, in float64."""
+"""Sums over blocks against means over examples, in float64."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from flexiq_jax.search.gram.sums import Sums
 from flexiq_jax.search.gram.surrogate import ledoit_wolf
 
 
-def test_blocks_add_up_to_means_over_images():
+def test_blocks_add_up_to_means_over_examples():
   rng = np.random.default_rng(0)
   distances, gradients = rng.random(7, np.float32), rng.normal(size=(7, 3))
   own = rng.normal(size=(7, 3, 3))

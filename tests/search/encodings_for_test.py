@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from flexiq_jax.orders import Schedule, Space
-from flexiq_jax.search.evolution.operators import EvolutionSettings, Problem, decode
+from flexiq_jax.search.evolution.keys import Encoding, decode
+from flexiq_jax.search.settings import EvolutionSettings
 
 NAMES, SIZES, TOTAL = ("a", "b", "c"), (7, 4, 3), 14
 OWN = np.repeat(np.eye(3, dtype=bool), SIZES, axis=1)  # [L, T], the groups of each layer
@@ -16,16 +17,16 @@ SETTINGS = EvolutionSettings(population=16, elites=3, tournament=3, layer_rate=0
 decode_all = jax.jit(jax.vmap(decode, (None, 0)))
 
 
-def problem_of(space, ratios=(0.5,), order=None, scores=SCORES):
-  return Problem.create(space, scores, ratios, order)
+def encoding_of(space, ratios=(0.5,), order=None, scores=SCORES):
+  return Encoding.create(space, scores, ratios, order)
 
 
-def frozen_problem(ratios=(0.5,)):
-  """A prefix, a random order's at a quarter, and the problem on the uneven space behind it."""
+def frozen_encoding(ratios=(0.5,)):
+  """A prefix, a random order's at a quarter, and the encoding on the uneven space behind it."""
   order = np.random.default_rng(1).permutation(TOTAL)
   frozen = order[: Schedule(UNEVEN, order).prefix(0.25)]
   assert len(frozen) > 1
-  return frozen, problem_of(UNEVEN, ratios, frozen)
+  return frozen, encoding_of(UNEVEN, ratios, frozen)
 
 
 def per_layer(flags):

@@ -50,10 +50,10 @@ def main(argv: list[str]) -> None:
   # Here, not above: a wrong flag is told before a second of imports.
   import experiments
   from experiments.shared import setup
-  from flexiq_jax.runs import distributed, process
+  from flexiq_jax.runs import distributed, interruption, process
   from flexiq_jax.runs.workdir import Workdir
 
-  with distributed.together(), process.interruptible():
+  with distributed.together(), interruption.interruptible():
     config = _CONFIG.value
     if config.experiment not in experiments.EXPERIMENTS:
       known = ", ".join(experiments.EXPERIMENTS)

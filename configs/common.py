@@ -10,10 +10,9 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from flexiq_jax.quant.calibration import RangeSettings
-from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.search.settings import SearchSettings
-from flexiq_jax.training.settings import TrainSettings
+from flexiq_jax.quant import LowSettings, RangeSettings
+from flexiq_jax.search import SearchSettings
+from flexiq_jax.training import TrainSettings
 
 # Further rows that show what each part of the method contributes (see experiments/curve.py).
 VARIANTS = ("naive", "range", "per_output", "uncorrected", "dynamic")

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flexiq_jax.runs import interruption
+
 # Files that are there only when both items of a step are complete.
 _COMPLETE = ("_CHECKPOINT_METADATA", "tree/_METADATA", "tree/manifest.ocdbt", "metadata/metadata")
 
@@ -121,6 +123,7 @@ class Checkpoints:
       ),
       force=True,  # without it a step below the newest one is skipped silently
     )
+    interruption.check()  # now that it is on disk
 
   def restore_latest(self, template: Any) -> Restored | None:
     """Reads the newest complete checkpoint.

@@ -44,7 +44,7 @@ def initialize() -> None:
   arguments = arguments_from(os.environ)
   if arguments is None or jax.distributed.is_initialized():
     return
-  # It would catch SIGTERM, which ends a run in order (`process.interruptible`).
+  # It would catch SIGTERM, which ends a run in order (`interruption.interruptible`).
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(**arguments)
 

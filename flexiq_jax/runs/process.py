@@ -1,22 +1,15 @@
 """The process of a run: environment, memory, interruption, precision, the compilation cache."""
 
-import contextlib
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import jax
-
-INTERRUPTED = 130  # exit status of a command ended by Ctrl-C: 128 + SIGINT
 
 
 def describe() -> dict[str, Any]:
@@ -85,38 +78,6 @@ def peak_memory() -> dict[str, int]:
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   devices = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
   return peak | ({"device": max(devices)} if devices else {})
-
-
-@contextlib.contextmanager
-def interruptible(stream: TextIO | None = None) -> Iterator[None]:
-  """Lets Ctrl-C and SIGTERM (as from SLURM) end the run in order, with exit status 130.
-
-  SIGTERM raises KeyboardInterrupt, so that `with` and `finally` blocks of the current stage run.
-  Python delivers a signal between bytecodes: a computation on the device finishes first.
-
-  Args:
-    stream: where the one line goes, standard error if None.
-
-  Raises:
-    SystemExit: with status 130, in place of KeyboardInterrupt.
-  """
-
-  def interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-  # Only the main thread may set handlers; elsewhere SIGTERM keeps its meaning.
-  in_main = threading.current_thread() is threading.main_thread()
-  previous = signal.signal(signal.SIGTERM, interrupt) if in_main else None
-  try:
-    yield
-  except KeyboardInterrupt:
-    out = sys.stderr if stream is None else stream
-    print("\ninterrupted; run the same command to resume", file=out, flush=True)
-    raise SystemExit(INTERRUPTED) from None
-  finally:
-    if in_main:
-      # None: a handler that was not set from Python, which cannot be put back.
-      signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def full_precision() -> None:

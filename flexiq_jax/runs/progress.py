@@ -8,6 +8,8 @@ from typing import TextIO
 import rich.console
 import rich.progress
 
+from flexiq_jax.runs import interruption
+
 
 class Progress:
   """Progress of one stage: a bar on a terminal, else plain lines at a bounded rate.
@@ -70,7 +72,11 @@ class Progress:
     Args:
       steps: how many more are done.
       note: a few words on the state, as `best 0.12`; shown until the next one.
+
+    Raises:
+      KeyboardInterrupt: a signal has arrived (see `interruption`).
     """
+    interruption.check()
     self._done += steps
     self._note = note or self._note
     if self._bar is not None:

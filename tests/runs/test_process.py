@@ -1,15 +1,12 @@
 """Environment, memory, interruption and the compilation cache."""
 
-import io
 import os
 import pathlib
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -67,49 +64,6 @@ def test_peak_memory_takes_the_fullest_device(monkeypatch):
   assert process.peak_memory()["device"] == 7
   monkeypatch.setattr(process.jax, "local_devices", lambda: [Device(None)])
   assert "device" not in process.peak_memory()
-
-
-def test_sigterm_stops_in_order():
-  stream, steps = io.StringIO(), []
-  before = signal.getsignal(signal.SIGTERM)
-  with pytest.raises(SystemExit) as stop, process.interruptible(stream):
-    try:
-      os.kill(os.getpid(), signal.SIGTERM)
-      steps.append("not reached")
-    finally:
-      steps.append("cleaned up")
-  assert stop.value.code == 130
-  assert steps == ["cleaned up"]
-  assert stream.getvalue() == "\ninterrupted; run the same command to resume\n"
-  assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_ctrl_c_stops_in_order():
-  with pytest.raises(SystemExit) as stop, process.interruptible(io.StringIO()):
-    raise KeyboardInterrupt
-  assert stop.value.code == 130
-
-
-def test_interruptible_lets_results_and_errors_pass():
-  before = signal.getsignal(signal.SIGTERM)
-  with process.interruptible():
-    assert signal.getsignal(signal.SIGTERM) is not before
-  with pytest.raises(ZeroDivisionError), process.interruptible():
-    _ = 1 / 0
-  assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_interruptible_works_in_other_threads():
-  ran = []
-
-  def work():
-    with process.interruptible():
-      ran.append(True)
-
-  thread = threading.Thread(target=work)
-  thread.start()
-  thread.join()
-  assert ran
 
 
 _COMPILE = """

@@ -40,8 +40,7 @@ from benchmarks import loading, torch_search
 from flexiq_jax import orders
 from flexiq_jax.orders import Schedule
 from flexiq_jax.runs import process
-from flexiq_jax.search import Fitness, evolution
-from flexiq_jax.search.settings import EvolutionSettings
+from flexiq_jax.search import EvolutionSettings, Fitness, evolution
 
 # model -> (images, whether torch_search.py has it)
 CASES = {"resnet20": (256, True), "vit_cifar10": (64, False)}

@@ -40,7 +40,7 @@ from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.runs import distributed, plots, process, report, tables
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.search.fitness import DISTANCES
+from flexiq_jax.search import DISTANCES
 
 METHODS = (
   *("random_naive", "random_range", "random_mse", "random"),

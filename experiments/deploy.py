@@ -34,8 +34,7 @@ from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
 from flexiq_jax import deploy, graph, kernels, models
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
-from flexiq_jax.deploy import artifact
-from flexiq_jax.deploy.layers import Mixed, Plain
+from flexiq_jax.deploy import Mixed, Plain, artifact
 from flexiq_jax.kernels import tile_files, tuning
 from flexiq_jax.quant import rules
 from flexiq_jax.runs import distributed, process, report, tables

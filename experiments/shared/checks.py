@@ -14,8 +14,8 @@ from typing import Any
 from flexiq_jax import data, models
 from flexiq_jax.quant.calibration import RangeSettings
 from flexiq_jax.quant.grouping import LowSettings
-from flexiq_jax.search.settings import METHODS, SearchSettings
-from flexiq_jax.training.settings import TrainSettings
+from flexiq_jax.search import METHODS, SearchSettings
+from flexiq_jax.training import TrainSettings
 
 _TOP = (
   *("experiment", "name", "seed", "model", "model_args", "dtype", "weights", "recipe", "train"),

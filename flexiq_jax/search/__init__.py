@@ -1,9 +1,19 @@
 """Searching for the order in which channel groups go to 4 bits, against the model's own output."""
 
-from flexiq_jax.search.fitness import Fitness, population_mesh
+from flexiq_jax.search.fitness import DISTANCES, Fitness, population_mesh
 from flexiq_jax.search.log import steps
 from flexiq_jax.search.record import Found
 from flexiq_jax.search.run import search
-from flexiq_jax.search.settings import SearchSettings
+from flexiq_jax.search.settings import METHODS, EvolutionSettings, SearchSettings
 
-__all__ = ["Fitness", "Found", "SearchSettings", "population_mesh", "search", "steps"]
+__all__ = [
+  "DISTANCES",
+  "METHODS",
+  "EvolutionSettings",
+  "Fitness",
+  "Found",
+  "SearchSettings",
+  "population_mesh",
+  "search",
+  "steps",
+]

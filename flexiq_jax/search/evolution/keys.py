@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from flexiq_jax.orders.schedule import threshold
-from flexiq_jax.orders.space import Space
+from flexiq_jax.orders import Space, threshold
 
 Array = Any
 Order = Sequence[int] | np.ndarray

@@ -25,8 +25,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax.orders.schedule import threshold
-from flexiq_jax.orders.space import Space
+from flexiq_jax.orders import Space, threshold
 from flexiq_jax.search.gram import annealing
 
 Array = Any

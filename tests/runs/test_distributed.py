@@ -208,7 +208,7 @@ def test_one_process_keeps_what_it_has(tmp_path, capfd):
 _TELLING = """
 import json, sys, pathlib
 import jax, numpy as np
-from flexiq_jax import distributed
+from flexiq_jax.runs import distributed
 distributed._CHUNK = 1000
 distributed.initialize()
 rank = jax.process_index()

@@ -13,7 +13,7 @@ from tests.search import networks_for_test
 from tests.search.networks_for_test import greedy, made, plain
 
 SMALL = SearchSettings(
-  levels=(0.3, 0.6), generations=3, population=6, elites=2, candidates=2, checkpoint_every=2
+  levels=(0.3, 0.6), generations=3, population=10, elites=2, candidates=2, checkpoint_every=2
 )
 
 
@@ -59,7 +59,7 @@ def test_evolution_is_kept_and_not_done_twice(tmp_path):
   assert plain(steps(workdir, "evolution", 0)) == plain(rows)
   with pytest.raises(ValueError, match=r"made for another model, data or search settings; remove"):
     run(settings, workdir=tmp_path, made_from={"model": "another"})
-  wider = dataclasses.replace(settings, population=7)
+  wider = dataclasses.replace(settings, population=11)
   with pytest.raises(ValueError, match=r"made with other settings: remove .*evolution or name"):
     run(wider, workdir=tmp_path, made_from={"model": "tiny"})
 

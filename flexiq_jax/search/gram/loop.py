@@ -97,13 +97,7 @@ def run(
   settings: SearchSettings,
   seeds: Sequence[np.ndarray],
 ) -> Found:
-  """Searches an order, and polishes it if so set; a line of the table in search/run.py.
-
-  Args:
-    start: opens the `Record` of a search, by the `method`'s name.
-    scores: float `[T]`, error of each group alone.
-    settings: of the search.
-    seeds: orders int `[T]` to start from.
+  """Searches an order, and polishes it if so set; for the arguments see `evolution.run`.
 
   Raises:
     ValueError: fewer than two examples.

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -205,19 +207,25 @@ def test_stopped_search_goes_on_as_if_nothing_had_happened(options, stops, tmp_p
 
 
 _SEARCH = """
-import sys
+import pickle, sys
 from pathlib import Path
 import jax
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from flexiq_jax.runs.workdir import Workdir
+from tests.search import networks_for_test
 from tests.search.evolution import test_loop
-test_loop.run(workdir=Workdir(Path(sys.argv[1])), show=lambda line: print(line, flush=True))
+made = pickle.loads(Path(sys.argv[2]).read_bytes())
+test_loop.made = networks_for_test.made = lambda: made
+test_loop.run(workdir=Workdir(sys.argv[1]), show=lambda line: print(line, flush=True))
 """
 
 
 def test_killed_search_goes_on(tmp_path):
   root = pathlib.Path(__file__).parents[3]
-  command = (sys.executable, "-c", _SEARCH, str(tmp_path))
+  # What is searched, so that the other process need not calibrate a network.
+  given = tmp_path / "given"
+  given.write_bytes(pickle.dumps(types.SimpleNamespace(space=made().space, scores=made().scores)))
+  command = (sys.executable, "-c", _SEARCH, str(tmp_path), str(given))
   environment = {**os.environ, "PYTHONPATH": str(root)}
   with subprocess.Popen(
     command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True

@@ -85,7 +85,7 @@ def mixed(
     product: a `kernel_products.Product`.
     m: rows.
     implementation: of the mixed matmul; None chooses.
-    tuned: measured tiles (see `kernels.api`).
+    tuned: measured tiles (see `kernels.mixed_matmul`).
   """
   rng = np.random.default_rng(0)
   k, n, block, columns = product.k, product.n, product.block, product.places

@@ -3,7 +3,7 @@
 from flexiq_jax.data.draws import calibration_indices, require_separate
 from flexiq_jax.data.epochs import MEMORY_BUDGET, Epochs
 from flexiq_jax.data.loading import Batch, batches, raw_batches
-from flexiq_jax.data.preprocess import Preprocess, crop_pct_preprocess
+from flexiq_jax.data.preprocess import Preprocess
 from flexiq_jax.data.registry import DATASETS, open_source
 from flexiq_jax.data.source import ArraySource, Source, expand_path
 
@@ -17,7 +17,6 @@ __all__ = [
   "Source",
   "batches",
   "calibration_indices",
-  "crop_pct_preprocess",
   "expand_path",
   "open_source",
   "raw_batches",

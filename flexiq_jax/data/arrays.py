@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flexiq_jax.data.source import ArraySource, Source, check_labels, decode, expand_path
+from flexiq_jax.data.source import ArraySource, LabelledSource, check_labels, decode, expand_path
 
 # Arrays in an .npz for a split, in the order in which they are looked for.
 _NPZ_KEYS = {
@@ -147,7 +147,7 @@ def _npz_array(file: Path, key: str) -> np.ndarray:
     raise ValueError(f"array {key} of {file} cannot be read: {error}") from error
 
 
-class TileSource(Source):
+class TileSource(LabelledSource):
   """CIFAR-10 from lossless sheets of tiles."""
 
   def __init__(self, root: Path, split: str, *, num_classes: int | None = None):
@@ -177,20 +177,13 @@ class TileSource(Source):
           f"array {sheet} of {root / 'labels.npz'} has shape {list(array.shape)}; "
           f"[{_TILES * _TILES}] is accepted"
         )
-    self._labels = np.concatenate(labels).astype(np.int32)
+    joined = np.concatenate(labels).astype(np.int32)
     classes = check_labels(
-      self._labels, 10 if num_classes is None else num_classes, lambda i: f"{root}, image {i}"
+      joined, 10 if num_classes is None else num_classes, lambda i: f"{root}, image {i}"
     )
-    super().__init__("cifar10", split, classes, ("tiles", str(root), split))
+    super().__init__("cifar10", split, classes, ("tiles", str(root), split), joined)
     self._sheets: list[np.ndarray | None] = [None] * len(sheets)
     self._lock = threading.Lock()
-
-  def __len__(self) -> int:
-    return len(self._labels)
-
-  @property
-  def labels(self) -> np.ndarray:
-    return self._labels
 
   def _sheet(self, number: int) -> np.ndarray:
     """Sheet `number` as uint8 [100, 32, 100, 32, 3] (row, y, column, x, channel)."""

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flexiq_jax.data.source import Source, check_labels, decode, existing_folder
+from flexiq_jax.data.source import LabelledSource, check_labels, decode, existing_folder
 
 _COLUMNS = ("file", "label")
 
 
-class FolderSource(Source):
+class FolderSource(LabelledSource):
   """Images of a folder, decoded from their files one at a time."""
 
   def __init__(
@@ -51,15 +51,7 @@ class FolderSource(Source):
       _find(folder, name, table, line) for name, line in zip(names, lines, strict=True)
     ]
     classes = check_labels(labels, num_classes, lambda i: f"{names[i]} ({table}, line {lines[i]})")
-    super().__init__("folder", split, classes, ("folder", str(folder)))
-    self._labels = labels.astype(np.int32)
-
-  def __len__(self) -> int:
-    return len(self._labels)
-
-  @property
-  def labels(self) -> np.ndarray:
-    return self._labels
+    super().__init__("folder", split, classes, ("folder", str(folder)), labels)
 
   def _read(self, index: int) -> tuple[Image.Image, int]:
     file = self._files[index]

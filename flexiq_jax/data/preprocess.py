@@ -12,7 +12,6 @@ images; timm.data.transforms_factory.transforms_imagenet_eval. The results are e
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -118,36 +117,6 @@ class Preprocess:
   def __call__(self, image: Image.Image) -> np.ndarray:
     """The model's input for one image, float32 [H, W, C]."""
     return self.normalize(self.geometry(image))
-
-
-def crop_pct_preprocess(
-  size: int,
-  crop_pct: float = 0.875,
-  *,
-  interpolation: str = "bicubic",
-  mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-  std: tuple[float, ...] = (0.229, 0.224, 0.225),
-) -> Preprocess:
-  """Preprocessing from the numbers that timm's pretrained configs state.
-
-  Args:
-    size: side of the model's input in pixels.
-    crop_pct: share of the resized shorter side that the crop keeps, in (0, 1].
-    interpolation: as in `Preprocess`.
-    mean: as in `Preprocess`.
-    std: as in `Preprocess`.
-
-  Returns:
-    The preprocessing; it resizes to floor(size / crop_pct).
-
-  Raises:
-    ValueError: crop_pct is outside (0, 1], or a field is wrong.
-  """
-  if not 0 < crop_pct <= 1:
-    raise ValueError(f"crop_pct is {crop_pct}; a value above 0 and up to 1 is accepted")
-  return Preprocess(
-    resize=math.floor(size / crop_pct), crop=size, interpolation=interpolation, mean=mean, std=std
-  )
 
 
 def resized(width: int, height: int, shorter: int) -> tuple[int, int]:

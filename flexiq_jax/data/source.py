@@ -87,7 +87,24 @@ class Source(abc.ABC):
     return f"{self.name} ({self.split}, {len(self)} images)"
 
 
-class ArraySource(Source):
+class LabelledSource(Source):
+  """A source that has its labels in memory."""
+
+  def __init__(
+    self, name: str, split: str, num_classes: int, identity: Sequence[str], labels: np.ndarray
+  ):
+    super().__init__(name, split, num_classes, identity)
+    self._labels = labels.astype(np.int32)
+
+  def __len__(self) -> int:
+    return len(self._labels)
+
+  @property
+  def labels(self) -> np.ndarray:
+    return self._labels
+
+
+class ArraySource(LabelledSource):
   """A source over arrays that are in memory or memory-mapped."""
 
   def __init__(
@@ -126,16 +143,8 @@ class ArraySource(Source):
         f"[{len(images)}], one for each image, is accepted"
       )
     num_classes = check_labels(labels, num_classes, lambda i: f"{name}, image {i}")
-    super().__init__(name, split, num_classes, identity)
+    super().__init__(name, split, num_classes, identity, labels)
     self._images = images
-    self._labels = labels.astype(np.int32)
-
-  def __len__(self) -> int:
-    return len(self._labels)
-
-  @property
-  def labels(self) -> np.ndarray:
-    return self._labels
 
   def _read(self, index: int) -> tuple[Image.Image, int]:
     pixels = np.ascontiguousarray(self._images[index])

@@ -199,7 +199,7 @@ def run_mixed(
     tail: whether bias and activation function are computed, too.
     consumer: makes the codes of the layer that the result feeds (see `requantize`).
     window: of a layer that slides it (see `patches.window`).
-    **kernel: which implementation (see `kernels.api`).
+    **kernel: which implementation (see `kernels.mixed_matmul`).
 
   Returns:
     `[M, N']`, or the consumer's codes of places.
@@ -221,7 +221,7 @@ def requantize(consumer: Mixed, level: Array, **kernel: Any) -> Requantize:
   Args:
     consumer: the layer.
     level: int32 `[]`.
-    **kernel: which implementation (see `kernels.api`).
+    **kernel: which implementation (see `kernels.mixed_matmul`).
   """
   return Requantize(
     scale=consumer.x_scale,

@@ -20,7 +20,7 @@ def place(
   Args:
     deployed: the model, as it is kept.
     platform: cpu, gpu or tpu; None is the default backend.
-    implementation: of the mixed matmul (see `kernels.api`); None chooses.
+    implementation: of the mixed matmul (see `kernels.mixed_matmul`); None chooses.
 
   Raises:
     ValueError: for a GPU, a model that was laid out for TPUs.

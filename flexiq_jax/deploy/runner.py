@@ -41,7 +41,7 @@ class Runner:
     Args:
       deployed: the model.
       sizes: batch sizes that are compiled, each at its first use; larger batches run in parts.
-      implementation: of the mixed matmul (see `kernels.api`).
+      implementation: of the mixed matmul (see `kernels.mixed_matmul`).
       tuning: folder of measured tiles (see `kernels.tile_files`); None takes those that come with
         the project for this kind of device, where there are any; `rule` takes tiles by rule.
       platform: cpu, gpu or tpu, for which the model is compiled; None is JAX's default backend.

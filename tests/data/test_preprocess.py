@@ -3,6 +3,7 @@ and torchvision themselves (marker `parity`).
 """
 
 import importlib
+import math
 import sys
 
 import hypothesis
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexiq_jax.data import Preprocess, crop_pct_preprocess
+from flexiq_jax.data import Preprocess
 from flexiq_jax.data.preprocess import crop_start, resized
 
 _SIDES = st.integers(1, 600)
@@ -173,17 +174,6 @@ def test_lists_of_a_config_give_an_equal_hashable_preprocess():
   assert got == Preprocess(crop=4, mean=(0.5,) * 3, std=(0.5,) * 3) and hash(got) is not None
 
 
-def test_crop_pct_resizes_as_timm_does():
-  assert crop_pct_preprocess(224).resize == 256
-  assert crop_pct_preprocess(224, 0.9).resize == 248  # 248.9, cut off
-  assert crop_pct_preprocess(224, 0.95).resize == 235
-  assert crop_pct_preprocess(384, 1.0).resize == 384
-  assert crop_pct_preprocess(224).interpolation == "bicubic"
-  for value in (0, 1.1, 87.5):
-    with pytest.raises(ValueError, match=f"crop_pct is {value}"):
-      crop_pct_preprocess(224, value)
-
-
 def _import(name):
   """Imports a module of timm or torchvision, also where torchvision's operators do not load.
 
@@ -231,7 +221,8 @@ def test_equals_torchvision_bit_for_bit(interpolation, resize):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_equals_timm_bit_for_bit(crop_pct, interpolation):
   timm_data = _import("timm.data")
-  ours = crop_pct_preprocess(224, crop_pct, interpolation=interpolation)
+  resize = math.floor(224 / crop_pct)
+  ours = Preprocess(resize=resize, crop=224, interpolation=interpolation)
   theirs = timm_data.create_transform(
     (3, 224, 224),
     is_training=False,

@@ -5,7 +5,7 @@ What shapes the speed (v5e; `benchmarks/kernels.py` prints the schedules):
 * The matrix unit takes 128 rows of K a pass in int8 and 256 in int4. Runs of K that share a shift
   must therefore be 256 long, or 4 bits gain nothing: `block_k` is a multiple of that where K is.
 * Filling and draining the unit costs about 140 cycles a block, so tiles are large.
-* Windows of a convolution are unfolded on the way into the matrix unit (`tpu_windows`).
+* Windows of a convolution are unfolded on the way into the matrix unit (`windows.py`).
 * Reading and writing the accumulator takes one store a register and pass, just hidden behind an
   int4 pass; the first block starts from the correction instead of zeroing it beforehand.
 

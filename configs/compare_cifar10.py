@@ -9,7 +9,7 @@ and images come from $FLEXIQ_DATA; experiments/compare.py says what the methods 
 
 ResNet-20, float top-1 91.7 %. On two busy CPU cores 25 minutes a seed for the main table, 9
 for 8 bits and floating point, and over an hour for one of CLADO's own;
-`--config.comparison.sections="('main',)"` runs some of them.
+`--config.comparison.tables="('main',)"` runs some of them.
 """
 
 from configs import common

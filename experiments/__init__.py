@@ -7,6 +7,12 @@
 | `run(config, inputs, workdir, command)` | the job; returns the report's path |
 """
 
-from experiments import ablation, compare, curve, deploy
+from experiments import ablation, compare, curve, deploy, table
 
-EXPERIMENTS = {"flexiq": curve, "ablation": ablation, "compare": compare, "deploy": deploy}
+EXPERIMENTS = {
+  "flexiq": curve,
+  "ablation": ablation,
+  "compare": compare,
+  "deploy": deploy,
+  "table": table,
+}

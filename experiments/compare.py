@@ -1,9 +1,9 @@
 """Ways to spend bits beside each other: FlexiQ and the layer-wise methods at equal budgets.
 
-The paper's Table 5 in its post-training part. All methods share the float model, the calibration
-images and the quantizer (per-channel weights, ranges by the config);
-experiments/comparison/sections.py says
-which tables there are.
+The paper's Table 5 in its post-training part, for one seed, `config.seed`. All methods share the
+float model, the calibration images and the quantizer (per-channel weights, ranges by the config);
+experiments/comparison/tables.py says which tables there are. Which methods: those that
+`config.comparison.methods` names, as in `flexiq_jax.methods.METHODS` or as `package.module:Class`.
 
 | method | what it is |
 |---|---|
@@ -24,131 +24,193 @@ all share, not counted), `gap` (of the solver), `missed` (1 where the average bi
 that, or more bits promise nothing).
 """
 
+import dataclasses
 import functools
-import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import curve as base_experiment
-from experiments.comparison import sections, summary
-from experiments.comparison.bit_plans import Planner
-from experiments.comparison.measured import Measured
-from experiments.comparison.rows import Model, Table
-from experiments.comparison.sections import Section
-from experiments.shared import reporting, setup
+from experiments.comparison import report
+from experiments.comparison.rows import Evaluation, Rows
+from experiments.comparison.tables import Table, settings_of, tables_of
+from experiments.shared import setup
 from experiments.shared.checks import field
 from experiments.shared.stages import Stages
-from flexiq_jax import data
+from flexiq_jax import data, models
+from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.calibrated import Calibrated
+from flexiq_jax.methods import Examples, Start
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.runs import distributed, files, report, runtime
+from flexiq_jax.methods.task import sizes
+from flexiq_jax.network import Network
+from flexiq_jax.runs import distributed, runtime
 from flexiq_jax.runs.workdir import Workdir
 
 
 def describe(config) -> str:
   """The layer table of a config's model, without weights or data."""
-  sections.of(config)
+  tables_of(config)
   return base_experiment.describe(config)
 
 
 def prepare(config) -> setup.Inputs:
   """Checks a config and opens weights and data; nothing is written."""
-  sections.of(config)
   _check(config)
   return base_experiment.prepare(config)
 
 
 def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
-  """Runs the comparison; arguments and result as `experiments.curve.run`."""
+  """Runs the comparison of one seed; arguments and result as `experiments.curve.run`."""
   started = time.monotonic()
   workdir.event("start", command=command, **runtime.describe())
-  model = Model(config, inputs)
-  _float_row(model, workdir)
-  for seed in config.comparison.seeds:
-    one = _Seed(model, workdir.path / f"seed{seed}", workdir, seed)
-    for section in sections.of(config):
-      one.section(section)
+  one = _Run(config, inputs, workdir)
+  one.float_row()
+  for table in one.tables:
+    one.add(table)
   workdir.event("done", peak_memory=runtime.peak_memory())
-  seconds = time.monotonic() - started
-  path = summary.write(config, inputs, workdir, command, seconds)
-  report.print_results(workdir.rows(), title=f"comparison, {reporting.title(config)}")
+  path = collect(config, inputs, [workdir], workdir, command, time.monotonic() - started)
   workdir.finish()
   return path
 
 
-def _float_row(model: Model, workdir: Workdir) -> None:
-  """The row of the float model."""
-  if workdir.has("float", None, None):
-    return
-  right = model.evaluate("float", model.network.float)
-  workdir.row(
-    *("float", None, None),
-    **{"top1": 100 * right.mean(), "drop_float": 0.0, "relative": 100.0, "avg_bits": 32.0},
-    images=len(right),
-    **model.sizes({}, FLOAT, FLOAT),
-  )
+def collect(
+  config,
+  inputs: setup.Inputs,
+  workdirs: Sequence[Workdir],
+  workdir: Workdir,
+  command: str,
+  seconds: float,
+) -> Path:
+  """Writes the report of several runs.
+
+  Args:
+    config, inputs: of the runs, which differ in their seeds.
+    workdirs: of the runs.
+    workdir: where the report goes.
+    command: the command line, for the report.
+    seconds: what this start took.
+
+  Returns:
+    The report's path.
+  """
+  return report.write(config, inputs, workdirs, workdir, command, seconds)
 
 
-class _Seed:
-  """All rows of one seed; it calibrates when the first one is missing."""
+class _Run:
+  """All rows of a run; it calibrates when the first one is missing."""
 
-  def __init__(self, model: Model, folder: Path, workdir: Workdir, seed: int):
-    self._model, self._folder, self._workdir, self._seed = model, folder, workdir, seed
-    self._config = model.config.copy_and_resolve_references()
-    self._config.seed = seed
+  def __init__(self, config, inputs: setup.Inputs, workdir: Workdir):
+    self._config, self._inputs, self._workdir = config, inputs, workdir
+    self.tables = tables_of(config)
+    module, params = inputs.module, inputs.params
+    self._apply, _ = models.functional(module)
+    if params is None:
+      self._apply, params = models.functional(setup.build(config, inputs.settings))
+    self._params = params
+    x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
+    self._network = Network(self._apply, self._params, x)
+    self._evaluation = Evaluation(config, inputs, self._network, self.tables)
+    self._stages = Stages(config=config, inputs=inputs, workdir=workdir)
+    self._orders: dict[bool, AdaptiveModel] = {}
 
-  @functools.cached_property
-  def _stages(self) -> Stages:
-    self._folder.mkdir(exist_ok=True)
-    return Stages(config=self._config, inputs=self._model.inputs, workdir=Workdir(self._folder))
-
-  @functools.cached_property
-  def _measured(self) -> Measured:
-    """What this seed draws and calibrates, once for all sections."""
-    model, inputs = self._model, self._model.inputs
-    calibrated = self._stages.calibrate(model.network)
-    images = np.concatenate([*calibrated.batches])
-    return Measured(
-      calibrated=calibrated,
-      apply=model.apply,
-      params=model.params,
-      selectable=inputs.selectable,
-      images=images,
-      labels=_labels(self._config, inputs),
-      sensitivity=min(len(images), self._config.comparison.images or len(images)),
-      seed=self._seed,
+  def float_row(self) -> None:
+    """The row of the float model."""
+    if self._workdir.has("float", None, None):
+      return
+    right = self._evaluation.correct("float", self._network.float)
+    self._workdir.row(
+      *("float", None, None),
+      **{"top1": 100 * right.mean(), "drop_float": 0.0, "relative": 100.0, "avg_bits": 32.0},
+      images=len(right),
+      **sizes(self._network.layers, {}, FLOAT, FLOAT),
     )
 
-  def section(self, section: Section) -> None:
+  def add(self, table: Table) -> None:
     """All rows of one table that are not there yet."""
     missing = [
-      (method, budget)
-      for method in section.methods
-      for budget in section.budgets
-      if not self._workdir.has(section.label(method), section.ratio(budget), self._seed)
+      (name, budget)
+      for name in table.methods
+      for budget in table.budgets
+      if not self._workdir.has(table.label(name), table.ratio(budget), self._config.seed)
     ]
     if not missing:
       return
-    measured, part, folder = self._measured, self._config.comparison, self._folder / section.name
-    planner = Planner(part, measured, section, folder, self._stages.workdir)
-    table = Table(self._model, self._workdir, self._stages, measured, planner)
-    for method, budget in missing:
-      table.row(method, budget)
-    if "quantune" in dict(missing):
-      lists = summary.quantune_lists(planner, section.budgets)
-      files.write_text(folder / "quantune.json", json.dumps(lists, indent=2) + "\n")
+    start = self._start(table)
+    rows = Rows(table, start, self._evaluation)
+    asked = {
+      name: table.methods[name](start, settings_of(self._config.comparison, table.methods[name]))
+      for name in dict(missing)
+    }
+    for name, budget in missing:
+      rows.add(asked[name], budget)
 
-
-def _labels(config, inputs: setup.Inputs) -> np.ndarray:
-  """Labels of the calibration images, int32 `[n]`, in the order of their batches."""
-  part = config.calibration
-  indices = data.calibration_indices(inputs.calibration, part.images, config.seed)
-  with field("config.calibration", part):
-    batches = data.batches(
-      inputs.calibration, inputs.settings.preprocess, part.batch_size, indices=indices
+  def _start(self, table: Table) -> Start:
+    folder, calibrated = self._workdir.path / table.name, self._calibrated
+    folder.mkdir(exist_ok=True)
+    used = self._config.comparison.images or len(self._x)
+    return Start(
+      task=table,
+      table=table.name,
+      calibrated=calibrated,
+      apply=self._apply,
+      params=self._params,
+      names=tuple(self._inputs.selectable),
+      x=self._x,
+      examples=Examples(self._x[:used], self._labels[:used]),
+      seed=self._config.seed,
+      workdir=self._workdir,
+      folder=folder,
+      order=self._order,
+      training=self._training,
     )
-    return np.concatenate([batch.labels[batch.mask] for batch in batches]).astype(np.int32)
+
+  @functools.cached_property
+  def _calibrated(self) -> Calibrated:
+    return self._stages.calibrate(self._network)
+
+  @functools.cached_property
+  def _x(self) -> np.ndarray:
+    return np.concatenate([*self._calibrated.batches])
+
+  @functools.cached_property
+  def _labels(self) -> np.ndarray:
+    """Labels of the calibration images, int32 `[n]`, in the order of their batches."""
+    part, source = self._config.calibration, self._inputs.calibration
+    indices = data.calibration_indices(source, part.images, self._config.seed)
+    with field("config.calibration", part):
+      preprocess = self._inputs.settings.preprocess
+      batches = data.batches(source, preprocess, part.batch_size, indices=indices)
+      return np.concatenate([batch.labels[batch.mask] for batch in batches]).astype(np.int32)
+
+  def _training(self, batch_size: int, epoch: int) -> Iterator[Examples]:
+    """Full batches of all training images, shuffled by seed and epoch."""
+    source, preprocess = self._inputs.calibration, self._inputs.settings.preprocess
+    order = np.random.default_rng((self._config.seed, epoch)).permutation(len(source))
+    order = order[: len(order) // batch_size * batch_size]
+    with field("config.calibration", self._config.calibration):
+      for batch in data.batches(source, preprocess, batch_size, indices=order):
+        yield Examples(batch.images, batch.labels)
+
+  def _order(self, greedy: bool) -> tuple[AdaptiveModel, float | None]:
+    """FlexiQ's model, kept as a recipe, and the forward passes of a search that was made."""
+    settings, forwards = self._inputs.settings, None
+    if greedy not in self._orders:
+      search = settings.search
+      if greedy:
+        search = dataclasses.replace(search, method="greedy")
+      path, done = Path("recipes") / f"{search.method}.json", len(self._selected())
+      self._orders[greedy] = self._stages.select(path, self._calibrated, settings.groups, search)
+      if selected := self._selected()[done:]:  # not read back
+        forwards = selected[-1].get("forwards", 0.0)
+    return self._orders[greedy], forwards
+
+  def _selected(self) -> list[dict]:
+    return self._workdir.events("selected")
 
 
 def _check(config) -> None:
@@ -157,18 +219,12 @@ def _check(config) -> None:
     raise ValueError("config.experiment: 'compare' runs in one process; start it without srun")
   if config.weights == "train" or config.recipe:
     raise ValueError("config.weights, config.recipe: a comparison takes pretrained weights")
-  for name in ("random_plans", "block"):
-    if isinstance(part[name], bool) or not isinstance(part[name], int) or part[name] < 1:
-      raise ValueError(f"config.comparison.{name}: {part[name]!r} is not a positive integer")
   most = config.calibration.images
   if isinstance(part.images, bool) or part.images not in range(most + 1):
     raise ValueError(
       f"config.comparison.images: {part.images!r}; 0 (all) to config.calibration.images, "
       f"{most}, are accepted"
     )
-  if isinstance(part.probes, bool) or not isinstance(part.probes, int) or part.probes < 2:
-    raise ValueError(f"config.comparison.probes: {part.probes!r}; at least 2 are accepted")
-  if not part.time_limit > 0:
-    raise ValueError(f"config.comparison.time_limit: {part.time_limit!r}; seconds above 0")
-  if part.loss not in ("cross_entropy", "kl"):
-    raise ValueError(f"config.comparison.loss: {part.loss!r} is not one of cross_entropy, kl")
+  for table in tables_of(config):
+    for method in table.methods.values():
+      settings_of(part, method)

@@ -2,7 +2,7 @@
 
     stacks = layerwise.create(layers, weights, values, ranges, bits=(2, 4, 8))
     model = layerwise.Layerwise(apply, params, stacks)
-    logits = model.exact({"conv1": 8, "conv2": 2, ...}, images)
+    logits = model.exact({"conv1": 8, "conv2": 2, ...}, x)
 
 Every layer keeps its weight codes at all widths, stacked. A *choice* is one number for each layer,
 the position of its width in `bits`, or `len(bits)` for float; it is a traced array, so that no
@@ -58,6 +58,11 @@ class Stack:
   x_range: Array
   signed: bool = struct.field(pytree_node=False)
 
+  def dequantized(self, layer: Layer, k: Array) -> Array:
+    """The layer's weights at width number `k`, float32 `w_shape`."""
+    codes = layer.canonical(self.w[k].astype(jnp.float32))
+    return layer.native(codes * self.w_scale[k].reshape(layer.groups, 1, 1, -1))
+
 
 @struct.dataclass
 class Stacks:
@@ -108,6 +113,19 @@ class Stacks:
       near = closest(name, self.names)
       raise ValueError(f"stacks: layer {name} was not quantized; closest names: {near}")
     return self.names.index(name)
+
+
+def picked(layers: Sequence[Layer], names: Sequence[str] | None) -> list[Layer]:
+  """Some layers by their names, in the order of these; None: all.
+
+  Raises:
+    ValueError: an unknown layer.
+  """
+  known = {layer.name: layer for layer in layers}
+  if unknown := [name for name in names or () if name not in known]:
+    near = closest(unknown[0], [*known])
+    raise ValueError(f"names: no layer {unknown[0]!r}; closest names: {near}")
+  return [known[name] for name in (known if names is None else names)]
 
 
 def create(

@@ -1,10 +1,9 @@
-"""Solvers of bit width programs; all take `(problem, *, time_limit, seed)` and return a `Plan`.
+"""Solvers of bit width programs; all take `(problem, *, time_limit, seed)`, give a `Solution`.
 
 | solver | result | for |
 |---|---|---|
 | enumerate_all | exact | up to 5e6 combinations, about 14 layers of 3 bit widths |
 | milp | exact, given time | linear objectives of any size; quadratic ones: see below |
-| scip | exact, given time | the same, where pyscipopt is installed |
 | local_search | good, with a bound if G is positive semi-definite | any size |
 
 How long a quadratic program takes milp is a matter of its interactions. On random ones of 3 bit
@@ -22,16 +21,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flexiq_jax.methods import annealing, highs, relaxation
-from flexiq_jax.methods.blocks import Blocks
-from flexiq_jax.methods.program import Plan, Problem
+from flexiq_jax.methods.program import chains, highs, relaxation
+from flexiq_jax.methods.program.blocks import Blocks
+from flexiq_jax.methods.program.problem import Problem, Solution
 
 _MOST = 5_000_000  # combinations that are enumerated
 _QUICK = 200_000  # and those for which nothing else is tried
 _LINEARISED = 200  # options of a quadratic program above which milp's relaxation takes minutes
 
 
-def enumerate_all(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Plan:
+def enumerate_all(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Solution:
   """Tries all combinations; the first of equal ones wins.
 
   Args:
@@ -59,14 +58,14 @@ def enumerate_all(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) 
   value += 2 * (sides[0] @ pairs) @ sides[1].T
   for cost, cap in zip(blocks.costs, blocks.caps, strict=True):
     value[np.add.outer(*(z @ cost for z in sides)) > cap] = np.inf
-  # The caps were compared with sums in another order; the first that meets them as `Plan` counts.
+  # The caps were compared with sums in another order; the first that meets them as `Solution` counts.
   while True:
     a, b = np.unravel_index(np.argmin(value), value.shape)
     taken = np.concatenate([front[a], back[b]])
     if blocks.meets(taken):
       break
     value[a, b] = np.inf
-  return blocks.plan(
+  return blocks.solution(
     problem,
     taken,
     bound=float(blocks.value(taken)),
@@ -75,7 +74,7 @@ def enumerate_all(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) 
   )
 
 
-def milp(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Plan:
+def milp(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Solution:
   """HiGHS on the linearised program (highs.py); positive semi-definite or not.
 
   Args:
@@ -94,11 +93,11 @@ def milp(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Plan:
   if taken is None:
     raise TimeoutError(f"time_limit: HiGHS found no plan in {time_limit} s; try local_search")
   seconds = time.monotonic() - begin
-  return blocks.plan(problem, taken, bound=bound, seconds=seconds, solver="milp")
+  return blocks.solution(problem, taken, bound=bound, seconds=seconds, solver="milp")
 
 
-def local_search(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Plan:
-  """Simulated annealing (annealing.py).
+def local_search(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Solution:
+  """Simulated annealing (chains.py).
 
   Args:
     problem: the program.
@@ -113,71 +112,21 @@ def local_search(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -
     ValueError: limits that cannot be met.
   """
   begin, blocks = time.monotonic(), Blocks.create(problem)
-  taken = annealing.search(blocks, highs.cheapest(blocks), seed, time_limit / 2)
+  taken = chains.search(blocks, highs.cheapest(blocks), seed, time_limit / 2)
   left = time_limit - (time.monotonic() - begin)
   bound = relaxation.lower_bound(blocks, taken, left) if blocks.convex() else -math.inf
   seconds = time.monotonic() - begin
-  return blocks.plan(problem, taken, bound=bound, seconds=seconds, solver="local_search")
+  return blocks.solution(problem, taken, bound=bound, seconds=seconds, solver="local_search")
 
 
-def scip(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) -> Plan:
-  """SCIP on the same linearised program; needs pyscipopt, which is no requirement of ours.
-
-  Args:
-    problem: the program.
-    time_limit: seconds; the plan's `bound` says what was proven until then.
-    seed: shifts SCIP's random numbers.
-
-  Raises:
-    ImportError: pyscipopt is not installed.
-    TimeoutError: no plan was found in time.
-    ValueError: limits that cannot be met.
-  """
-  import pyscipopt  # pyrefly: ignore[missing-import]
-
-  begin, blocks = time.monotonic(), Blocks.create(problem)
-  highs.cheapest(blocks)
-  objective, rows, low, high = highs.linear_program(blocks)
-  scale = 1e3 / max(float(np.abs(objective).max()), float(np.finfo(np.float64).tiny))
-  model = pyscipopt.Model()
-  model.hideOutput()
-  model.setParam("limits/time", time_limit)
-  model.setParam("randomization/randomseedshift", seed)
-  m = len(blocks.linear)
-  z = np.array(
-    [
-      model.addVar(vtype="B" if v < m else "C", ub=1.0, obj=float(c) * scale)
-      for v, c in enumerate(objective)
-    ],
-    object,
-  )
-  for row, least, most in zip(rows, low, high, strict=True):
-    terms = pyscipopt.quicksum(float(c) * z[v] for v, c in zip(row.indices, row.data, strict=True))
-    model.addCons(terms == float(most) if least == most else terms <= float(most))
-  while True:
-    model.optimize()
-    if not model.getNSols():
-      raise TimeoutError(f"time_limit: SCIP found no plan in {time_limit} s; try local_search")
-    taken = blocks.least(-np.array([model.getVal(v) for v in z[:m]]))
-    if blocks.meets(taken):
-      break
-    # As in highs.py: SCIP, too, meets limits up to a tolerance.
-    model.freeTransform()
-    model.addCons(pyscipopt.quicksum(z[taken]) <= len(taken) - 1)
-    model.setParam("limits/time", max(time_limit - (time.monotonic() - begin), 0.0))
-  bound = model.getDualbound() / scale
-  seconds = time.monotonic() - begin
-  return blocks.plan(problem, taken, bound=bound, seconds=seconds, solver="scip")
-
-
-SOLVERS: dict[str, Callable[..., Plan]] = {
-  f.__name__: f for f in (enumerate_all, milp, scip, local_search)
+SOLVERS: dict[str, Callable[..., Solution]] = {
+  f.__name__: f for f in (enumerate_all, milp, local_search)
 }
 
 
 def solve(
   problem: Problem, solver: str = "auto", *, time_limit: float = 60.0, seed: int = 0
-) -> Plan:
+) -> Solution:
   """Solves a bit width program.
 
   Args:
@@ -206,7 +155,7 @@ def solve(
   taken, bound = highs.minimise(blocks, time_limit - (time.monotonic() - begin))
   bounds = [b for b in (plan.bound, bound) if b is not None]
   candidates = [blocks.taken(problem, plan.bits), *([] if taken is None else [taken])]
-  return blocks.plan(
+  return blocks.solution(
     problem,
     min(candidates, key=blocks.value),
     bound=max(bounds),

@@ -2,8 +2,8 @@
 
 The paper says: one inference in floating point and one with everything quantized, local metrics
 (SQNR delta and MSE) at each node, precision by the resulting list, fusion of operations, and the
-form of the graph chosen among several. The rest is our reading (quantune.py: the formulas;
-fusion.py: the forms; quantune_runs.py: the runs):
+form of the graph chosen among several. The rest is our reading (ranking.py: the formulas;
+fusion.py: the forms; runs.py: the runs):
 
 - Nodes of layers that may be lowered are ranked; another node has the highest precision that it
   reads.
@@ -13,21 +13,21 @@ fusion.py: the forms; quantune_runs.py: the runs):
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flexiq_jax.graph import Layer, closest
-from flexiq_jax.methods import fusion, quantune
+from flexiq_jax.graph import closest
+from flexiq_jax.methods import fusion
 from flexiq_jax.methods.fusion import Grouping, Node
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.methods.quantune_runs import Runs
+from flexiq_jax.methods.quantune import ranking
+from flexiq_jax.methods.quantune.runs import Runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sensitivity:
+class Ranked:
   """The sensitivity list of one form of the graph.
 
   Attributes:
@@ -70,7 +70,7 @@ class Allocation:
   value: float
 
 
-def sensitivity(runs: Runs, grouping: Grouping, names: Sequence[str]) -> Sensitivity:
+def ranked(runs: Runs, grouping: Grouping, names: Sequence[str]) -> Ranked:
   """The sensitivity list of one form of the graph; one sort, no run.
 
   Args:
@@ -85,23 +85,23 @@ def sensitivity(runs: Runs, grouping: Grouping, names: Sequence[str]) -> Sensiti
   nmse = runs.nmse([node.operations[-1] for node in nodes])
   with np.errstate(divide="ignore"):
     sqnr = -10 * np.log10(nmse)
-  delta = quantune.sqnr_delta(sqnr.tolist(), [node.inputs for node in nodes])
+  delta = ranking.sqnr_delta(sqnr.tolist(), [node.inputs for node in nodes])
   own = [at[name] for name in names]
-  scores = quantune.score(delta[own], nmse[own])
-  return Sensitivity(
+  scores = ranking.score(delta[own], nmse[own])
+  return Ranked(
     grouping=grouping,
     nodes=nodes,
     sqnr=sqnr,
     delta=delta,
     nmse=nmse,
-    ranking=quantune.rank(names, scores),
+    ranking=ranking.rank(names, scores),
     score=dict(zip(names, scores.tolist(), strict=True)),
   )
 
 
 def allocate(
   runs: Runs,
-  listed: Sensitivity,
+  listed: Ranked,
   pair: tuple[int, int],
   extra: Mapping[str, float] | None,
   budget: float,
@@ -116,18 +116,18 @@ def allocate(
     runs: what the two runs showed.
     listed: the list.
     pair: low and high bits; `FLOAT` as the high one leaves layers in floating point.
-    extra: layer -> what high precision costs more than low; None counts layers. See `extra_cost`.
+    extra: layer -> what high precision costs more than low; None counts layers.
     budget: the most that all of them may cost.
     kept: bits of layers that may not be lowered.
     penalty: of a boundary, in units of the predicted error (an NMSE).
-    fill: see `quantune.allocate`.
+    fill: see `ranking.allocate`.
   """
   low, high = pair
   if not 2 <= low < high <= FLOAT:
     raise ValueError(f"pair: {pair}; expected low < high, in 2..{FLOAT}")
   if not penalty >= 0:
     raise ValueError(f"penalty: {penalty}; expected at least 0")
-  raised = set(quantune.allocate(listed.ranking, extra, budget, fill=fill))
+  raised = set(ranking.allocate(listed.ranking, extra, budget, fill=fill))
   bits = {name: high if name in raised else low for name in listed.ranking}
   node_bits: list[int] = []
   error = 0.0
@@ -141,7 +141,7 @@ def allocate(
     if node.layer in bits and own == low:
       error += float(listed.nmse[v])
   inputs = [node.inputs for node in listed.nodes]
-  edges = quantune.boundaries([b > low for b in node_bits], inputs)
+  edges = ranking.boundaries([b > low for b in node_bits], inputs)
   return Allocation(
     grouping=listed.grouping,
     bits=bits,
@@ -176,46 +176,8 @@ def choose(
   if not groupings:
     raise ValueError("groupings: empty; expected at least one")
   plans = [
-    allocate(runs, sensitivity(runs, grouping, names), pair, extra, budget, **options)
+    allocate(runs, ranked(runs, grouping, names), pair, extra, budget, **options)
     for grouping in groupings
   ]
   fused = {plan.grouping: -fusion.GROUPINGS.index(plan.grouping) for plan in plans}
   return tuple(sorted(plans, key=lambda plan: (plan.value, fused[plan.grouping])))
-
-
-def extra_cost(
-  layers: Sequence[Layer],
-  pair: tuple[int, int],
-  unit: str,
-  *,
-  macs_per_second: Mapping[int, float] | None = None,
-  bytes_per_second: float = math.inf,
-) -> dict[str, float]:
-  """What high precision costs each layer more than low, for `allocate`.
-
-  Args:
-    layers: the layers.
-    pair: low and high bits.
-    unit: "bytes" of weights, "macs" times bits, "nodes", or "seconds" predicted for one example:
-      the time of the products or that of reading the weights, whichever is longer.
-    macs_per_second: bits -> speed of the device; read for seconds.
-    bytes_per_second: at which it reads weights; read for seconds.
-
-  Raises:
-    ValueError: an unknown unit, or no speed for one of the bits.
-  """
-
-  def cost(layer: Layer, bits: int) -> float:
-    stored = layer.params * bits / 8
-    if unit == "seconds":
-      if not macs_per_second or bits not in macs_per_second:
-        raise ValueError(f"macs_per_second: {macs_per_second}; expected a speed for {bits} bits")
-      return max(layer.macs / macs_per_second[bits], stored / bytes_per_second)
-    return stored if unit == "bytes" else layer.macs * bits
-
-  if unit not in ("bytes", "macs", "nodes", "seconds"):
-    raise ValueError(f"unit: {unit!r} is not one of bytes, macs, nodes, seconds")
-  if unit == "nodes":
-    return {layer.name: 1.0 for layer in layers}
-  # A device may be no faster at low precision; then high precision costs nothing there.
-  return {layer.name: max(cost(layer, pair[1]) - cost(layer, pair[0]), 0.0) for layer in layers}

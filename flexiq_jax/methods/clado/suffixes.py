@@ -7,14 +7,14 @@ every layer (`graph.cut`), and what lies before a cut is computed once:
 
 For every (i, b) the activations are carried from cut to cut, so a pair costs what follows its
 second layer. Behind that no layer needs a choice, and nothing is fake-quantized there. Each piece
-compiles once, with the bits traced. Calls follow one another: on a CPU a batch of images fills the
+compiles once, with the bits traced. Calls follow one another: on a CPU a batch of examples fills the
 cores, and batched weights (`vmap` over bits) took 1.7 to 3 times as long on ResNet-20.
 
 | symbol | meaning |
 |---|---|
 | I | layers to choose for |
 | B | bit widths |
-| n | images in a block |
+| n | examples in a block |
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,12 @@ import numpy as np
 
 from flexiq_jax import graph
 from flexiq_jax.graph import Layer, Live
+from flexiq_jax.methods.examples import cross_entropy
 from flexiq_jax.methods.layerwise import Stacks, fake_quantized
 from flexiq_jax.quant import rules
 from flexiq_jax.quant.quantizer import check_one_of
 
 Array = Any
-
-
-def cross_entropy(z: Array, labels: Array) -> Array:
-  """Of logits `[n, K]` and labels int `[n]`, float32 `[n]`."""
-  return -jnp.take_along_axis(jax.nn.log_softmax(z), labels[:, None], axis=-1)[:, 0]
 
 
 def divergence(z: Array, reference: Array) -> Array:
@@ -72,7 +68,7 @@ class Suffixes:
     names: Sequence[str] | None,
     loss: str,
   ):
-    """Plans the cuts; for the arguments see `sensitivity.Sensitivity`."""
+    """Plans the cuts; for the arguments see `losses.LayerLosses`."""
     check_one_of("loss", loss, tuple(LOSSES))
     known = [layer.name for layer in layers]
     if [*stacks.names] != known:
@@ -95,7 +91,7 @@ class Suffixes:
     self._tails = [self._piece(self._segments.tail, i, LOSSES[loss]) for i in range(len(names))]
 
   def start(self, x: Array) -> tuple[Array, Live]:
-    """Images `[n, ...]` -> (the float model's logits `[n, K]`, activations at cut 0).
+    """Examples `[n, ...]` -> (the float model's logits `[n, K]`, activations at cut 0).
 
     Raises:
       ValueError: the model's result is not `[n, K]`.
@@ -107,7 +103,7 @@ class Suffixes:
     return logits, self._head(self.params, x)
 
   def base(self, logits: Array, target: Array) -> np.ndarray:
-    """The float model's loss on each image, float32 `[n]`."""
+    """The float model's loss on each example, float32 `[n]`."""
     return np.asarray(self._distance(logits, target))
 
   def pass_by(self, i: int, live: Live) -> Live:

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from flexiq_jax.methods.blocks import Blocks
+from flexiq_jax.methods.program.blocks import Blocks
 
 _CHAINS = 32
 _WARMEST = 0.5  # first temperature, in units of the median size of a change

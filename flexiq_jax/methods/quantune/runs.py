@@ -1,6 +1,6 @@
 """QuantuneV2's two runs of a model, and what they show of each operation.
 
-Both runs see the same images, the first in floating point and the second with everything quantized.
+Both runs see the same examples, the first in floating point and the second with everything quantized.
 What is recorded of every operation at once, the sums of a^2 and (a - q)^2 and the range of a, is
 enough for all ways to fuse operations (fusion.py): choosing among these costs no further run.
 
@@ -62,13 +62,13 @@ class Runs:
 
 
 def measure(apply: Apply, params: Any, rule: Rule, batches: Iterable[Array]) -> Runs:
-  """Runs a model twice on the same images: in floating point and by a rule.
+  """Runs a model twice on the same examples: in floating point and by a rule.
 
   Args:
     apply: pure function `(params, x) -> y`, with its batch norm unfolded, so that fusing matters.
     params: its parameters.
     rule: how layers are computed in the second run: all in low precision.
-    batches: images `[B, ...]` each; iterated over once.
+    batches: examples `[B, ...]` each; iterated over once.
 
   Raises:
     ValueError: there are no batches, or an output is not finite.

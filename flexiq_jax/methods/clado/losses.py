@@ -1,8 +1,8 @@
 """CLADO's losses on a model: every (layer, bits) alone and every pair of them, forward passes only.
 
-    sensitivity = Sensitivity(apply, params, layers, stacks, names)
-    choices = Choices.create(sensitivity.names, stacks.bits, {"size": ...})
-    g = clado.matrix(choices, sensitivity.measure(images, labels))
+    measurement = LayerLosses(apply, params, layers, stacks, names)
+    choices = Choices.create(measurement.names, stacks.bits, {"size": ...})
+    g = matrix.matrix(choices, measurement.measure(x, labels))
 
 All other layers stay in floating point (arXiv 2307.05657, section 3, and its code). What makes it
 fast is in suffixes.py. On large models it still takes hours, so a measurement says what it costs
@@ -20,21 +20,21 @@ import numpy as np
 
 from flexiq_jax import graph
 from flexiq_jax.graph import Layer
-from flexiq_jax.methods.clado import Losses
+from flexiq_jax.methods.clado.matrix import Losses
 from flexiq_jax.methods.layerwise import Stacks
-from flexiq_jax.methods.suffixes import Suffixes
+from flexiq_jax.methods.clado.suffixes import Suffixes
 from flexiq_jax.runs.checkpoint import Checkpoints
 
 Array = Any
 Show = Callable[[str], None]
 
 
-class Sensitivity:
-  """Measures CLADO's losses of one model; compiled once for all images.
+class LayerLosses:
+  """Measures CLADO's losses of one model; compiled once for all examples.
 
   Attributes:
     names: the layers to choose for, in execution order.
-    forwards: cost of a measurement in forward passes over its images, by MACs.
+    forwards: cost of a measurement in forward passes over its examples, by MACs.
     plain_forwards: what it would be with a whole pass for each single and pair.
   """
 
@@ -59,14 +59,14 @@ class Sensitivity:
       stacks: all of them, at every width.
       names: layers to choose for, in execution order; None: all.
       loss: `cross_entropy`, or `kl` from the float model's prediction.
-      block: images in one forward pass.
+      block: examples in one forward pass.
       pairs: whether pairs are measured, too; without, all layers cost half a forward pass each.
 
     Raises:
-      ValueError: an unknown loss, no image in a block, stacks or names that do not fit the model.
+      ValueError: an unknown loss, no example in a block, stacks or names that do not fit the model.
     """
     if block < 1:
-      raise ValueError(f"block: {block}; at least 1 image is accepted")
+      raise ValueError(f"block: {block}; at least 1 example is accepted")
     self._suffixes = Suffixes(apply, params, layers, stacks, names, loss)
     self._block, self._pairs, self.names = block, pairs, self._suffixes.names
     widths, count, tails = len(stacks.bits), len(self.names), self._suffixes.tails
@@ -76,17 +76,17 @@ class Sensitivity:
     self.forwards = 2 + float(self._work.sum())
     self.plain_forwards = 1 + widths * count + both * count * (count - 1) // 2
 
-  def describe(self, images: int) -> str:
+  def describe(self, examples: int) -> str:
     """What a measurement costs, for the user, in one line."""
     how = "alone and in pairs" if self._pairs else "alone"
     return (
-      f"{self.plain_forwards} losses of {len(self.names)} layers, {how}, on {images} "
-      f"images: as much as {self.forwards:.0f} forward passes of the {images} images"
+      f"{self.plain_forwards} losses of {len(self.names)} layers, {how}, on {examples} "
+      f"examples: as much as {self.forwards:.0f} forward passes of the {examples} examples"
     )
 
   def measure(
     self,
-    images: Array,
+    x: Array,
     labels: Array,
     *,
     checkpoints: Checkpoints | None = None,
@@ -94,10 +94,10 @@ class Sensitivity:
     show: Show | None = None,
     report: Callable[[float], None] | None = None,
   ) -> Losses:
-    """Mean losses over images.
+    """Mean losses over examples.
 
     Args:
-      images: `[n, ...]`, of the training set, prepared as for evaluation.
+      x: `[n, ...]`, of the training set, prepared as for evaluation.
       labels: int `[n]`; `kl` does not read them.
       checkpoints: where unfinished sums are kept; a measurement goes on from the newest.
       every: least seconds from one checkpoint to the next.
@@ -112,24 +112,24 @@ class Sensitivity:
       ValueError: arrays that do not fit, losses that are not finite, or a checkpoint of another
         model, quantizer, data set or setting.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    if not len(images) or labels.shape != images.shape[:1]:
+    x, labels = np.asarray(x), np.asarray(labels)
+    if not len(x) or labels.shape != x.shape[:1]:
       raise ValueError(
-        f"images, labels: {list(images.shape)}, {list(labels.shape)}; expected [n, ...], [n], n > 0"
+        f"x, labels: {list(x.shape)}, {list(labels.shape)}; expected [n, ...], [n], n > 0"
       )
-    size = min(self._block, len(images))
-    made_from = self._made_from(images, labels, size) if checkpoints else {}
+    size = min(self._block, len(x))
+    made_from = self._made_from(x, labels, size) if checkpoints else {}
     done, sums = self._restore(checkpoints, made_from)
-    count, blocks = len(self.names), -(-len(images) // size)
+    count, blocks = len(self.names), -(-len(x) // size)
     track = _Track(np.tile(self._work, blocks), done, show, report)
     if show:
-      show(self.describe(len(images)) + (f"; {track.share(done):.0%} is done" if done else ""))
+      show(self.describe(len(x)) + (f"; {track.share(done):.0%} is done" if done else ""))
     saved = time.monotonic()
     for block in range(done // count, blocks):
       rows = np.arange(block * size, (block + 1) * size)
-      used = rows < len(images)
-      rows %= len(images)  # the last block repeats images, so that no other shape is compiled
-      logits, live = self._suffixes.start(jnp.asarray(images[rows]))
+      used = rows < len(x)
+      rows %= len(x)  # the last block repeats examples, so that no other shape is compiled
+      logits, live = self._suffixes.start(jnp.asarray(x[rows]))
       kl = self._suffixes.loss == "kl"
       target = logits if kl else jnp.asarray(labels[rows], jnp.int32)
       for i in range(count):
@@ -150,25 +150,25 @@ class Sensitivity:
           track(row + 1, f"block {block + 1} of {blocks}, layer {self.names[i]}")
         if i + 1 < count:
           live = self._suffixes.pass_by(i, live)
-    return self._losses(sums, len(images))
+    return self._losses(sums, len(x))
 
-  def _losses(self, sums: dict[str, np.ndarray], images: int) -> Losses:
+  def _losses(self, sums: dict[str, np.ndarray], examples: int) -> Losses:
     count, widths = sums["singles"].shape
     later = np.triu(np.full((count, count), self._pairs), 1)[:, None, :, None]
-    pairs = np.where(later, sums["pairs"] / images, np.nan)
+    pairs = np.where(later, sums["pairs"] / examples, np.nan)
     return Losses(
-      base=float(sums["base"]) / images,
-      singles=sums["singles"].ravel() / images,
+      base=float(sums["base"]) / examples,
+      singles=sums["singles"].ravel() / examples,
       pairs=pairs.reshape(count * widths, count * widths),
     )
 
-  def _made_from(self, images: np.ndarray, labels: np.ndarray, block: int) -> dict[str, Any]:
+  def _made_from(self, x: np.ndarray, labels: np.ndarray, block: int) -> dict[str, Any]:
     """What the losses depend on, by the names that a user has for them."""
     s = self._suffixes
     return {
       "model": _digest(s.params),
       "quantizer": _digest((s.stacks, [*s.stacks.bits], [*s.stacks.activation_bits])),
-      "data set": _digest((images, labels)),
+      "data set": _digest((x, labels)),
       "layers": [*self.names],
       "loss": s.loss,
       "block": block,
@@ -223,7 +223,7 @@ class _Track:
 
 
 def _total(losses: np.ndarray, used: np.ndarray) -> np.ndarray:
-  """Sums over the images (last dimension) that count, float64."""
+  """Sums over the examples (last dimension) that count, float64."""
   return np.asarray(losses, np.float64)[..., used].sum(axis=-1)
 
 

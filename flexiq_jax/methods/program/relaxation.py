@@ -19,7 +19,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from flexiq_jax.methods.blocks import Blocks
+from flexiq_jax.methods.program.blocks import Blocks
 
 _CLOSE = 1e-3  # relative distance of the bound to the relaxation's value at which it stops
 _STEPS = 500

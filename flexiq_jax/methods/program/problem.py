@@ -187,7 +187,7 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Solution:
   """An answer.
 
   Attributes:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flexiq_jax.methods.program import Plan, Problem
+from flexiq_jax.methods.program.problem import Problem, Solution
 
 # Sums of costs are compared with limits up to this share of the largest possible sum: a limit that
 # was computed as a sum itself must not fail by the order of additions. Whole numbers below 1e11
@@ -119,16 +119,16 @@ class Blocks:
     eigenvalues = np.linalg.eigvalsh(self.pairs)
     return bool(eigenvalues[0] >= -1e-9 * max(abs(eigenvalues[-1]), abs(eigenvalues[0])))
 
-  def plan(
+  def solution(
     self, problem: Problem, taken: np.ndarray, *, bound: float, seconds: float, solver: str
-  ) -> Plan:
+  ) -> Solution:
     """The answer for the layers. Bounds above the objective can only be rounding; -inf is None."""
     if not self.meets(taken):
       raise RuntimeError(f"solver: {solver} broke a limit; this is a bug")
     choices, x = problem.choices, self.member[:, taken].any(axis=1)
     bits = dict(zip(choices.names, np.concatenate(choices.bits)[x].tolist(), strict=True))
     value = problem.value(bits)
-    return Plan(
+    return Solution(
       bits=bits,
       objective=value,
       bound=min(float(bound), value) if np.isfinite(bound) else None,

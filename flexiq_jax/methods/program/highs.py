@@ -18,7 +18,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from flexiq_jax.methods.blocks import Blocks
+from flexiq_jax.methods.program.blocks import Blocks
 
 # HiGHS stops at an absolute gap of 1e-6, which SciPy cannot change: relative to this it is nothing.
 _LARGEST = 1e3

@@ -24,23 +24,6 @@ import numpy as np
 EXACT = 20 * math.log10(2**24)
 
 
-def nmse(a: np.ndarray, q: np.ndarray) -> float:
-  """Mean (a - q)^2 over mean a^2; 0 for equal outputs, even where all of them are 0."""
-  a, q = np.asarray(a, np.float64), np.asarray(q, np.float64)
-  if a.shape != q.shape or not a.size:
-    raise ValueError(f"q: shape {q.shape}; expected that of a, {a.shape}, and not empty")
-  error, energy = np.square(a - q).sum(), np.square(a).sum()
-  if not np.isfinite(error + energy):
-    raise ValueError("a, q: not all finite")
-  return float(error / energy) if energy else (math.inf if error else 0.0)
-
-
-def sqnr(a: np.ndarray, q: np.ndarray) -> float:
-  """Signal to quantization noise ratio in dB; inf for equal outputs, -inf for noise alone."""
-  ratio = nmse(a, q)
-  return math.inf if ratio == 0 else -10 * math.log10(ratio) if ratio < math.inf else -math.inf
-
-
 def sqnr_delta(
   ratios: Sequence[float], inputs: Sequence[Sequence[int]], source: float = EXACT
 ) -> np.ndarray:
@@ -66,7 +49,7 @@ def score(delta: np.ndarray, errors: np.ndarray) -> np.ndarray:
 
   Args:
     delta: float `[V]`, of `sqnr_delta`.
-    errors: float `[V]`, of `nmse`; cut to what -EXACT..EXACT dB are.
+    errors: float `[V]`, NMSE; cut to what -EXACT..EXACT dB are.
   """
   floor = 10 ** (-EXACT / 10)
   return _standard(delta) + _standard(np.log(np.clip(errors, floor, 1 / floor)))

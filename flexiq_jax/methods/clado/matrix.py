@@ -10,17 +10,15 @@ one-hot x the predicted increase is x' G x / 2, exactly the measured one for eve
 
 | symbol | meaning |
 |---|---|
-| n | options (program.py) |
-| N | batches |
+| n | options (program/problem.py) |
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from flexiq_jax.methods.program import Choices, Problem
-from flexiq_jax.methods.solvers import solve
+from flexiq_jax.methods.program import Choices, Problem, solve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +35,6 @@ class Losses:
   base: float
   singles: np.ndarray
   pairs: np.ndarray
-
-  @classmethod
-  def average(cls, batches: "Sequence[Losses]", counts: Sequence[int]) -> "Losses":
-    """The mean over the examples of several batches.
-
-    Args:
-      batches: N batches' mean losses.
-      counts: their numbers of examples.
-    """
-    if not batches or len(batches) != len(counts) or min(counts) < 1:
-      raise ValueError(
-        f"counts: {list(counts)} for {len(batches)} batches; expected one >= 1 for each"
-      )
-    share = np.asarray(counts, np.float64) / np.sum(counts)
-
-    def mean(field: str) -> np.ndarray:
-      values = np.array([getattr(batch, field) for batch in batches], np.float64)
-      return np.tensordot(share, values, axes=1)
-
-    return cls(float(mean("base")), mean("singles"), mean("pairs"))
 
 
 def matrix(choices: Choices, losses: Losses, *, clip: bool = False) -> np.ndarray:
@@ -125,11 +103,6 @@ def project(g: np.ndarray) -> tuple[np.ndarray, float]:
   return (nearest + nearest.T) / 2, clipped
 
 
-def increase(choices: Choices, g: np.ndarray, bits: Mapping[str, int]) -> float:
-  """The predicted increase of the loss, x' G x / 2."""
-  return Problem(choices=choices, objective=g).value(bits) / 2
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
   """Whether the model prefers the highest bits everywhere if they are free.
@@ -166,22 +139,3 @@ def check_unconstrained(
     least=min(value, plan.objective) / 2,
     proven=plan.optimal,
   )
-
-
-def bit_operations(
-  inputs: int, kernel: int, outputs: int, pixels: int, weight_bits: int, activation_bits: int
-) -> int:
-  """CLADO's cost of a convolution, in bit operations; a linear layer has kernel and pixels 1.
-
-  Args:
-    inputs: channels that an output reads.
-    kernel: height times width of the kernel.
-    outputs: output channels.
-    pixels: height times width of the output.
-    weight_bits: a.
-    activation_bits: b; a product takes 5 a b - 5 a - 3 b + 3, a sum 3 a + 3 b + 29.
-  """
-  a, b = weight_bits, activation_bits
-  products = inputs * kernel * outputs * pixels
-  sums = (inputs * kernel - 1) * outputs * pixels
-  return products * (5 * a * b - 5 * a - 3 * b + 3) + sums * (3 * a + 3 * b + 29)

@@ -89,7 +89,8 @@ def collect(
   """Writes the report of several runs.
 
   Args:
-    config, inputs: of the runs, which differ in their seeds.
+    config: of the runs, which differ in their seeds.
+    inputs: what `prepare` made of it.
     workdirs: of the runs.
     workdir: where the report goes.
     command: the command line, for the report.

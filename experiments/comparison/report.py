@@ -68,7 +68,8 @@ def write(
   """Draws the pictures and writes `report.md`; returns its path.
 
   Args:
-    config, inputs: of the runs.
+    config: of the runs.
+    inputs: what `setup.prepare` made of it.
     workdirs: of the runs.
     workdir: where the report goes; one of them, or another.
     command: the command line.

@@ -24,7 +24,8 @@ class Evaluation:
     """Keeps what is needed.
 
     Args:
-      config, inputs: of the run.
+      config: of the run.
+      inputs: what `setup.prepare` made of it.
       network: the float model, batch norm folded.
       tables: all of the run.
     """

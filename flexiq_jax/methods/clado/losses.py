@@ -21,8 +21,8 @@ import numpy as np
 from flexiq_jax import graph
 from flexiq_jax.graph import Layer
 from flexiq_jax.methods.clado.matrix import Losses
-from flexiq_jax.methods.layerwise import Stacks
 from flexiq_jax.methods.clado.suffixes import Suffixes
+from flexiq_jax.methods.layerwise import Stacks
 from flexiq_jax.runs.checkpoint import Checkpoints
 
 Array = Any

@@ -7,8 +7,8 @@ every layer (`graph.cut`), and what lies before a cut is computed once:
 
 For every (i, b) the activations are carried from cut to cut, so a pair costs what follows its
 second layer. Behind that no layer needs a choice, and nothing is fake-quantized there. Each piece
-compiles once, with the bits traced. Calls follow one another: on a CPU a batch of examples fills the
-cores, and batched weights (`vmap` over bits) took 1.7 to 3 times as long on ResNet-20.
+compiles once, with the bits traced. Calls follow one another: on a CPU a batch of examples fills
+the cores, and batched weights (`vmap` over bits) took 1.7 to 3 times as long on ResNet-20.
 
 | symbol | meaning |
 |---|---|

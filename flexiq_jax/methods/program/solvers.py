@@ -58,7 +58,8 @@ def enumerate_all(problem: Problem, *, time_limit: float = 60.0, seed: int = 0) 
   value += 2 * (sides[0] @ pairs) @ sides[1].T
   for cost, cap in zip(blocks.costs, blocks.caps, strict=True):
     value[np.add.outer(*(z @ cost for z in sides)) > cap] = np.inf
-  # The caps were compared with sums in another order; the first that meets them as `Solution` counts.
+  # The caps were compared with sums in another order; the first that meets them as
+  # `Solution` counts.
   while True:
     a, b = np.unravel_index(np.argmin(value), value.shape)
     taken = np.concatenate([front[a], back[b]])

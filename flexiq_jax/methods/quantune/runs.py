@@ -1,8 +1,9 @@
 """QuantuneV2's two runs of a model, and what they show of each operation.
 
-Both runs see the same examples, the first in floating point and the second with everything quantized.
-What is recorded of every operation at once, the sums of a^2 and (a - q)^2 and the range of a, is
-enough for all ways to fuse operations (fusion.py): choosing among these costs no further run.
+Both runs see the same examples, the first in floating point and the second with everything
+quantized. What is recorded of every operation at once, the sums of a^2 and (a - q)^2 and the range
+of a, is enough for all ways to fuse operations (fusion.py): choosing among these costs no further
+run.
 
 | symbol | meaning |
 |---|---|

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from flexiq_jax.methods import Choices, Problem
+from flexiq_jax.methods.program import Choices, Problem
 
 
 def everything(problem):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flexiq_jax.methods import Choices, Plan, Problem
+from flexiq_jax.methods.program import Choices, Problem, Solution
 
 NAMES = ("stem", "body", "skip")
 COSTS = {"size": [(20, 40, 80), (4, 8, 16), (2, 4, 8)], "time": [(1, 2, 3)] * 3}
@@ -48,7 +48,7 @@ def test_ties_and_fixed_layers_decide_together():
 
 def test_gap_is_relative_and_zero_where_both_are():
   def plan(objective, bound):
-    return Plan(bits={}, objective=objective, bound=bound, costs={}, seconds=0, solver="milp")
+    return Solution(bits={}, objective=objective, bound=bound, costs={}, seconds=0, solver="milp")
 
   assert plan(2.0, 1.0).gap == 0.5
   assert plan(1.0, -3.0).gap == pytest.approx(4 / 3)

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from jax.experimental import io_callback
 
 from flexiq_jax import graph
-from flexiq_jax.methods import fusion, quantune, quantune_plan, quantune_runs
+from flexiq_jax.methods import fusion
 from flexiq_jax.methods.layerwise import FLOAT
+from flexiq_jax.methods.quantune import forms, ranking
+from flexiq_jax.methods.quantune import runs as two_runs
 from flexiq_jax.quant import calibration, rules
 from flexiq_jax.quant.calibration import RangeSettings
+from tests.methods.quantune.metrics_for_test import nmse
 
 WIDTH = 8
 LAYERS = ("a", "b", "c", "d", "head")
@@ -58,7 +61,7 @@ def low_rule(low, layers):
 @functools.cache
 def runs(low=4, layers=LAYERS):
   params, images = model()
-  return quantune_runs.measure(apply, params, low_rule(low, layers), [images])
+  return two_runs.measure(apply, params, low_rule(low, layers), [images])
 
 
 def outputs(x, params, rule=None):
@@ -85,14 +88,14 @@ def test_sums_of_layers():
   spans = [max(a.max(), 0) - min(a.min(), 0) for a in float_]
   np.testing.assert_allclose(found.span[numbers], spans, rtol=1e-5)
   np.testing.assert_array_equal(found.count[numbers], [a.size for a in float_])
-  expected = [quantune.nmse(a, q) for a, q in zip(float_, low, strict=True)]
+  expected = [nmse(a, q) for a, q in zip(float_, low, strict=True)]
   np.testing.assert_allclose(found.nmse(numbers), expected, rtol=1e-3)
 
 
 def test_batches_add_up():
   params, images = model()
   whole = runs()
-  parts = quantune_runs.measure(apply, params, low_rule(4, LAYERS), [images[:32], images[32:]])
+  parts = two_runs.measure(apply, params, low_rule(4, LAYERS), [images[:32], images[32:]])
   np.testing.assert_allclose(parts.energy, whole.energy, rtol=1e-5)
   np.testing.assert_allclose(parts.error, whole.error, rtol=1e-3)
   np.testing.assert_allclose(parts.span, whole.span, rtol=1e-6)
@@ -107,10 +110,10 @@ def test_exactly_two_evaluations():
     zero = io_callback(lambda: seen.append(1) or np.float32(0), jax.ShapeDtypeStruct((), "f4"))
     return apply(params, x + zero)
 
-  found = quantune_runs.measure(counted, params, low_rule(4, LAYERS), [images])
+  found = two_runs.measure(counted, params, low_rule(4, LAYERS), [images])
   for pair in ((4, 8), (8, FLOAT)):
     for budget in (0, 2, 4):
-      quantune_plan.choose(found, FREE, pair, None, budget)
+      forms.choose(found, FREE, pair, None, budget)
   assert len(seen) == 2
 
 
@@ -129,7 +132,7 @@ def test_work_is_linear_in_the_number_of_layers():
       calls.append(layer.name)
       return contract(x, w)
 
-    found = quantune_runs.measure(chain, params, rule, [np.ones((2, 2), np.float32)])
+    found = two_runs.measure(chain, params, rule, [np.ones((2, 2), np.float32)])
     assert calls == sorted(params)
     assert len(found.operations) == 2 * depth
     assert len(fusion.nodes(found.operations, "residual")) == depth
@@ -137,10 +140,10 @@ def test_work_is_linear_in_the_number_of_layers():
 
 def test_the_same_rule_twice_loses_nothing():
   params, images = model()
-  found = quantune_runs.measure(apply, params, rules.float_rule, [images])
+  found = two_runs.measure(apply, params, rules.float_rule, [images])
   assert not found.error.any()
   for grouping in fusion.GROUPINGS:
-    listed = quantune_plan.sensitivity(found, grouping, FREE)
+    listed = forms.ranked(found, grouping, FREE)
     assert np.isinf(listed.sqnr).all()
     assert not listed.delta[1:].any()  # the first reads the images, which are as exact
     assert listed.ranking == FREE
@@ -148,10 +151,10 @@ def test_the_same_rule_twice_loses_nothing():
 
 @pytest.mark.parametrize("name", FREE)
 def test_a_layer_that_receives_no_error_loses_what_it_adds(name):
-  listed = quantune_plan.sensitivity(runs(4, (name,)), "unfused", FREE)
+  listed = forms.ranked(runs(4, (name,)), "unfused", FREE)
   at = {node.name: v for v, node in enumerate(listed.nodes)}
   delta = listed.delta[at[name]]
-  assert delta == pytest.approx(quantune.EXACT - listed.sqnr[at[name]])
+  assert delta == pytest.approx(ranking.EXACT - listed.sqnr[at[name]])
   assert delta > 0
   assert all(listed.nmse[at[n]] == 0 for n in FREE[: FREE.index(name)])
 
@@ -168,24 +171,24 @@ def test_predicted_rounding_is_that_of_noise():
   rng = np.random.default_rng(0)
   params = {"w": jnp.eye(1)}
   x = rng.uniform(0, 1, size=(100_000, 1)).astype(np.float32)
-  found = quantune_runs.measure(lambda p, x: x @ p["w"], params, rules.float_rule, [x])
+  found = two_runs.measure(lambda p, x: x @ p["w"], params, rules.float_rule, [x])
   for bits in (4, 8):
     step = x.max() / (2**bits - 1)
-    actual = quantune.nmse(x, np.round(x / step) * step)
+    actual = nmse(x, np.round(x / step) * step)
     assert found.rounding(0, bits) == pytest.approx(actual, rel=0.02)
   assert found.rounding(0, FLOAT) == 0
 
 
 def test_list_does_not_depend_on_the_order_of_names():
   for grouping in fusion.GROUPINGS:
-    lists = [quantune_plan.sensitivity(runs(), grouping, names) for names in (FREE, FREE[::-1])]
+    lists = [forms.ranked(runs(), grouping, names) for names in (FREE, FREE[::-1])]
     assert lists[0].ranking == lists[1].ranking
     assert lists[0].score == lists[1].score
 
 
 def test_allocation():
-  listed = quantune_plan.sensitivity(runs(), "residual", FREE)
-  plan = quantune_plan.allocate(runs(), listed, (4, 8), None, 2)
+  listed = forms.ranked(runs(), "residual", FREE)
+  plan = forms.allocate(runs(), listed, (4, 8), None, 2)
   assert plan.bits == {n: 8 if n in listed.ranking[:2] else 4 for n in listed.ranking}
   # The head may not be lowered and stays at 8 bits; all nodes are layers here.
   bits = [*(plan.bits[n] for n in FREE), 8]
@@ -203,18 +206,18 @@ def test_allocation():
 def test_extremes_of_the_budget():
   for pair in ((4, 8), (8, FLOAT)):
     low, high = pair
-    for plan in quantune_plan.choose(runs(), FREE, pair, None, 0):
+    for plan in forms.choose(runs(), FREE, pair, None, 0):
       assert set(plan.bits.values()) == {low}
-    for plan in quantune_plan.choose(runs(), FREE, pair, None, len(FREE)):
+    for plan in forms.choose(runs(), FREE, pair, None, len(FREE)):
       assert set(plan.bits.values()) == {high}
       assert plan.boundaries == (pair == (8, FLOAT))  # the head, kept at 8 bits
-  everything_high = quantune_plan.choose(runs(), FREE, (4, 8), None, len(FREE))
+  everything_high = forms.choose(runs(), FREE, (4, 8), None, len(FREE))
   assert all(plan.boundaries == 0 for plan in everything_high)
 
 
 @given(budget=st.floats(0, 5), penalty=st.sampled_from([0.0, 0.01, 100.0]))
 def test_the_best_form_comes_first(budget, penalty):
-  plans = quantune_plan.choose(runs(), FREE, (4, 8), None, budget, penalty=penalty)
+  plans = forms.choose(runs(), FREE, (4, 8), None, budget, penalty=penalty)
   assert {p.grouping for p in plans} == set(fusion.GROUPINGS)
   values = [p.error + penalty * p.boundaries for p in plans]
   assert values == sorted(values)
@@ -225,47 +228,30 @@ def test_the_best_form_comes_first(budget, penalty):
 @given(st.floats(0, 700), st.floats(0, 700))
 def test_filling_uses_the_budget(one, other):
   params, images = model()
-  layers = [layer for layer in graph.layers(apply, params, images) if layer.name in FREE]
-  extra = quantune_plan.extra_cost(layers, (4, 8), "macs")
-  ranking = quantune_plan.sensitivity(runs(), "residual", FREE).ranking
+  layers = graph.layers(apply, params, images)
+  extra = {layer.name: 4 * layer.macs for layer in layers if layer.name in FREE}
+  order = forms.ranked(runs(), "residual", FREE).ranking
   for budget in (one, other):
-    head, filled = (set(quantune.allocate(ranking, extra, budget, fill=f)) for f in (False, True))
+    head, filled = (set(ranking.allocate(order, extra, budget, fill=f)) for f in (False, True))
     assert head <= filled
     left = budget - sum(extra[n] for n in filled)
     assert left >= 0
-    assert all(extra[n] > left for n in set(ranking) - filled)
-
-
-def test_extra_costs():
-  params, images = model()
-  (layer,) = (one for one in graph.layers(apply, params, images) if one.name == "a")
-  cost = lambda unit, **given: quantune_plan.extra_cost([layer], (4, 8), unit, **given)["a"]
-  assert cost("bytes") == 64 / 2
-  assert cost("macs") == 64 * 4
-  assert cost("nodes") == 1
-  speeds = {4: 64.0, 8: 32.0}
-  assert cost("seconds", macs_per_second=speeds) == 1
-  assert cost("seconds", macs_per_second=speeds, bytes_per_second=16) == 4 - 2
-  assert cost("seconds", macs_per_second={4: 1.0, 8: 2.0}) == 0
+    assert all(extra[n] > left for n in set(order) - filled)
 
 
 @pytest.mark.parametrize(
   ("call", "message"),
   [
-    (lambda r: quantune_plan.sensitivity(r, "norm", ("a", "e")), r"names: no layer 'e'; closest"),
-    (lambda r: quantune_plan.choose(r, FREE, (8, 4), None, 1), r"pair: \(8, 4\); expected low"),
-    (lambda r: quantune_plan.choose(r, FREE, (4, 8), None, -1), r"budget: -1; expected at least 0"),
+    (lambda r: forms.ranked(r, "norm", ("a", "e")), r"names: no layer 'e'; closest"),
+    (lambda r: forms.choose(r, FREE, (8, 4), None, 1), r"pair: \(8, 4\); expected low"),
+    (lambda r: forms.choose(r, FREE, (4, 8), None, -1), r"budget: -1; expected at least 0"),
     (
-      lambda r: quantune_plan.choose(r, FREE, (4, 8), None, 1, penalty=-1),
+      lambda r: forms.choose(r, FREE, (4, 8), None, 1, penalty=-1),
       r"penalty: -1; expected at least 0",
     ),
     (
-      lambda r: quantune_plan.choose(r, FREE, (4, 8), None, 1, groupings=()),
+      lambda r: forms.choose(r, FREE, (4, 8), None, 1, groupings=()),
       r"groupings: empty; expected at least one",
-    ),
-    (
-      lambda r: quantune_plan.extra_cost((), (4, 8), "joules"),
-      r"unit: 'joules' is not one of bytes, macs, nodes, seconds",
     ),
   ],
 )
@@ -274,16 +260,9 @@ def test_refusals(call, message):
     call(runs())
 
 
-def test_no_speed_for_some_bits():
-  params, images = model()
-  layers = graph.layers(apply, params, images)
-  with pytest.raises(ValueError, match=r"macs_per_second: \{8: 1.0\}; expected a speed for"):
-    quantune_plan.extra_cost(layers, (4, 8), "seconds", macs_per_second={8: 1.0})
-
-
 def test_refuses_no_images_and_infinite_outputs():
   params, images = model()
   with pytest.raises(ValueError, match="batches: there are none"):
-    quantune_runs.measure(apply, params, rules.float_rule, [])
+    two_runs.measure(apply, params, rules.float_rule, [])
   with pytest.raises(ValueError, match="batches: the output of operation 0 is not finite"):
-    quantune_runs.measure(apply, params, rules.float_rule, [images * np.inf])
+    two_runs.measure(apply, params, rules.float_rule, [images * np.inf])

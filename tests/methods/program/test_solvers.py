@@ -1,16 +1,15 @@
 """Every solver against all choices tried one by one; limits, ties, bounds, refusals."""
 
 import dataclasses
-import importlib.util
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from flexiq_jax.methods import SOLVERS, Choices, Problem, annealing, highs, solve
-from flexiq_jax.methods.blocks import Blocks
-from tests.methods.programs_for_test import (
+from flexiq_jax.methods.program import SOLVERS, Choices, Problem, chains, highs, solve
+from flexiq_jax.methods.program.blocks import Blocks
+from tests.methods.program.programs_for_test import (
   everything,
   least,
   looser,
@@ -19,13 +18,7 @@ from tests.methods.programs_for_test import (
   within,
 )
 
-SCIP = pytest.param(
-  "scip",
-  marks=pytest.mark.skipif(
-    importlib.util.find_spec("pyscipopt") is None, reason="pyscipopt is not installed"
-  ),
-)
-EXACT = ["enumerate_all", "milp", SCIP]
+EXACT = ["enumerate_all", "milp"]
 ALL = [*EXACT, "local_search", "auto"]
 
 
@@ -55,7 +48,7 @@ def test_finds_the_least_objective(solver, problem):
 
 
 @pytest.mark.parametrize("kind", ["psd", "indefinite"])
-@pytest.mark.parametrize("solver", ["milp", SCIP, "local_search"])
+@pytest.mark.parametrize("solver", ["milp", "local_search"])
 def test_agrees_with_enumeration_on_ten_layers(kind, solver):
   problem = random_problem(5, kind, layers=10, limits=2, tied=True)
   exact = solve(problem, "enumerate_all")
@@ -145,7 +138,7 @@ def test_polished_plans_cannot_be_improved_by_changing_two_layers(seed, kind):
   """Without time to anneal, what is left of local_search is the descent."""
   problem = random_problem(seed, kind, layers=12, limits=2, tied=True)
   blocks = Blocks.create(problem)
-  taken = annealing.search(blocks, highs.cheapest(blocks), seed=0, time_limit=0)
+  taken = chains.search(blocks, highs.cheapest(blocks), seed=0, time_limit=0)
   value = blocks.value(taken)
   for a, b in itertools.product(range(len(blocks.linear)), repeat=2):
     other = taken.copy()
@@ -182,7 +175,7 @@ def test_limits_that_exclude_each_other_are_refused(solver):
 @pytest.mark.parametrize("solver", ALL)
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_limit_missed_by_one_part_in_ten_million_is_missed(solver, whole):
-  """Within the tolerances of HiGHS and SCIP, and yet not met."""
+  """Within the tolerances of HiGHS, and yet not met."""
   unit = 1 if whole else 1 / 3
   size = np.array([(4.0, 10_000_001.0), (4.0, 10_000_000.0), (4.0, 9_999_999.0)]) * unit
   choices = Choices.create("abc", (4, 8), {"size": size})
@@ -216,4 +209,4 @@ def test_unknown_solvers_are_refused():
 
 
 def test_registry_names_the_functions():
-  assert set(SOLVERS) == {"enumerate_all", "milp", "scip", "local_search"}
+  assert set(SOLVERS) == {"enumerate_all", "milp", "local_search"}

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax.methods import Choices, clado, layerwise, suffixes
+from flexiq_jax.methods import layerwise
+from flexiq_jax.methods.clado import matrix, suffixes
+from flexiq_jax.methods.clado.losses import LayerLosses
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.methods.sensitivity import Sensitivity
+from flexiq_jax.methods.program import Choices
 from flexiq_jax.network import Network
 from flexiq_jax.quant import calibration
 from flexiq_jax.runs.checkpoint import Checkpoints
 from tests.methods import models_for_test as models
+from tests.methods.clado.losses_for_test import average
 
 BITS = (2, 8)
 NAMES = ("depth", "conv", "down", "head")  # layers between and before them stay float
@@ -24,7 +27,7 @@ NAMES = ("depth", "conv", "down", "head")  # layers between and before them stay
 def sensitivity(names=NAMES, loss="cross_entropy", block=16, bits=BITS):
   made, stacks = models.made(), models.layerwise_model(bits).stacks
   arguments = (made.network.apply, made.network.params, made.network.layers, stacks, names)
-  return Sensitivity(*arguments, loss=loss, block=block)
+  return LayerLosses(*arguments, loss=loss, block=block)
 
 
 @functools.cache
@@ -67,7 +70,7 @@ def test_losses_are_those_of_plain_forward_passes(names, loss):
 def test_matrix_predicts_the_measured_pairs():
   found = measured()
   choices = Choices.create(NAMES, BITS, {})
-  g = clado.matrix(choices, found)
+  g = matrix.matrix(choices, found)
   x = np.zeros(choices.total)
   x[[0, 7]] = 1  # depth at 2 bits, head at 8
   assert x @ g @ x / 2 == pytest.approx(found.pairs[0, 7] - found.base)
@@ -82,7 +85,7 @@ def test_blocks_of_images_average_to_all_of_them(loss):
   made, five = models.made(), sensitivity(loss=loss, block=5)
   images, labels = made.images, made.labels
   pieces = [five.measure(images[:5], labels[:5]), five.measure(images[5:], labels[5:])]
-  mean = clado.Losses.average(pieces, [5, 11])
+  mean = average(pieces, [5, 11])
   np.testing.assert_allclose(mean.singles, parts.singles, rtol=1e-12)
   np.testing.assert_allclose(mean.pairs, parts.pairs, rtol=1e-12)
 
@@ -111,7 +114,7 @@ def test_cost_counts_what_follows_the_second_layer():
 def without_pairs(**options):
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
   arguments = (made.network.apply, made.network.params, made.network.layers, stacks, NAMES)
-  return Sensitivity(*arguments, block=5, pairs=False, **options)
+  return LayerLosses(*arguments, block=5, pairs=False, **options)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "kl"])
@@ -200,7 +203,7 @@ def other(what):
   else:
     options.update({"loss": "kl"} if what == "loss" else {"block": 8})
   made_of = (made.network.apply, params, made.network.layers, stacks, names)
-  return Sensitivity(*made_of, **options), images, labels
+  return LayerLosses(*made_of, **options), images, labels
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,7 @@ def test_losses_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("count", [0, 15])
 def test_labels_that_do_not_fit_are_refused(count):
   made = models.made()
-  with pytest.raises(ValueError, match=r"images, labels: .* expected \[n"):
+  with pytest.raises(ValueError, match=r"x, labels: .* expected \[n"):
     sensitivity().measure(made.images[: 16 * (count > 0)], made.labels[:count])
 
 
@@ -270,13 +273,13 @@ def test_stacks_of_another_model_are_refused():
   made, stacks = models.made(), models.made().stacks((8,))
   fewer = layerwise.Stacks(stacks.layers[1:], stacks.names[1:], (8,), (8,))
   with pytest.raises(ValueError, match="stacks: of other layers than the model has; stem"):
-    Sensitivity(made.network.apply, made.network.params, made.network.layers, fewer)
+    LayerLosses(made.network.apply, made.network.params, made.network.layers, fewer)
 
 
 def test_results_that_are_no_logits_are_refused():
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
   apply = lambda params, x: made.network.apply(params, x)[:, None]
-  measurement = Sensitivity(apply, made.network.params, made.network.layers, stacks)
+  measurement = LayerLosses(apply, made.network.params, made.network.layers, stacks)
   with pytest.raises(ValueError, match=r"result has shape \(16, 1, 5\); expected logits"):
     measurement.measure(made.images, made.labels)
 
@@ -307,11 +310,11 @@ def test_recovers_the_hessian_of_a_loss_that_is_exactly_quadratic(monkeypatch):
   values = calibration.observe_values(network.apply, network.params, [x])
   ranges = calibration.RangeSettings()
   stacks = layerwise.create(network.layers, network.weights, values, ranges, bits=BITS)
-  measurement = Sensitivity(
+  measurement = LayerLosses(
     *(network.apply, network.params, network.layers, stacks), loss="squares", block=4
   )
   choices = Choices.create(measurement.names, BITS, {})
-  g = clado.matrix(choices, measurement.measure(x, np.zeros(10, int)))
+  g = matrix.matrix(choices, measurement.measure(x, np.zeros(10, int)))
   model = layerwise.Layerwise(network.apply, network.params, stacks)
   floats = dict.fromkeys(stacks.names, FLOAT)
   base = np.asarray(model.exact(floats, x), np.float64)

@@ -30,13 +30,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flexiq_jax.methods.sensitivity import Sensitivity
-from flexiq_jax.methods.suffixes import cross_entropy
 
 from benchmarks import loading
 from experiments.shared import setup
 from flexiq_jax import data, graph, models
 from flexiq_jax.methods import layerwise
+from flexiq_jax.methods.clado.losses import LayerLosses
+from flexiq_jax.methods.examples import cross_entropy
 from flexiq_jax.network import Network
 from flexiq_jax.quant import calibration
 from flexiq_jax.quant.selectable import selectable
@@ -113,7 +113,7 @@ def measure(
     RuntimeError: the losses are not the same.
   """
   network, stacks, names = loaded.network, loaded.stacks, loaded.names
-  ours = Sensitivity(
+  ours = LayerLosses(
     *(network.apply, network.params, network.layers, stacks, names), block=len(loaded.images)
   )
   plain, widths = ordinary(loaded), len(stacks.bits)

@@ -7,7 +7,7 @@ images, in float32 with fake quantization, and take turns in every round:
 
 | way | |
 |---|---|
-| `sensitivity` | `methods.sensitivity`: all singles and pairs, what they share run once |
+| `sensitivity` | `methods.clado.losses`: all singles and pairs, what they share run once |
 | `ordinary` | one jitted forward pass that takes the choice of all layers, for some of the pairs |
 
 An ordinary pass costs the same for every pair, so a sample tells its speed. Ratios are of times in

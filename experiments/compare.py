@@ -36,7 +36,7 @@ import numpy as np
 
 from experiments import curve as base_experiment
 from experiments.comparison import report
-from experiments.comparison.rows import Evaluation, Rows
+from experiments.comparison.rows import Evaluator, TableRows
 from experiments.comparison.tables import Table, settings_of, tables_of
 from experiments.shared import setup
 from experiments.shared.checks import field
@@ -115,7 +115,7 @@ class _Run:
     self._params = params
     x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
     self._network = Network(self._apply, self._params, x)
-    self._evaluation = Evaluation(config, inputs, self._network, self.tables)
+    self._evaluator = Evaluator(config, inputs, self._network, self.tables)
     self._stages = Stages(config=config, inputs=inputs, workdir=workdir)
     self._orders: dict[bool, AdaptiveModel] = {}
 
@@ -123,7 +123,7 @@ class _Run:
     """The row of the float model."""
     if self._workdir.has("float", None, None):
       return
-    right = self._evaluation.correct("float", self._network.float)
+    right = self._evaluator.correct("float", self._network.float)
     self._workdir.row(
       *("float", None, None),
       **{"top1": 100 * right.mean(), "drop_float": 0.0, "relative": 100.0, "avg_bits": 32.0},
@@ -142,7 +142,7 @@ class _Run:
     if not missing:
       return
     start = self._start(table)
-    rows = Rows(table, start, self._evaluation)
+    rows = TableRows(table, start, self._evaluator)
     asked = {
       name: table.methods[name](start, settings_of(self._config.comparison, table.methods[name]))
       for name in dict(missing)

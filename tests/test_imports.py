@@ -45,6 +45,8 @@ OURS = {
   "flexiq_jax.search": (*_ORDERS, "flexiq_jax.runs"),
   "flexiq_jax.flexiq": (*_MODEL, "flexiq_jax.search"),
   "flexiq_jax.methods": (*_MODEL, "flexiq_jax.runs"),
+  "flexiq_jax.methods.program": (),
+  "flexiq_jax.methods.layerwise": _QUANT,
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
   "flexiq_jax.deploy": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deploy", "flexiq_jax.runs"),
@@ -58,6 +60,7 @@ OUTSIDE = {
   "flexiq_jax.quant": ("flax", "jax", "numpy"),
   "flexiq_jax.graph": ("flax", "jax", "numpy"),
   "flexiq_jax.kernels": ("flax", "jax", "numpy"),
+  "flexiq_jax.methods.program": ("numpy", "scipy"),
 }
 
 # Functions of the package take plain arguments; torch is an oracle of tests.

@@ -17,7 +17,7 @@ from flexiq_jax.runs import files
 from flexiq_jax.runs.workdir import Workdir
 
 
-class Evaluation:
+class Evaluator:
   """Evaluates models; those that run at any bits per layer are compiled once for several tables."""
 
   def __init__(self, config, inputs: setup.Inputs, network: Network, tables: tuple[Table, ...]):
@@ -40,8 +40,8 @@ class Evaluation:
       for other in self._tables:
         if (other.activation_bits, other.per_channel) == key:
           bits.update(other.widths)
-          if "uniform" in other.methods:
-            bits.update(round(budget) for budget in other.budgets)
+          for method in other.methods.values():
+            bits.update(method.widths(other.budgets))
       stacks = start.stacks_of(tuple(sorted(bits)))
       self._models[key] = Layerwise(
         self.network.apply, self.network.params, stacks, self.network.platform
@@ -54,18 +54,18 @@ class Evaluation:
       return evaluation.correct(predict, batches)
 
 
-class Rows:
+class TableRows:
   """Adds rows to one table."""
 
-  def __init__(self, table: Table, start: Start, evaluation: Evaluation):
+  def __init__(self, table: Table, start: Start, evaluator: Evaluator):
     """Keeps what rows need.
 
     Args:
       table: the table.
       start: what its methods start from.
-      evaluation: of the run.
+      evaluator: of the run.
     """
-    self._table, self._start, self._evaluation = table, start, evaluation
+    self._table, self._start, self._evaluator = table, start, evaluator
     self._workdir: Workdir = start.workdir
     self._right: dict[tuple[int, ...], np.ndarray] = {}  # equal plans are evaluated once
 
@@ -105,7 +105,7 @@ class Rows:
   def _runnable(
     self, model: Runnable, label: str, budget: float
   ) -> tuple[np.ndarray, dict[str, float]]:
-    right = self._evaluation.correct(f"{label} at {budget:g}", model.predict)
+    right = self._evaluator.correct(f"{label} at {budget:g}", model.predict)
     return right, {"avg_bits": model.avg_bits, **model.sizes}
 
   def _plans(
@@ -116,7 +116,7 @@ class Rows:
     right = np.mean([self._correct(plan, label, budget) for plan in plans], axis=0)
     if not method.reference:
       self._keep(method.name, budget, plans[0])
-    layers = self._evaluation.network.layers
+    layers = self._evaluator.network.layers
     took = [sizes(layers, plan.bits, table.activation_bits, table.kept) for plan in plans]
     return right, {
       "avg_bits": float(np.mean([start.average(plan.bits) for plan in plans])),
@@ -126,9 +126,9 @@ class Rows:
   def _correct(self, plan: Plan, label: str, budget: float) -> np.ndarray:
     key = tuple(plan.bits[layer.name] for layer in self._start.layers)
     if key not in self._right:
-      model = self._evaluation.layerwise(self._table, self._start)
+      model = self._evaluator.layerwise(self._table, self._start)
       bits = {name: plan.bits.get(name, self._table.kept) for name in model.stacks.names}
-      self._right[key] = self._evaluation.correct(
+      self._right[key] = self._evaluator.correct(
         f"{label} at {budget:g}", lambda x: model.exact(bits, x)
       )
     return self._right[key]

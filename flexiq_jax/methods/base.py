@@ -11,6 +11,7 @@ A method spends a budget of bits on a calibrated model. Its file holds one class
 | `name` | as in a config and in results |
 | `Settings` | what a config may say of it, with defaults |
 | `fits` | which tasks it can be asked for |
+| `widths` | bits that its plans have beside the task's, if any |
 | `at` | for a budget: bits per layer (`Plan`), or a model that runs at it (`Runnable`) |
 | `report` | what it shows of itself in a report, if anything |
 
@@ -253,6 +254,12 @@ class Method(abc.ABC):
     """Whether it can be asked for a task."""
     del task
     return True
+
+  @classmethod
+  def widths(cls, budgets: Sequence[float]) -> tuple[int, ...]:
+    """Bits that its plans for some budgets may have beside the task's own."""
+    del budgets
+    return ()
 
   @abc.abstractmethod
   def at(self, budget: float) -> Sequence[Plan] | Runnable:

@@ -1,5 +1,7 @@
 """Every layer at the same bits."""
 
+from collections.abc import Sequence
+
 from flexiq_jax.methods.base import Method, Plan
 from flexiq_jax.methods.task import Task
 
@@ -15,6 +17,12 @@ class Uniform(Method):
     """Average bits alone are a width."""
     return task.unit == "average bits" and not task.layers_only
 
+  @classmethod
+  def widths(cls, budgets: Sequence[float]) -> tuple[int, ...]:
+    """A width for each budget."""
+    return tuple(round(budget) for budget in budgets)
+
   def at(self, budget: float) -> list[Plan]:
     """One plan; nothing is measured."""
-    return [Plan(bits=dict.fromkeys(self.start.choices.names, round(budget)))]
+    (bits,) = self.widths([budget])
+    return [Plan(bits=dict.fromkeys(self.start.choices.names, bits))]

@@ -36,7 +36,7 @@ from experiments.shared import setup
 from flexiq_jax import data, graph, models
 from flexiq_jax.methods import layerwise
 from flexiq_jax.methods.clado.losses import LayerLosses
-from flexiq_jax.methods.examples import cross_entropy
+from flexiq_jax.methods.examples import Examples, cross_entropy
 from flexiq_jax.network import Network
 from flexiq_jax.quant import calibration
 from flexiq_jax.quant.selectable import selectable
@@ -113,9 +113,7 @@ def measure(
     RuntimeError: the losses are not the same.
   """
   network, stacks, names = loaded.network, loaded.stacks, loaded.names
-  ours = LayerLosses(
-    *(network.apply, network.params, network.layers, stacks, names), block=len(loaded.images)
-  )
+  ours = LayerLosses(network, stacks, names, block=len(loaded.images))
   plain, widths = ordinary(loaded), len(stacks.bits)
   options = [*itertools.product(names, stacks.bits)]
   pairs = [
@@ -131,7 +129,7 @@ def measure(
   found, expected = None, np.zeros(0)
   for i in range(rounds + 1):
     start = time.perf_counter()
-    found = ours.measure(loaded.images, loaded.labels)
+    found = ours.measure(Examples(loaded.images, loaded.labels))
     middle = time.perf_counter()
     expected = np.array([np.asarray(plain(choice), np.float64).mean() for choice in choices])
     end = time.perf_counter()

@@ -27,7 +27,7 @@ that, or more bits promise nothing).
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import curve as base_experiment
-from experiments.comparison import report
+from experiments.comparison.report import collect
 from experiments.comparison.rows import Evaluator, TableRows
 from experiments.comparison.tables import Table, settings_of, tables_of
 from experiments.shared import setup
@@ -50,6 +50,8 @@ from flexiq_jax.methods.task import sizes
 from flexiq_jax.network import Network
 from flexiq_jax.runs import distributed, runtime
 from flexiq_jax.runs.workdir import Workdir
+
+__all__ = ["collect", "describe", "prepare", "run"]
 
 
 def describe(config) -> str:
@@ -76,30 +78,6 @@ def run(config, inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   path = collect(config, inputs, [workdir], workdir, command, time.monotonic() - started)
   workdir.finish()
   return path
-
-
-def collect(
-  config,
-  inputs: setup.Inputs,
-  workdirs: Sequence[Workdir],
-  workdir: Workdir,
-  command: str,
-  seconds: float,
-) -> Path:
-  """Writes the report of several runs.
-
-  Args:
-    config: of the runs, which differ in their seeds.
-    inputs: what `prepare` made of it.
-    workdirs: of the runs.
-    workdir: where the report goes.
-    command: the command line, for the report.
-    seconds: what this start took.
-
-  Returns:
-    The report's path.
-  """
-  return report.write(config, inputs, workdirs, workdir, command, seconds)
 
 
 class _Run:

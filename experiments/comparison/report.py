@@ -57,7 +57,7 @@ class _Runs:
     return next(row for row in self.rows if row["method"] == "float")
 
 
-def write(
+def collect(
   config,
   inputs: setup.Inputs,
   workdirs: Sequence[Workdir],
@@ -68,7 +68,7 @@ def write(
   """Draws the pictures and writes `report.md`; returns its path.
 
   Args:
-    config: of the runs.
+    config: of the runs, which differ in their seeds.
     inputs: what `setup.prepare` made of it.
     workdirs: of the runs.
     workdir: where the report goes; one of them, or another.

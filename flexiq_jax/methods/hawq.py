@@ -18,7 +18,7 @@ at; activations stay in floating point.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import graph
-from flexiq_jax.graph import Layer
-from flexiq_jax.methods.examples import blocks, cross_entropy
-from flexiq_jax.methods.layerwise import Stacks, picked
+from flexiq_jax.methods.examples import Examples, cross_entropy
+from flexiq_jax.methods.layerwise import Stacks
 from flexiq_jax.methods.program import Choices
-from flexiq_jax.methods.programmed import Programmed, ProgramSettings
+from flexiq_jax.methods.programmed import Programmed, ProgramSettings, check_positive
+from flexiq_jax.network import Network
 
 Array = Any
 
@@ -63,20 +63,18 @@ class Hawq(Programmed):
 
   def measured(self) -> np.ndarray:
     """`omega`, and nothing where layers are in floating point."""
-    start, network, names = self.start, self.start.network, self.start.choices.names
+    start = self.start
     value = self.measure(4.0 * self.settings.probes * start.share, self._traces)
-    errors = squared_errors(network.layers, network.weights, start.stacks, names)
+    errors = squared_errors(start.network, start.stacks, start.choices.names)
     return start.with_float(omega(value, errors))
 
   def _traces(self) -> np.ndarray:
     """Kept in a file of the run: they are of the float model, so of all tasks."""
-    start, network = self.start, self.start.network
+    start = self.start
     path = start.workdir.path / "hawq.npz"
     if not path.is_file():
       found = mean_traces(
-        *(jax.random.key(start.seed), network.apply, network.params, network.layers),
-        *(start.examples.x, start.examples.labels),
-        names=start.choices.names,
+        *(jax.random.key(start.seed), start.network, start.examples, start.choices.names),
         probes=self.settings.probes,
         block=self.settings.block,
       )
@@ -110,13 +108,10 @@ class MeanTraces:
 
 def mean_traces(
   key: Array,
-  apply: graph.Apply,
-  params: Any,
-  layers: Sequence[Layer],
-  x: Array,
-  labels: Array,
+  network: Network,
+  examples: Examples,
+  names: Sequence[str],
   *,
-  names: Sequence[str] | None = None,
   probes: int = 8,
   block: int = 64,
 ) -> MeanTraces:
@@ -127,41 +122,40 @@ def mean_traces(
 
   Args:
     key: typed random key.
-    apply: the float model, batch norm folded.
-    params: its parameters.
-    layers: its layers.
-    x: `[n, ...]` examples of the training set.
-    labels: int `[n]`.
-    names: which layers; None: all.
+    network: the float model.
+    examples: of the training set.
+    names: which layers.
     probes: random vectors for each block; all of them cost about four forward passes over the
       examples each.
     block: examples in one pass.
 
   Raises:
-    ValueError: fewer than two probes, arrays that do not fit, or an unknown layer.
+    ValueError: fewer than two probes, no example in a block, or an unknown layer.
   """
   check_probes(probes)
-  chosen = picked(layers, names)
+  check_positive("block", block)
+  size = np.array([network.layer(name).params for name in names], np.float64)
 
   def loss(weights, params, x, y, share):
-    logits = graph.with_rule(apply, _with_weights(weights))(params, x)
+    rule = lambda layer, x, w, contract: contract(x, weights.get(layer.name, w))
+    logits = graph.with_rule(network.apply, rule)(params, x)
     return (cross_entropy(logits, y) * share).sum()
 
   @jax.jit
   def sample(key, weights, params, x, y, share):
     sums = trace_sample(key, lambda w: loss(w, params, x, y, share), weights)
-    return jnp.stack([sums[layer.name] for layer in chosen])
+    return jnp.stack([sums[name] for name in names])
 
-  all_weights = graph.weights(apply, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), "float32"))
-  weights = {layer.name: all_weights[layer.name] for layer in chosen}
-  value, variance = np.zeros(len(chosen)), np.zeros(len(chosen))
-  for number, (_, own, y, used) in enumerate(blocks(x, labels, block)):
-    share = used.astype(np.float32) / np.float32(len(x))
+  weights = {name: network.weights[name] for name in names}
+  value, variance = np.zeros(len(names)), np.zeros(len(names))
+  for number, (x, y, used) in enumerate(examples.blocks(block)):
+    share = used.astype(np.float32) / np.float32(len(examples))
     keys = jax.random.split(jax.random.fold_in(key, number), probes)
-    samples = [np.asarray(sample(k, weights, params, own, y, share), np.float64) for k in keys]
+    samples = [
+      np.asarray(sample(k, weights, network.params, x, y, share), np.float64) for k in keys
+    ]
     value += np.mean(samples, axis=0)
     variance += np.var(samples, axis=0, ddof=1) / probes
-  size = np.array([layer.params for layer in chosen], np.float64)
   return MeanTraces(value / size, np.sqrt(variance) / size)
 
 
@@ -209,29 +203,12 @@ def omega(mean_trace: np.ndarray, squared_error: np.ndarray) -> np.ndarray:
   return (mean_trace[:, None] * squared).ravel()
 
 
-def squared_errors(
-  layers: Sequence[Layer],
-  weights: Mapping[str, Array],
-  stacks: Stacks,
-  names: Sequence[str] | None = None,
-) -> np.ndarray:
-  """|W - Q_b(W)|^2 summed over each layer, float64 `[I, B]`.
-
-  Args:
-    layers: of the model.
-    weights: from `graph.weights`.
-    stacks: all layers at every width.
-    names: which layers; None: all.
-  """
-  chosen = picked(layers, names)
-  out = np.empty((len(chosen), len(stacks.bits)))
-  for i, layer in enumerate(chosen):
-    w, stack = np.asarray(weights[layer.name], np.float64), stacks.stack(layer.name)
+def squared_errors(network: Network, stacks: Stacks, names: Sequence[str]) -> np.ndarray:
+  """|W - Q_b(W)|^2 summed over each of some layers, float64 `[I, B]`."""
+  out = np.empty((len(names), len(stacks.bits)))
+  for i, name in enumerate(names):
+    w, stack = np.asarray(network.weights[name], np.float64), stacks.stack(name)
     for k in range(len(stacks.bits)):
-      out[i, k] = np.square(w - np.asarray(stack.dequantized(layer, k), np.float64)).sum()
+      rounded = stack.dequantized(network.layer(name), k)
+      out[i, k] = np.square(w - np.asarray(rounded, np.float64)).sum()
   return out
-
-
-def _with_weights(weights: Mapping[str, Array]):
-  """The rule that takes some layers' weights from elsewhere."""
-  return lambda layer, x, w, contract: contract(x, weights.get(layer.name, w))

@@ -115,19 +115,6 @@ class Stacks:
     return self.names.index(name)
 
 
-def picked(layers: Sequence[Layer], names: Sequence[str] | None) -> list[Layer]:
-  """Some layers by their names, in the order of these; None: all.
-
-  Raises:
-    ValueError: an unknown layer.
-  """
-  known = {layer.name: layer for layer in layers}
-  if unknown := [name for name in names or () if name not in known]:
-    near = closest(unknown[0], [*known])
-    raise ValueError(f"names: no layer {unknown[0]!r}; closest names: {near}")
-  return [known[name] for name in (known if names is None else names)]
-
-
 def create(
   layers: Sequence[Layer],
   weights: Mapping[str, Array],

@@ -10,20 +10,17 @@ in floating point.
 | z | logit of an example's label |
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import graph
-from flexiq_jax.graph import Layer
-from flexiq_jax.methods.examples import blocks
-from flexiq_jax.methods.layerwise import Stacks, picked
+from flexiq_jax.methods.examples import Examples
+from flexiq_jax.methods.layerwise import Stacks
 from flexiq_jax.methods.programmed import Programmed
-
-Array = Any
+from flexiq_jax.network import Network
 
 
 class Mpqco(Programmed):
@@ -33,54 +30,38 @@ class Mpqco(Programmed):
 
   def measured(self) -> np.ndarray:
     """`relative_logits`, and nothing where layers are in floating point."""
-    start, network, names = self.start, self.start.network, self.start.choices.names
+    start, names = self.start, self.start.choices.names
     changes = self.measure(
       2.0 * len(names) * len(start.task.widths) * start.share,
       lambda: relative_logits(
-        *(network.apply, network.params, network.layers, start.stacks),
-        *(start.examples.x, start.examples.labels),
-        names=names,
-        block=self.settings.block,
+        start.network, start.stacks, start.examples, names, block=self.settings.block
       ),
     )
     return start.with_float(changes)
 
 
 def relative_logits(
-  apply: graph.Apply,
-  params: Any,
-  layers: Sequence[Layer],
-  stacks: Stacks,
-  x: Array,
-  labels: Array,
-  *,
-  names: Sequence[str] | None = None,
-  block: int = 64,
-  report: Callable[[float], None] | None = None,
+  network: Network, stacks: Stacks, examples: Examples, names: Sequence[str], *, block: int = 64
 ) -> np.ndarray:
   """MPQCO's metric, mean of ((dz/dW . (Q_b(W) - W)) / z)^2 / 2 over examples, float64 `[I * B]`.
 
-  As CLADO's code computes it, with the logit of the label as z. Derivatives are taken forward along
-  each error of weights, which gives all examples of a block at once.
+  Derivatives are taken forward along each error of weights, which gives all examples of a block at
+  once.
 
   Args:
-    apply: the float model, batch norm folded.
-    params: its parameters.
-    layers: its layers.
-    stacks: all of them, at every width.
-    x: `[n, ...]` examples of the training set.
-    labels: int `[n]`.
-    names: which layers; None: all.
+    network: the float model.
+    stacks: all of its layers, at every width.
+    examples: of the training set.
+    names: which layers.
     block: examples in one pass.
-    report: called with the share of the work that is done.
 
   Returns:
     An objective for `Problem`, in the order of `Choices.create(names, stacks.bits, ...)`.
 
   Raises:
-    ValueError: arrays that do not fit, an unknown layer, or a logit of zero.
+    ValueError: an unknown layer, or a logit of zero.
   """
-  chosen = picked(layers, names)
+  chosen = [network.layer(name) for name in names]
 
   @jax.jit
   def changes(stacks, params, i, k, x, y):
@@ -91,7 +72,7 @@ def relative_logits(
         error = stacks.stack(layer.name).dequantized(layer, k) - w
         return contract(x, w + jnp.where(chosen.index(layer) == i, t, 0.0) * error)
 
-      logits = graph.with_rule(apply, rule)(params, x)
+      logits = graph.with_rule(network.apply, rule)(params, x)
       return jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
 
     z, dz = jax.jvp(label_logit, (jnp.float32(0),), (jnp.float32(1),))
@@ -99,12 +80,10 @@ def relative_logits(
 
   widths = len(stacks.bits)
   total = np.zeros((len(chosen), widths))
-  for done, own, y, used in blocks(x, labels, block):
+  for x, y, used in examples.blocks(block):
     for i, k in np.ndindex(*total.shape):
-      each = changes(stacks, params, np.int32(i), np.int32(k), own, y)
+      each = changes(stacks, network.params, np.int32(i), np.int32(k), x, y)
       total[i, k] += np.asarray(each, np.float64)[used].sum()
-    if report:
-      report(done)
   if not np.isfinite(total).all():
-    raise ValueError("x: the logit of a label is 0 or not finite; its relative change is not")
-  return total.ravel() / len(x)
+    raise ValueError("examples: the logit of a label is 0 or not finite, so is its relative change")
+  return total.ravel() / len(examples)

@@ -14,6 +14,7 @@ from flexiq_jax.calibrated import Calibrated, Observations
 from flexiq_jax.deploy.runner import SIZES
 from flexiq_jax.methods import hawq, layerwise, mpqco
 from flexiq_jax.methods.clado.losses import LayerLosses
+from flexiq_jax.methods.examples import Examples
 from flexiq_jax.methods.quantune import runs
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Space
@@ -169,10 +170,10 @@ def layer_bits(m: Made, platform: str) -> None:
   several.exact(bits, m.images)
   several.simulated(bits, m.images)
   names = [layer.name for layer in network.layers][-2:]
-  model = (network.apply, network.params, network.layers)
-  LayerLosses(*model, stacks, names, block=2).measure(m.images, m.labels)
-  hawq.mean_traces(jax.random.key(0), *model, m.images, m.labels, probes=2)
-  mpqco.relative_logits(*model, stacks, m.images, m.labels)
+  examples = Examples(m.images, m.labels)
+  LayerLosses(network, stacks, names, block=2).measure(examples)
+  hawq.mean_traces(jax.random.key(0), network, examples, stacks.names, probes=2)
+  mpqco.relative_logits(network, stacks, examples, stacks.names)
   rule = rules.uniform_rule(m.calibrated.base, network.platform)
   runs.measure(network.apply, network.params, rule, [m.images])
 

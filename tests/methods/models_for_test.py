@@ -1,5 +1,6 @@
 """A small calibrated network of every kind of layer, with labels, for layer-wise methods."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ import numpy as np
 
 from flexiq_jax import graph
 from flexiq_jax.methods import layerwise
+from flexiq_jax.methods.examples import Examples
 from flexiq_jax.network import Network
 from flexiq_jax.quant import calibration
 from flexiq_jax.quant.calibration import RangeSettings, Values
@@ -25,6 +27,11 @@ class Made:
   ranges: RangeSettings
   images: np.ndarray
   labels: np.ndarray
+
+  @property
+  def examples(self) -> Examples:
+    """Images and labels."""
+    return Examples(self.images, self.labels)
 
   def stacks(self, bits, **options) -> layerwise.Stacks:
     return layerwise.create(
@@ -75,3 +82,10 @@ def errors_of(name, bits):
         c[g, :, :, n] *= scale[g * (layer.out_channels // layer.groups) + n]
     out.append(layer.native(c - canonical))
   return np.stack(out)
+
+
+def changed(**attributes) -> Network:
+  """The network with other attributes, such as its parameters."""
+  network = copy.copy(made().network)
+  vars(network).update(attributes)
+  return network

@@ -9,10 +9,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from flexiq_jax.methods import hawq
+from flexiq_jax.methods.examples import Examples
 from flexiq_jax.methods.program import Choices, Problem, solve
 from tests.methods import hawq_resnet18 as resnet18
 from tests.methods import models_for_test as models
 from tests.methods.models_for_test import errors_of, run_with
+from tests.methods.program.programs_for_test import between
 from tests.methods.starts_for_test import made, resnet18_start
 
 BITS = (2, 4)
@@ -43,7 +45,7 @@ CHOICES = Choices.create(
 
 def program(shares):
   """Limits lie a share of the way from all layers at 4 bits to all at 8."""
-  limits = {cost: CHOICES.between(cost, share) for cost, share in shares.items()}
+  limits = {cost: between(CHOICES, cost, share) for cost, share in shares.items()}
   objective = hawq.omega(resnet18.MEAN_TRACE, resnet18.SQUARED_ERROR)
   return Problem(choices=CHOICES, objective=objective, limits=limits)
 
@@ -63,7 +65,7 @@ def test_published_bits_of_resnet18(cost, share, solver):
 def test_several_limits_hold_at_once():
   shares = {"size": 0.75, "bops": 0.5, "latency": 0.5}
   plan = solve(program(shares), "milp")
-  assert all(plan.costs[c] <= CHOICES.between(c, s) for c, s in shares.items())
+  assert all(plan.costs[c] <= between(CHOICES, c, s) for c, s in shares.items())
   assert plan.objective == pytest.approx(solve(program(shares), "enumerate_all").objective)
   assert plan.objective >= solve(program({"bops": 0.5})).objective
   assert all(plan.bits[a] == plan.bits[b] for a, b in resnet18.TIED)
@@ -161,11 +163,10 @@ def test_diagonal_hessians_need_no_luck():
 
 def test_squared_errors():
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
-  layers, weights = made.network.layers, made.network.weights
-  found = hawq.squared_errors(layers, weights, stacks)
+  found = hawq.squared_errors(made.network, stacks, models.NAMES)
   expected = [[np.square(e).sum() for e in errors_of(name, BITS)] for name in models.NAMES]
   np.testing.assert_allclose(found, expected, rtol=1e-5)
-  some = hawq.squared_errors(layers, weights, stacks, ["head", "conv"])
+  some = hawq.squared_errors(made.network, stacks, ["head", "conv"])
   np.testing.assert_array_equal(some, found[[5, 2]])
 
 
@@ -190,9 +191,7 @@ def test_traces_are_the_exact_hessians_within_their_error(block, probes):
   """Also with a last block that has one image of its own."""
   made = models.made()
   found = hawq.mean_traces(
-    *(jax.random.key(0), made.network.apply, made.network.params, made.network.layers),
-    *(made.images, made.labels),
-    names=NAMES,
+    *(jax.random.key(0), made.network, made.examples, NAMES),
     probes=probes,
     block=block,
   )
@@ -206,9 +205,7 @@ def test_standard_errors_are_those_of_the_estimator():
   """The variance of v' H v for random signs is 2 sum_{i != j} H_ij^2; blocks are independent."""
   made, probes = models.made(), 1000
   found = hawq.mean_traces(
-    *(jax.random.key(1), made.network.apply, made.network.params, made.network.layers),
-    *(made.images[:12], made.labels[:12]),
-    names=("head",),
+    *(jax.random.key(1), made.network, Examples(made.images[:12], made.labels[:12]), ("head",)),
     probes=probes,
     block=8,
   )
@@ -223,12 +220,12 @@ def test_standard_errors_are_those_of_the_estimator():
   ("options", "message"),
   [
     ({"probes": 1}, "probes: 1; at least 2 are accepted"),
-    ({"block": 0}, "block: .* 0; expected"),
-    ({"names": ("haed",)}, "names: no layer 'haed'; closest names: head"),
+    ({"block": 0}, "block: 0 is not a positive integer"),
+    ({"names": ("haed",)}, "name: no layer 'haed'; closest names: head"),
   ],
 )
 def test_wrong_arguments_are_refused(options, message):
   made = models.made()
-  arguments = (made.network.apply, made.network.params, made.network.layers)
+  given = {"names": NAMES} | options
   with pytest.raises(ValueError, match=message):
-    hawq.mean_traces(jax.random.key(0), *arguments, made.images, made.labels, **options)
+    hawq.mean_traces(jax.random.key(0), made.network, made.examples, **given)

@@ -15,15 +15,7 @@ NAMES = ("conv", "head")
 @pytest.mark.parametrize("block", [16, 5])
 def test_relative_logits_are_those_of_the_jacobian(block):
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
-  shares = []
-  found = mpqco.relative_logits(
-    *(made.network.apply, made.network.params, made.network.layers, stacks),
-    *(made.images, made.labels),
-    names=NAMES,
-    block=block,
-    report=shares.append,
-  )
-  assert shares == ([1.0] if block == 16 else [5 / 16, 10 / 16, 15 / 16, 1.0])
+  found = mpqco.relative_logits(made.network, stacks, made.examples, NAMES, block=block)
   rows = np.arange(len(made.images))
   z = np.asarray(made.network.float(made.images), np.float64)[rows, made.labels]
   expected = []
@@ -36,19 +28,8 @@ def test_relative_logits_are_those_of_the_jacobian(block):
   np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-def test_labels_that_do_not_fit_are_refused():
-  made, stacks = models.made(), models.layerwise_model(BITS).stacks
-  arguments = (made.network.apply, made.network.params, made.network.layers, stacks)
-  with pytest.raises(ValueError, match="x, labels, block"):
-    mpqco.relative_logits(*arguments, made.images, made.labels[:3])
-
-
 def test_logits_of_zero_are_refused():
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
   apply = lambda params, x: made.network.apply(params, x) * 0.0
   with pytest.raises(ValueError, match="logit of a label is 0"):
-    mpqco.relative_logits(
-      *(apply, made.network.params, made.network.layers, stacks),
-      *(made.images, made.labels),
-      names=("head",),
-    )
+    mpqco.relative_logits(models.changed(apply=apply), stacks, made.examples, ("head",))

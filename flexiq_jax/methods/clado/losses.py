@@ -1,8 +1,8 @@
 """CLADO's losses on a model: every (layer, bits) alone and every pair of them, forward passes only.
 
-    measurement = LayerLosses(apply, params, layers, stacks, names)
+    measurement = LayerLosses(network, stacks, names)
     choices = Choices.create(measurement.names, stacks.bits, {"size": ...})
-    g = matrix.matrix(choices, measurement.measure(x, labels))
+    g = matrix.matrix(choices, measurement.measure(examples))
 
 All other layers stay in floating point (arXiv 2307.05657, section 3, and its code). What makes it
 fast is in suffixes.py. On large models it still takes hours, so a measurement says what it costs
@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import graph
-from flexiq_jax.graph import Layer
 from flexiq_jax.methods.clado.matrix import Losses
 from flexiq_jax.methods.clado.suffixes import Suffixes
+from flexiq_jax.methods.examples import Examples
 from flexiq_jax.methods.layerwise import Stacks
+from flexiq_jax.network import Network
 from flexiq_jax.runs.checkpoint import Checkpoints
 
 Array = Any
@@ -40,11 +39,9 @@ class LayerLosses:
 
   def __init__(
     self,
-    apply: graph.Apply,
-    params: Any,
-    layers: Sequence[Layer],
+    network: Network,
     stacks: Stacks,
-    names: Sequence[str] | None = None,
+    names: Sequence[str],
     *,
     loss: str = "cross_entropy",
     block: int = 64,
@@ -53,11 +50,9 @@ class LayerLosses:
     """Plans the measurement.
 
     Args:
-      apply: the float model, batch norm folded; its result is `[n, K]`.
-      params: its parameters.
-      layers: its layers.
-      stacks: all of them, at every width.
-      names: layers to choose for, in execution order; None: all.
+      network: the float model; its result is `[n, K]`.
+      stacks: all of its layers, at every width.
+      names: layers to choose for, in execution order.
       loss: `cross_entropy`, or `kl` from the float model's prediction.
       block: examples in one forward pass.
       pairs: whether pairs are measured, too; without, all layers cost half a forward pass each.
@@ -67,7 +62,7 @@ class LayerLosses:
     """
     if block < 1:
       raise ValueError(f"block: {block}; at least 1 example is accepted")
-    self._suffixes = Suffixes(apply, params, layers, stacks, names, loss)
+    self._suffixes = Suffixes(network, stacks, names, loss)
     self._block, self._pairs, self.names = block, pairs, self._suffixes.names
     widths, count, tails = len(stacks.bits), len(self.names), self._suffixes.tails
     later = tails[::-1].cumsum()[::-1] - tails
@@ -86,8 +81,7 @@ class LayerLosses:
 
   def measure(
     self,
-    x: Array,
-    labels: Array,
+    examples: Examples,
     *,
     checkpoints: Checkpoints | None = None,
     every: float = 60.0,
@@ -97,8 +91,7 @@ class LayerLosses:
     """Mean losses over examples.
 
     Args:
-      x: `[n, ...]`, of the training set, prepared as for evaluation.
-      labels: int `[n]`; `kl` does not read them.
+      examples: of the training set; `kl` does not read their labels.
       checkpoints: where unfinished sums are kept; a measurement goes on from the newest.
       every: least seconds from one checkpoint to the next.
       show: called with the cost before it starts, then with a line every ten seconds or so.
@@ -109,29 +102,23 @@ class LayerLosses:
       are nan.
 
     Raises:
-      ValueError: arrays that do not fit, losses that are not finite, or a checkpoint of another
-        model, quantizer, data set or setting.
+      ValueError: losses that are not finite, or a checkpoint of another model, quantizer, data set
+        or setting.
     """
-    x, labels = np.asarray(x), np.asarray(labels)
-    if not len(x) or labels.shape != x.shape[:1]:
-      raise ValueError(
-        f"x, labels: {list(x.shape)}, {list(labels.shape)}; expected [n, ...], [n], n > 0"
-      )
-    size = min(self._block, len(x))
-    made_from = self._made_from(x, labels, size) if checkpoints else {}
+    size = min(self._block, len(examples))
+    made_from = self._made_from(examples, size) if checkpoints else {}
     done, sums = self._restore(checkpoints, made_from)
-    count, blocks = len(self.names), -(-len(x) // size)
+    count, blocks = len(self.names), -(-len(examples) // size)
     track = _Track(np.tile(self._work, blocks), done, show, report)
     if show:
-      show(self.describe(len(x)) + (f"; {track.share(done):.0%} is done" if done else ""))
+      show(self.describe(len(examples)) + (f"; {track.share(done):.0%} is done" if done else ""))
     saved = time.monotonic()
-    for block in range(done // count, blocks):
-      rows = np.arange(block * size, (block + 1) * size)
-      used = rows < len(x)
-      rows %= len(x)  # the last block repeats examples, so that no other shape is compiled
-      logits, live = self._suffixes.start(jnp.asarray(x[rows]))
+    for block, (x, labels, used) in enumerate(examples.blocks(size)):
+      if block < done // count:
+        continue
+      logits, live = self._suffixes.start(x)
       kl = self._suffixes.loss == "kl"
-      target = logits if kl else jnp.asarray(labels[rows], jnp.int32)
+      target = logits if kl else labels
       for i in range(count):
         row = block * count + i
         if row >= done:
@@ -150,7 +137,7 @@ class LayerLosses:
           track(row + 1, f"block {block + 1} of {blocks}, layer {self.names[i]}")
         if i + 1 < count:
           live = self._suffixes.pass_by(i, live)
-    return self._losses(sums, len(x))
+    return self._losses(sums, len(examples))
 
   def _losses(self, sums: dict[str, np.ndarray], examples: int) -> Losses:
     count, widths = sums["singles"].shape
@@ -162,13 +149,13 @@ class LayerLosses:
       pairs=pairs.reshape(count * widths, count * widths),
     )
 
-  def _made_from(self, x: np.ndarray, labels: np.ndarray, block: int) -> dict[str, Any]:
+  def _made_from(self, examples: Examples, block: int) -> dict[str, Any]:
     """What the losses depend on, by the names that a user has for them."""
     s = self._suffixes
     return {
       "model": _digest(s.params),
       "quantizer": _digest((s.stacks, [*s.stacks.bits], [*s.stacks.activation_bits])),
-      "data set": _digest((x, labels)),
+      "data set": _digest((examples.x, examples.labels)),
       "layers": [*self.names],
       "loss": s.loss,
       "block": block,

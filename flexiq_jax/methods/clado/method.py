@@ -89,9 +89,9 @@ class Clado(Programmed):
 
   def losses(self) -> matrix.Losses:
     """The losses, measured or read back."""
-    start, network, pairs = self.start, self.start.network, has_pairs(self.start.task)
+    start, pairs = self.start, has_pairs(self.start.task)
     measurement = LayerLosses(
-      *(network.apply, network.params, network.layers, start.stacks, start.choices.names),
+      *(start.network, start.stacks, start.choices.names),
       loss=self.settings.loss if pairs else "kl",
       block=self.settings.block,
       pairs=pairs,
@@ -100,7 +100,7 @@ class Clado(Programmed):
     def work() -> matrix.Losses:
       with Checkpoints(start.folder / "sensitivity", keep=1) as checkpoints:
         return measurement.measure(
-          *(start.examples.x, start.examples.labels),
+          start.examples,
           checkpoints=checkpoints,
           show=lambda line: print(f"seed {start.seed}, {start.table}: {line}", flush=True),
         )

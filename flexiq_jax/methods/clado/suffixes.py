@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import graph
-from flexiq_jax.graph import Layer, Live
+from flexiq_jax.graph import Live
 from flexiq_jax.methods.examples import cross_entropy
 from flexiq_jax.methods.layerwise import Stacks, fake_quantized
+from flexiq_jax.network import Network
 from flexiq_jax.quant import rules
 from flexiq_jax.quant.quantizer import check_one_of
 
@@ -59,34 +60,26 @@ class Suffixes:
     traces: how often a piece was traced.
   """
 
-  def __init__(
-    self,
-    apply: graph.Apply,
-    params: Any,
-    layers: Sequence[Layer],
-    stacks: Stacks,
-    names: Sequence[str] | None,
-    loss: str,
-  ):
+  def __init__(self, network: Network, stacks: Stacks, names: Sequence[str], loss: str):
     """Plans the cuts; for the arguments see `losses.LayerLosses`."""
     check_one_of("loss", loss, tuple(LOSSES))
-    known = [layer.name for layer in layers]
+    known = [layer.name for layer in network.layers]
     if [*stacks.names] != known:
       wrong = sorted(set(stacks.names) ^ set(known)) or ["their order"]
       raise ValueError(f"stacks: of other layers than the model has; {', '.join(wrong)} differ")
-    names = known if names is None else [*names]
+    names = [*names]
     if unknown := [name for name in names if name not in known]:
       near = graph.closest(unknown[0], known)
       raise ValueError(f"names: no layer {unknown[0]!r}; closest names: {near}")
     if not names or names != [name for name in known if name in names]:
       raise ValueError(f"names: {names}; expected layers of the model, once, in execution order")
-    self.names, self.loss, self.params, self.stacks = tuple(names), loss, params, stacks
+    self.names, self.loss, self.params, self.stacks = tuple(names), loss, network.params, stacks
     self.traces = 0
-    macs = np.array([layer.macs for layer in layers], np.float64)
+    macs = np.array([layer.macs for layer in network.layers], np.float64)
     self.tails = np.array([macs[known.index(name) :].sum() for name in names]) / macs.sum()
-    self._apply, self._segments = apply, graph.Segments(apply=apply, names=self.names)
+    self._segments = graph.Segments(apply=network.apply, names=self.names)
     self._distance = jax.jit(LOSSES[loss])
-    self._float, self._head = jax.jit(apply), jax.jit(self._segments.head(rules.float_rule))
+    self._float, self._head = jax.jit(network.apply), jax.jit(self._segments.head(rules.float_rule))
     self._steps = [self._piece(self._segments.step, i) for i in range(len(names))]
     self._tails = [self._piece(self._segments.tail, i, LOSSES[loss]) for i in range(len(names))]
 

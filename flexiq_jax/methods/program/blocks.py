@@ -1,4 +1,4 @@
-"""A bit width program without ties and fixed layers, as the solvers see it.
+"""A bit width program without ties, as the solvers see it.
 
 Layers that are tied decide once, so they become one *block*; its options are the bit widths that
 all of them may take. What interactions tied layers have falls on the option itself.
@@ -48,7 +48,7 @@ class Blocks:
 
   @classmethod
   def create(cls, problem: Problem) -> "Blocks":
-    """Merges tied layers and drops what fixed layers do not take."""
+    """Merges tied layers."""
     choices, columns, sizes = problem.choices, [], []
     width = np.concatenate(choices.bits)
     for layers, widths in choices.groups():

@@ -30,7 +30,6 @@ class Choices:
     bits: for each layer its bit widths, all different; the order is that of the options.
     costs: name of a cost (size, BitOPs, latency, ...) -> float64 `[n]`, in any unit.
     tied: sets of layers that must have the same bit width; a layer is in one set at most.
-    fixed: layer name -> its only bit width.
 
   Raises:
     ValueError: fields that do not fit together, and ties that leave a layer no bit width.
@@ -40,7 +39,6 @@ class Choices:
   bits: tuple[tuple[int, ...], ...]
   costs: Mapping[str, np.ndarray]
   tied: tuple[tuple[str, ...], ...] = ()
-  fixed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def create(
@@ -50,7 +48,6 @@ class Choices:
     costs: Mapping[str, Sequence[Sequence[float]] | np.ndarray],
     *,
     tied: Sequence[Sequence[str]] = (),
-    fixed: Mapping[str, int] | None = None,
   ) -> "Choices":
     """Builds choices from values per layer.
 
@@ -59,7 +56,6 @@ class Choices:
       bits: bit widths, the same for all layers or a sequence for each.
       costs: cost name -> for each layer the cost of each of its bit widths.
       tied: as the attribute.
-      fixed: as the attribute.
     """
     common = [b for b in bits if isinstance(b, numbers.Integral)]
     per_layer = [common] * len(names) if len(common) == len(bits) else bits
@@ -70,7 +66,7 @@ class Choices:
         raise ValueError(f"costs[{cost!r}]: {found} values per layer for bits {widths}")
     flat = {cost: np.concatenate([np.empty(0), *values]) for cost, values in costs.items()}
     sets = tuple(tuple(layers) for layers in tied)
-    return cls(names=tuple(names), bits=widths, costs=flat, tied=sets, fixed=dict(fixed or {}))
+    return cls(names=tuple(names), bits=widths, costs=flat, tied=sets)
 
   def __post_init__(self):
     if not self.names or len(set(self.names)) < len(self.names):
@@ -83,16 +79,11 @@ class Choices:
         raise ValueError(f"bits: {widths} for layer {name}; expected different whole numbers >= 1")
     for cost, values in self.costs.items():
       _check(f"costs[{cost!r}]", values, (self.total,))
-    for name in (*(name for layers in self.tied for name in layers), *self.fixed):
-      if name not in self.names:
-        raise ValueError(f"tied, fixed: no layer {name!r}; there are {self.names}")
     several = [name for layers in self.tied for name in layers]
+    if unknown := [name for name in several if name not in self.names]:
+      raise ValueError(f"tied: no layer {unknown[0]!r}; there are {self.names}")
     if len(set(several)) < len(several):
       raise ValueError(f"tied: {self.tied}; expected each layer once at most")
-    for name, width in self.fixed.items():
-      if width not in self.bits[self.names.index(name)]:
-        known = self.bits[self.names.index(name)]
-        raise ValueError(f"fixed: {width} bits for layer {name}, which has {known}")
     for layers, widths in self.groups():
       if not widths:
         tied = [self.names[i] for i in layers]
@@ -114,16 +105,13 @@ class Choices:
     sets = [sorted(index[name] for name in layers) for layers in self.tied if layers]
     free = set(range(len(self.names))).difference(*sets)
     groups = sorted([*sets, *([i] for i in free)])
-
-    def may(i: int, width: int) -> bool:
-      return width in self.bits[i] and self.fixed.get(self.names[i], width) == width
-
     return [
-      (tuple(g), tuple(w for w in self.bits[g[0]] if all(may(i, w) for i in g))) for g in groups
+      (tuple(g), tuple(w for w in self.bits[g[0]] if all(w in self.bits[i] for i in g)))
+      for g in groups
     ]
 
   def pick(self, bits: Mapping[str, int]) -> np.ndarray:
-    """Bits per layer -> x, bool `[n]`. Does not look at `tied` and `fixed`.
+    """Bits per layer -> x, bool `[n]`. Does not look at `tied`.
 
     Raises:
       ValueError: other layers than these, or a bit width that the layer does not have.
@@ -138,15 +126,8 @@ class Choices:
     )
 
   def uniform(self, which=max) -> dict[str, int]:
-    """Each layer's highest (`max`) or lowest (`min`) bit width that ties and `fixed` allow."""
+    """Each layer's highest (`max`) or lowest (`min`) bit width that ties allow."""
     return {self.names[i]: which(widths) for layers, widths in self.groups() for i in layers}
-
-  def between(self, cost: str, share: float) -> float:
-    """The cost of all layers at their lowest bits plus a share (0..1) of the way to the highest."""
-    if cost not in self.costs:
-      raise ValueError(f"cost: no {cost!r}; there are {tuple(self.costs)}")
-    low, high = (float(self.costs[cost] @ self.pick(self.uniform(w))) for w in (min, max))
-    return low + share * (high - low)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import pytest
 from flexiq_jax.methods import layerwise
 from flexiq_jax.methods.clado import matrix, suffixes
 from flexiq_jax.methods.clado.losses import LayerLosses
+from flexiq_jax.methods.examples import Examples
 from flexiq_jax.methods.layerwise import FLOAT
 from flexiq_jax.methods.program import Choices
 from flexiq_jax.network import Network
@@ -26,14 +27,12 @@ NAMES = ("depth", "conv", "down", "head")  # layers between and before them stay
 @functools.cache
 def sensitivity(names=NAMES, loss="cross_entropy", block=16, bits=BITS):
   made, stacks = models.made(), models.layerwise_model(bits).stacks
-  arguments = (made.network.apply, made.network.params, made.network.layers, stacks, names)
-  return LayerLosses(*arguments, loss=loss, block=block)
+  return LayerLosses(made.network, stacks, names, loss=loss, block=block)
 
 
 @functools.cache
 def measured(**options):
-  made = models.made()
-  return sensitivity(**options).measure(made.images, made.labels)
+  return sensitivity(**options).measure(models.made().examples)
 
 
 def loss_of(bits, loss):
@@ -50,11 +49,11 @@ def loss_of(bits, loss):
 
 
 @pytest.mark.parametrize(
-  ("names", "loss"), [(NAMES, "cross_entropy"), (None, "cross_entropy"), (NAMES, "kl")]
+  ("names", "loss"), [(NAMES, "cross_entropy"), (models.NAMES, "cross_entropy"), (NAMES, "kl")]
 )
 def test_losses_are_those_of_plain_forward_passes(names, loss):
   found = measured(names=names, loss=loss)
-  options = [*itertools.product(names or models.NAMES, BITS)]
+  options = [*itertools.product(names, BITS)]
   singles = [loss_of(dict([k]), loss) for k in options]
   close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6)
   close(found.base, loss_of({}, loss))
@@ -83,8 +82,10 @@ def test_blocks_of_images_average_to_all_of_them(loss):
     a, b = getattr(whole, field), getattr(parts, field)
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
   made, five = models.made(), sensitivity(loss=loss, block=5)
-  images, labels = made.images, made.labels
-  pieces = [five.measure(images[:5], labels[:5]), five.measure(images[5:], labels[5:])]
+  pieces = [
+    five.measure(Examples(made.images[rows], made.labels[rows]))
+    for rows in (slice(5), slice(5, None))
+  ]
   mean = average(pieces, [5, 11])
   np.testing.assert_allclose(mean.singles, parts.singles, rtol=1e-12)
   np.testing.assert_allclose(mean.pairs, parts.pairs, rtol=1e-12)
@@ -95,7 +96,7 @@ def test_pieces_compile_once():
   own = sensitivity()._suffixes
   before = own.traces
   made = models.made()
-  sensitivity().measure(made.images[::-1], made.labels)
+  sensitivity().measure(Examples(made.images[::-1], made.labels))
   assert own.traces == before == 2 * len(NAMES) - 1  # no pair has the first layer as its second
 
 
@@ -113,14 +114,13 @@ def test_cost_counts_what_follows_the_second_layer():
 
 def without_pairs(**options):
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
-  arguments = (made.network.apply, made.network.params, made.network.layers, stacks, NAMES)
-  return LayerLosses(*arguments, block=5, pairs=False, **options)
+  return LayerLosses(made.network, stacks, NAMES, block=5, pairs=False, **options)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "kl"])
 def test_layers_alone(loss):
   made, alone = models.made(), without_pairs(loss=loss)
-  whole, found = measured(loss=loss, block=5), alone.measure(made.images, made.labels)
+  whole, found = measured(loss=loss, block=5), alone.measure(made.examples)
   assert found.base == whole.base
   np.testing.assert_array_equal(found.singles, whole.singles)
   assert np.isnan(found.pairs).all()
@@ -142,7 +142,7 @@ class Killed(Exception):
 def test_goes_on_where_it_was_killed(rows, tmp_path):
   """Blocks of 4 rows: inside the first, at its end, inside the second."""
   made, eight = models.made(), sensitivity(block=8)
-  expected = eight.measure(made.images, made.labels)
+  expected = eight.measure(made.examples)
   shares = []
 
   def kill(share):
@@ -152,13 +152,11 @@ def test_goes_on_where_it_was_killed(rows, tmp_path):
 
   with Checkpoints(tmp_path) as kept:
     with pytest.raises(Killed):
-      eight.measure(made.images, made.labels, checkpoints=kept, every=0, report=kill)
+      eight.measure(made.examples, checkpoints=kept, every=0, report=kill)
     assert kept.steps()[-1] == rows
   lines = []
   with Checkpoints(tmp_path) as kept:
-    found = eight.measure(
-      *(made.images, made.labels), checkpoints=kept, report=shares.append, show=lines.append
-    )
+    found = eight.measure(made.examples, checkpoints=kept, report=shares.append, show=lines.append)
     assert kept.steps()[-1] == 8
   assert len(shares) == 8  # no row twice
   assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
@@ -167,7 +165,7 @@ def test_goes_on_where_it_was_killed(rows, tmp_path):
   np.testing.assert_array_equal(found.singles, expected.singles)
   np.testing.assert_array_equal(found.pairs, expected.pairs)
   with Checkpoints(tmp_path) as kept:  # nothing is left to do
-    again = eight.measure(made.images, made.labels, checkpoints=kept, report=shares.append)
+    again = eight.measure(made.examples, checkpoints=kept, report=shares.append)
   assert len(shares) == 8
   np.testing.assert_array_equal(again.pairs, expected.pairs)
 
@@ -176,17 +174,18 @@ def test_goes_on_where_it_was_killed(rows, tmp_path):
 def checkpoint(tmp_path_factory):
   folder, made = tmp_path_factory.mktemp("kept"), models.made()
   with Checkpoints(folder) as kept:
-    sensitivity().measure(made.images, made.labels, checkpoints=kept)
+    sensitivity().measure(made.examples, checkpoints=kept)
   return folder
 
 
 def other(what):
   """A measurement that differs from the checkpoint's in one thing, and its data."""
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
-  params, images, labels = made.network.params, made.images, made.labels
+  network, images, labels = made.network, made.images, made.labels
   names, options = NAMES, {"loss": "cross_entropy", "block": 16}
   if what == "model":
-    params = jax.tree.map(lambda a: a * np.float32(1.0001), params)
+    params = jax.tree.map(lambda a: a * np.float32(1.0001), network.params)
+    network = models.changed(params=params)
   elif what == "quantizer":
     stacks = made.stacks(BITS, activation_bits=8)
   elif what == "data set":
@@ -197,13 +196,12 @@ def other(what):
   elif what == "layers":
     names = ("stem", *NAMES[1:])
   elif what == "more layers":
-    names = None
+    names = models.NAMES
   elif what == "pairs":
     options["pairs"] = False
   else:
     options.update({"loss": "kl"} if what == "loss" else {"block": 8})
-  made_of = (made.network.apply, params, made.network.layers, stacks, names)
-  return LayerLosses(*made_of, **options), images, labels
+  return LayerLosses(network, stacks, names, **options), Examples(images, labels)
 
 
 @pytest.mark.parametrize(
@@ -221,18 +219,18 @@ def other(what):
   ],
 )
 def test_checkpoints_of_something_else_are_refused(what, message, checkpoint):
-  measurement, images, labels = other(what)
+  measurement, examples = other(what)
   with Checkpoints(checkpoint) as kept, pytest.raises(ValueError, match=message) as error:
-    measurement.measure(images, labels, checkpoints=kept)
+    measurement.measure(examples, checkpoints=kept)
   assert str(checkpoint) in str(error.value)
 
 
 def test_checkpoints_without_pairs_are_none_of_pairs(tmp_path):
   made = models.made()
   with Checkpoints(tmp_path) as kept:
-    without_pairs().measure(made.images, made.labels, checkpoints=kept)
+    without_pairs().measure(made.examples, checkpoints=kept)
   with Checkpoints(tmp_path) as kept, pytest.raises(ValueError, match="of another pairs;"):
-    sensitivity(block=5).measure(made.images, made.labels, checkpoints=kept)
+    sensitivity(block=5).measure(made.examples, checkpoints=kept)
 
 
 # Refusals.
@@ -243,14 +241,7 @@ def test_losses_that_are_not_finite_are_refused():
   images = made.images.copy()
   images[3, 0, 0, 0] = np.nan
   with pytest.raises(ValueError, match="losses: not finite with layer depth quantized"):
-    sensitivity().measure(images, made.labels)
-
-
-@pytest.mark.parametrize("count", [0, 15])
-def test_labels_that_do_not_fit_are_refused(count):
-  made = models.made()
-  with pytest.raises(ValueError, match=r"x, labels: .* expected \[n"):
-    sensitivity().measure(made.images[: 16 * (count > 0)], made.labels[:count])
+    sensitivity().measure(Examples(images, made.labels))
 
 
 @pytest.mark.parametrize(
@@ -273,15 +264,15 @@ def test_stacks_of_another_model_are_refused():
   made, stacks = models.made(), models.made().stacks((8,))
   fewer = layerwise.Stacks(stacks.layers[1:], stacks.names[1:], (8,), (8,))
   with pytest.raises(ValueError, match="stacks: of other layers than the model has; stem"):
-    LayerLosses(made.network.apply, made.network.params, made.network.layers, fewer)
+    LayerLosses(made.network, fewer, models.NAMES)
 
 
 def test_results_that_are_no_logits_are_refused():
   made, stacks = models.made(), models.layerwise_model(BITS).stacks
   apply = lambda params, x: made.network.apply(params, x)[:, None]
-  measurement = LayerLosses(apply, made.network.params, made.network.layers, stacks)
+  measurement = LayerLosses(models.changed(apply=apply), stacks, models.NAMES)
   with pytest.raises(ValueError, match=r"result has shape \(16, 1, 5\); expected logits"):
-    measurement.measure(made.images, made.labels)
+    measurement.measure(made.examples)
 
 
 def test_divergence_is_never_negative_and_zero_for_equal_logits():
@@ -310,11 +301,9 @@ def test_recovers_the_hessian_of_a_loss_that_is_exactly_quadratic(monkeypatch):
   values = calibration.observe_values(network.apply, network.params, [x])
   ranges = calibration.RangeSettings()
   stacks = layerwise.create(network.layers, network.weights, values, ranges, bits=BITS)
-  measurement = LayerLosses(
-    *(network.apply, network.params, network.layers, stacks), loss="squares", block=4
-  )
+  measurement = LayerLosses(network, stacks, stacks.names, loss="squares", block=4)
   choices = Choices.create(measurement.names, BITS, {})
-  g = matrix.matrix(choices, measurement.measure(x, np.zeros(10, int)))
+  g = matrix.matrix(choices, measurement.measure(Examples(x, np.zeros(10, int))))
   model = layerwise.Layerwise(network.apply, network.params, stacks)
   floats = dict.fromkeys(stacks.names, FLOAT)
   base = np.asarray(model.exact(floats, x), np.float64)

@@ -18,8 +18,6 @@ def everything(problem):
     bits = dict(zip(choices.names, widths, strict=True))
     if any(len({bits[name] for name in layers}) > 1 for layers in choices.tied):
       continue
-    if any(bits[name] != width for name, width in choices.fixed.items()):
-      continue
     k = [offsets[i] + choices.bits[i].index(w) for i, w in enumerate(widths)]
     if problem.objective.ndim == 1:
       value = math.fsum(problem.objective[a] for a in k)
@@ -40,7 +38,13 @@ def least(problem):
   return min(allowed, default=math.inf)
 
 
-def random_problem(seed, kind, *, layers=4, limits=1, tied=False, fixed=False, share=0.5):
+def between(choices, cost, share):
+  """The cost of all layers at their lowest bits plus a share of the way to the highest."""
+  low, high = (float(choices.costs[cost] @ choices.pick(choices.uniform(w))) for w in (min, max))
+  return low + share * (high - low)
+
+
+def random_problem(seed, kind, *, layers=4, limits=1, tied=False, share=0.5):
   """A program whose layers have 1 to 3 bit widths; costs are whole numbers and fractions.
 
   Args:
@@ -49,7 +53,6 @@ def random_problem(seed, kind, *, layers=4, limits=1, tied=False, fixed=False, s
     layers: I.
     limits: how many costs are limited, of 2.
     tied: ties two layers.
-    fixed: fixes one.
     share: where the limits are between all lowest and all highest bits.
   """
   rng = np.random.default_rng(seed)
@@ -65,7 +68,6 @@ def random_problem(seed, kind, *, layers=4, limits=1, tied=False, fixed=False, s
     bits,
     {"size": size, "time": time, "free": size},
     tied=[names[:2]] if tied else (),
-    fixed={names[2]: 8} if fixed else None,
   )
   n = choices.total
   noise = np.sqrt([16 / 4**b for layer in bits for b in layer])
@@ -81,7 +83,7 @@ def random_problem(seed, kind, *, layers=4, limits=1, tied=False, fixed=False, s
   return Problem(
     choices=choices,
     objective=objective,
-    limits={name: choices.between(name, share) for name in used},
+    limits={name: between(choices, name, share) for name in used},
   )
 
 
@@ -98,6 +100,5 @@ problems = st.builds(
   layers=st.integers(3, 5),
   limits=st.integers(0, 2),
   tied=st.booleans(),
-  fixed=st.booleans(),
   share=st.floats(0, 1),
 )

@@ -32,18 +32,13 @@ def test_value_is_the_sum_over_the_options_taken():
   assert linear.value(bits) == 0 + 16 + 64
 
 
-def test_ties_and_fixed_layers_decide_together():
+def test_tied_layers_decide_together():
   bits = [(2, 4, 8), (8, 4), (2, 8, 4)]
   costs = {"size": [(1, 2, 4), (4, 2), (1, 4, 2)]}
   choices = choices_of(bits, costs, tied=[("skip", "body")])
   assert choices.groups() == [((0,), (2, 4, 8)), ((1, 2), (8, 4))]
   assert choices.uniform(min) == {"stem": 2, "body": 4, "skip": 4}
-  assert choices_of(bits, costs, tied=[("skip", "body")], fixed={"skip": 8}).uniform(min) == {
-    "stem": 2,
-    "body": 8,
-    "skip": 8,
-  }
-  assert choices.between("size", 0.25) == 5 + 0.25 * (12 - 5)
+  assert choices.uniform(max) == {"stem": 8, "body": 8, "skip": 8}
 
 
 def test_gap_is_relative_and_zero_where_both_are():
@@ -70,9 +65,10 @@ def test_gap_is_relative_and_zero_where_both_are():
     ({"costs": {"size": [(1, 2, np.nan)] * 3}}, r"costs\['size'\]: 3 numbers are not finite"),
     ({"tied": [("stem", "head")]}, "no layer 'head'"),
     ({"tied": [("stem", "skip"), ("body", "skip")]}, "expected each layer once at most"),
-    ({"fixed": {"head": 8}}, "no layer 'head'"),
-    ({"fixed": {"stem": 6}}, r"fixed: 6 bits for layer stem, which has \(2, 4, 8\)"),
-    ({"tied": [("stem", "skip")], "fixed": {"stem": 8, "skip": 4}}, r"tied: layers \['stem', "),
+    (
+      {"bits": [(2,), (4, 8), (4,)], "costs": {}, "tied": [("stem", "skip")]},
+      r"tied: layers \['stem', ",
+    ),
   ],
 )
 def test_choices_that_do_not_fit_are_refused(kwargs, message):
@@ -113,8 +109,3 @@ def test_bits_outside_the_options_are_refused(bits, message):
 def test_problems_that_do_not_fit_are_refused(kwargs, message):
   with pytest.raises(ValueError, match=message):
     Problem(choices=choices_of(), **{"objective": np.zeros(9), **kwargs})
-
-
-def test_shares_of_an_unknown_cost_are_refused():
-  with pytest.raises(ValueError, match="cost: no 'energy'"):
-    choices_of().between("energy", 0.5)

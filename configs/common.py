@@ -208,8 +208,8 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
   small = config.name.endswith("_runlocal")
   config.name = f"compare_{of}" + ("_runlocal" if small else "")
   config.comparison = config_dict.create(
-    # Tables and methods, the latter also as package.module:Class: see
-    # experiments/comparison/tables.py and experiments/compare.py.
+    # See experiments/comparison/tables.py and flexiq_jax/methods/__init__.py; other methods are
+    # named as package.module:Class.
     tables=("main", "clado_tensor", "clado_channel", "wide", "float8"),
     methods=(
       *("flexiq_greedy", "flexiq", "uniform", "quantune", "random"),

@@ -2,7 +2,8 @@
 
 The post-training part of FlexiQ's comparison (EuroSys 2026, Table 5), whose numbers per model are
 not public, and CLADO's own experiment (weights of 2, 4 and 8 bits over a range of sizes). Weights
-and images come from $FLEXIQ_DATA; experiments/compare.py says what the methods and columns are.
+and images come from $FLEXIQ_DATA; flexiq_jax/methods/__init__.py says what
+the methods are, experiments/compare.py what the columns.
 
     python run.py --config=configs/compare_cifar10.py
     python run.py --config=configs/compare_cifar10.py:of=resnet56_cifar10

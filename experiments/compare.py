@@ -5,17 +5,6 @@ float model, the calibration images and the quantizer (per-channel weights, rang
 experiments/comparison/tables.py says which tables there are. Which methods: those that
 `config.comparison.methods` names, as in `flexiq_jax.methods.METHODS` or as `package.module:Class`.
 
-| method | what it is |
-|---|---|
-| `float`, `uniform` | no quantization; every layer at the same bits |
-| `random` | random layers at more bits while the budget lasts; mean of several plans |
-| `clado` | CLADO: pairs of layers by their measured losses, projected, solved |
-| `clado_block`, `clado_diagonal` | the same with interactions inside of blocks only; with none |
-| `mpqco` | MPQCO's gradient metric |
-| `hawq` | HAWQ-v3's traces of the Hessian; layers that meet in an addition are tied |
-| `quantune` | QuantuneV2: two runs, the best form of the graph |
-| `flexiq_greedy`, `flexiq` | FlexiQ's channel groups, greedily and by the config's own search |
-
 Columns beside the usual ones: `relative` (top-1 in % of float), `bitops` (G per image, MACs times
 bits of both operands), `size` (MB of 2^20 bytes; FlexiQ stores 8-bit codes whatever it runs at),
 `seconds` and `forwards` of the selection (passes over the calibration images; calibration, which

@@ -1,8 +1,20 @@
-"""Methods that spend a budget of bits on a calibrated model; see base.py for what one is."""
+"""Methods that spend a budget of bits on a calibrated model; see base.py for what one is.
+
+| method | what it is |
+|---|---|
+| `uniform` | every layer at the same bits |
+| `random` | random layers at more bits while the budget lasts; mean of several plans |
+| `clado` | CLADO: pairs of layers by their measured losses, projected, solved |
+| `clado_block`, `clado_diagonal` | the same with interactions inside of blocks only; with none |
+| `mpqco` | MPQCO's gradient metric |
+| `hawq` | HAWQ-v3's traces of the Hessian; layers that meet in an addition are tied |
+| `quantune` | QuantuneV2: two runs, the best form of the graph |
+| `flexiq_greedy`, `flexiq` | FlexiQ's channel groups, greedily and by the config's own search |
+"""
 
 import importlib
 
-from flexiq_jax.methods.base import Details, Method, Plan, Runnable, Shown, Start
+from flexiq_jax.methods.base import Details, Method, Plan, Runnable, Shown
 from flexiq_jax.methods.channel_groups import FlexiQ, FlexiQGreedy
 from flexiq_jax.methods.clado import Clado, CladoBlock, CladoDiagonal
 from flexiq_jax.methods.examples import Examples
@@ -10,6 +22,7 @@ from flexiq_jax.methods.hawq import Hawq
 from flexiq_jax.methods.mpqco import Mpqco
 from flexiq_jax.methods.quantune import Quantune
 from flexiq_jax.methods.random_plans import Random
+from flexiq_jax.methods.start import Start
 from flexiq_jax.methods.task import Task
 from flexiq_jax.methods.uniform import Uniform
 

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from flexiq_jax.methods import fusion
-from flexiq_jax.methods.base import Details, Shown, Start
+from flexiq_jax.methods.base import Details, Shown
 from flexiq_jax.methods.clado import matrix
 from flexiq_jax.methods.clado.losses import LayerLosses
 from flexiq_jax.methods.clado.suffixes import LOSSES
 from flexiq_jax.methods.layerwise import FLOAT
 from flexiq_jax.methods.programmed import Programmed, ProgramSettings
+from flexiq_jax.methods.start import Start
 from flexiq_jax.methods.task import Task
 from flexiq_jax.quant.quantizer import check_one_of
 from flexiq_jax.runs import plots

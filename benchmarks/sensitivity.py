@@ -7,7 +7,7 @@ images, in float32 with fake quantization, and take turns in every round:
 
 | way | |
 |---|---|
-| `sensitivity` | `methods.sensitivity`: all singles and pairs, what they share run once |
+| `sensitivity` | `methods.clado.losses`: all singles and pairs, what they share run once |
 | `ordinary` | one jitted forward pass that takes the choice of all layers, for some of the pairs |
 
 An ordinary pass costs the same for every pair, so a sample tells its speed. Ratios are of times in
@@ -35,8 +35,8 @@ from benchmarks import loading
 from experiments.shared import setup
 from flexiq_jax import data, graph, models
 from flexiq_jax.methods import layerwise
-from flexiq_jax.methods.sensitivity import Sensitivity
-from flexiq_jax.methods.suffixes import cross_entropy
+from flexiq_jax.methods.clado.losses import LayerLosses
+from flexiq_jax.methods.examples import Examples, cross_entropy
 from flexiq_jax.network import Network
 from flexiq_jax.quant import calibration, selectable
 from flexiq_jax.runs import process
@@ -112,9 +112,7 @@ def measure(
     RuntimeError: the losses are not the same.
   """
   network, stacks, names = loaded.network, loaded.stacks, loaded.names
-  ours = Sensitivity(
-    *(network.apply, network.params, network.layers, stacks, names), block=len(loaded.images)
-  )
+  ours = LayerLosses(network, stacks, names, block=len(loaded.images))
   plain, widths = ordinary(loaded), len(stacks.bits)
   options = [*itertools.product(names, stacks.bits)]
   pairs = [
@@ -130,7 +128,7 @@ def measure(
   found, expected = None, np.zeros(0)
   for i in range(rounds + 1):
     start = time.perf_counter()
-    found = ours.measure(loaded.images, loaded.labels)
+    found = ours.measure(Examples(loaded.images, loaded.labels))
     middle = time.perf_counter()
     expected = np.array([np.asarray(plain(choice), np.float64).mean() for choice in choices])
     end = time.perf_counter()

@@ -156,7 +156,7 @@ def mobile(name: str, model: str, weights: str, arg: str | None) -> config_dict.
 
 
 def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
-  """The fields of the experiment `compare`, on the model of another config.
+  """A table of runs of the experiment `compare`, on the model of another config.
 
   Args:
     of: the config's name.
@@ -166,13 +166,15 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
     config = importlib.import_module(f"configs.{of}").get_config(arg)
   except ModuleNotFoundError:
     raise ValueError(f"config argument of={of!r}: there is no configs/{of}.py") from None
-  config.experiment = "compare"
+  config.experiment = "table"
+  # Which runs: those of a job, one for each seed.
+  config.table = config_dict.create(job="compare", seeds=(0, 1, 2))
   small = config.name.endswith("_runlocal")
   config.name = f"compare_{of}" + ("_runlocal" if small else "")
   config.comparison = config_dict.create(
-    seeds=(0, 1, 2),
-    # Tables and methods: see experiments/comparison/sections.py and experiments/compare.py.
-    sections=("main", "clado_tensor", "clado_channel", "wide", "float8"),
+    # See experiments/comparison/tables.py and flexiq_jax/methods/__init__.py; other methods are
+    # named as package.module:Class.
+    tables=("main", "clado_tensor", "clado_channel", "wide", "float8"),
     methods=(
       *("flexiq_greedy", "flexiq", "uniform", "quantune", "random"),
       *("clado", "clado_block", "clado_diagonal", "mpqco", "hawq"),
@@ -198,9 +200,9 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
     time_limit=60.0,
   )
   if small:
+    config.table.seeds = (0,)
     config.comparison.update(
-      seeds=(0,),
-      sections=("main", "clado_tensor", "float8"),
+      tables=("main", "clado_tensor", "float8"),
       averages=(5.0, 6.0),
       sizes=(0.5,),
       int8_shares=(0.5, 1.0),

@@ -2,14 +2,15 @@
 
 The post-training part of FlexiQ's comparison (EuroSys 2026, Table 5), whose numbers per model are
 not public, and CLADO's own experiment (weights of 2, 4 and 8 bits over a range of sizes). Weights
-and images come from $FLEXIQ_DATA; experiments/compare.py says what the methods and columns are.
+and images come from $FLEXIQ_DATA; flexiq_jax/methods/__init__.py says what
+the methods are, experiments/compare.py what the columns.
 
     python run.py --config=configs/compare_cifar10.py
     python run.py --config=configs/compare_cifar10.py:of=resnet56_cifar10
 
 ResNet-20, float top-1 91.7 %. On two busy CPU cores 25 minutes a seed for the main table, 9
 for 8 bits and floating point, and over an hour for one of CLADO's own;
-`--config.comparison.sections="('main',)"` runs some of them.
+`--config.comparison.tables="('main',)"` runs some of them.
 """
 
 from configs import common

@@ -1,20 +1,9 @@
 """Ways to spend bits beside each other: FlexiQ and the layer-wise methods at equal budgets.
 
-The paper's Table 5 in its post-training part. All methods share the float model, the calibration
-images and the quantizer (per-channel weights, ranges by the config);
-experiments/comparison/sections.py says
-which tables there are.
-
-| method | what it is |
-|---|---|
-| `float`, `uniform` | no quantization; every layer at the same bits |
-| `random` | random layers at more bits while the budget lasts; mean of several plans |
-| `clado` | CLADO: pairs of layers by their measured losses, projected, solved |
-| `clado_block`, `clado_diagonal` | the same with interactions inside of blocks only; with none |
-| `mpqco` | MPQCO's gradient metric |
-| `hawq` | HAWQ-v3's traces of the Hessian; layers that meet in an addition are tied |
-| `quantune` | QuantuneV2: two runs, the best form of the graph |
-| `flexiq_greedy`, `flexiq` | FlexiQ's channel groups, greedily and by the config's own search |
+The paper's Table 5 in its post-training part, for one seed, `config.seed`. All methods share the
+float model, the calibration images and the quantizer (per-channel weights, ranges by the config);
+experiments/comparison/tables.py says which tables there are. Which methods: those that
+`config.comparison.methods` names, as in `flexiq_jax.methods.METHODS` or as `package.module:Class`.
 
 Columns beside the usual ones: `relative` (top-1 in % of float), `bitops` (G per image, MACs times
 bits of both operands), `size` (MB of 2^20 bytes; FlexiQ stores 8-bit codes whatever it runs at),
@@ -24,151 +13,169 @@ all share, not counted), `gap` (of the solver), `missed` (1 where the average bi
 that, or more bits promise nothing).
 """
 
+import dataclasses
 import functools
-import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from experiments import curve as base_experiment
-from experiments.comparison import sections, summary
-from experiments.comparison.bit_plans import Planner
-from experiments.comparison.measured import Measured
-from experiments.comparison.rows import Model, Table
-from experiments.comparison.sections import Section
-from experiments.shared import reporting, setup
-from experiments.shared.checks import field
+from experiments import curve
+from experiments.comparison.report import collect
+from experiments.comparison.rows import Evaluator, TableRows
+from experiments.comparison.tables import Table, settings_of, tables_of
+from experiments.shared import setup
+from experiments.shared.checks import field, require
 from experiments.shared.stages import Stages
 from flexiq_jax import data
+from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.methods import Examples, Start
 from flexiq_jax.methods.layerwise import FLOAT
-from flexiq_jax.runs import distributed, files, process, report
+from flexiq_jax.methods.task import sizes
+from flexiq_jax.runs import distributed, process
 from flexiq_jax.runs.workdir import Workdir
+
+__all__ = ["collect", "describe", "prepare", "run"]
 
 
 def describe(config) -> str:
   """The layer table of a config's model, without weights or data."""
-  sections.of(config)
-  return base_experiment.describe(config)
+  _check(config)
+  return curve.describe(config)
 
 
 def prepare(config) -> setup.Inputs:
   """Checks a config and opens weights and data; nothing is written."""
-  sections.of(config)
   _check(config)
-  return base_experiment.prepare(config)
+  return curve.prepare(config)
 
 
 def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
-  """Runs the comparison; arguments and result as `experiments.curve.run`."""
-  started, config = time.monotonic(), inputs.config
+  """Runs the comparison of one seed; arguments and result as `experiments.curve.run`."""
+  started = time.monotonic()
   workdir.event("start", command=command, **process.describe())
-  model = Model(config, inputs)
-  _float_row(model, workdir)
-  for seed in config.comparison.seeds:
-    one = _Seed(model, workdir.path / f"seed{seed}", workdir, seed)
-    for section in sections.of(config):
-      one.section(section)
+  one = _Run(inputs, workdir)
+  one.float_row()
+  for table in one.tables:
+    one.add(table)
   workdir.event("done", peak_memory=process.peak_memory())
-  seconds = time.monotonic() - started
-  path = summary.write(config, inputs, workdir, command, seconds)
-  report.print_results(workdir.rows(), title=f"comparison, {reporting.title(config)}")
+  path = collect(inputs, [workdir], workdir, command, time.monotonic() - started)
   workdir.finish()
   return path
 
 
-def _float_row(model: Model, workdir: Workdir) -> None:
-  """The row of the float model."""
-  if workdir.has("float", None, None):
-    return
-  right = model.evaluate("float", model.network.float)
-  workdir.row(
-    *("float", None, None),
-    **{"top1": 100 * right.mean(), "drop_float": 0.0, "relative": 100.0, "avg_bits": 32.0},
-    images=len(right),
-    **model.sizes({}, FLOAT, FLOAT),
-  )
+class _Run:
+  """All rows of a run; it calibrates when the first one is missing."""
 
+  def __init__(self, inputs: setup.Inputs, workdir: Workdir):
+    self._config, self._inputs, self._workdir = inputs.config, inputs, workdir
+    self.tables = tables_of(inputs.config)
+    self._stages = Stages(inputs, workdir)
+    self._evaluator = Evaluator(inputs, self._stages.network, self.tables)
+    self._orders: dict[bool, AdaptiveModel] = {}
 
-class _Seed:
-  """All rows of one seed; it calibrates when the first one is missing."""
-
-  def __init__(self, model: Model, folder: Path, workdir: Workdir, seed: int):
-    self._model, self._folder, self._workdir, self._seed = model, folder, workdir, seed
-    self._config = model.config.copy_and_resolve_references()
-    self._config.seed = seed
-
-  @functools.cached_property
-  def _stages(self) -> Stages:
-    self._folder.mkdir(exist_ok=True)
-    return Stages(config=self._config, inputs=self._model.inputs, workdir=Workdir(self._folder))
-
-  @functools.cached_property
-  def _measured(self) -> Measured:
-    """What this seed draws and calibrates, once for all sections."""
-    model, inputs = self._model, self._model.inputs
-    calibrated = self._stages.calibrated
-    images = np.concatenate([*calibrated.batches])
-    return Measured(
-      calibrated=calibrated,
-      apply=model.apply,
-      params=model.params,
-      selectable=inputs.selectable,
-      images=images,
-      labels=_labels(self._config, inputs),
-      sensitivity=min(len(images), self._config.comparison.images or len(images)),
-      seed=self._seed,
+  def float_row(self) -> None:
+    """The row of the float model."""
+    if self._workdir.has("float", None, None):
+      return
+    right = self._evaluator.correct("float", self._stages.network.float)
+    self._workdir.row(
+      *("float", None, None),
+      **{"top1": 100 * right.mean(), "drop_float": 0.0, "relative": 100.0, "avg_bits": 32.0},
+      images=len(right),
+      **sizes(self._stages.network.layers, {}, FLOAT, FLOAT),
     )
 
-  def section(self, section: Section) -> None:
+  def add(self, table: Table) -> None:
     """All rows of one table that are not there yet."""
     missing = [
-      (method, budget)
-      for method in section.methods
-      for budget in section.budgets
-      if not self._workdir.has(section.label(method), section.ratio(budget), self._seed)
+      (name, budget)
+      for name in table.methods
+      for budget in table.budgets
+      if not self._workdir.has(table.label(name), table.ratio(budget), self._config.seed)
     ]
     if not missing:
       return
-    measured, part, folder = self._measured, self._config.comparison, self._folder / section.name
-    planner = Planner(part, measured, section, folder, self._stages.workdir)
-    table = Table(self._model, self._workdir, self._stages, measured, planner)
-    for method, budget in missing:
-      table.row(method, budget)
-    if "quantune" in dict(missing):
-      lists = summary.quantune_lists(planner, section.budgets)
-      files.write_text(folder / "quantune.json", json.dumps(lists, indent=2) + "\n")
+    start = self._start(table)
+    rows = TableRows(table, start, self._evaluator)
+    asked = {
+      name: table.methods[name](start, settings_of(self._config.comparison, table.methods[name]))
+      for name in dict(missing)
+    }
+    for name, budget in missing:
+      rows.add(asked[name], budget)
 
-
-def _labels(config, inputs: setup.Inputs) -> np.ndarray:
-  """Labels of the calibration images, int32 `[n]`, in the order of their batches."""
-  part = config.calibration
-  indices = data.calibration_indices(inputs.calibration, part.images, config.seed)
-  with field("config.calibration", part):
-    batches = data.batches(
-      inputs.calibration, inputs.settings.preprocess, part.batch_size, indices=indices
+  def _start(self, table: Table) -> Start:
+    folder = self._workdir.path / table.name
+    folder.mkdir(exist_ok=True)
+    apply, params = self._stages.unfolded
+    used = self._config.comparison.images or len(self._x)
+    return Start(
+      task=table,
+      table=table.name,
+      calibrated=self._stages.calibrated,
+      apply=apply,
+      params=params,
+      names=self._inputs.selectable,
+      x=self._x,
+      examples=Examples(self._x[:used], self._labels[:used]),
+      seed=self._config.seed,
+      workdir=self._workdir,
+      folder=folder,
+      order=self._order,
+      training=self._training,
     )
+
+  @functools.cached_property
+  def _x(self) -> np.ndarray:
+    return np.concatenate([*self._stages.calibrated.batches])
+
+  @functools.cached_property
+  def _labels(self) -> np.ndarray:
+    """Labels of the calibration images, int32 `[n]`, in the order of their batches."""
+    batches = self._inputs.calibration_batches()
     return np.concatenate([batch.labels[batch.mask] for batch in batches]).astype(np.int32)
+
+  def _training(self, batch_size: int, epoch: int) -> Iterator[Examples]:
+    """Full batches of all training images, shuffled by seed and epoch."""
+    source, preprocess = self._inputs.calibration, self._inputs.settings.preprocess
+    order = np.random.default_rng((self._config.seed, epoch)).permutation(len(source))
+    order = order[: len(order) // batch_size * batch_size]
+    with field("config.calibration", self._config.calibration):
+      for batch in data.batches(source, preprocess, batch_size, indices=order):
+        yield Examples(batch.images, batch.labels)
+
+  def _order(self, greedy: bool) -> tuple[AdaptiveModel, float | None]:
+    """FlexiQ's model, kept as a recipe, and the forward passes of a search that was made."""
+    settings, forwards = self._inputs.settings, None
+    if greedy not in self._orders:
+      search = settings.search
+      if greedy:
+        search = dataclasses.replace(search, method="greedy")
+      path, done = Path("recipes") / f"{search.method}.json", len(self._selected())
+      self._orders[greedy] = self._stages.select(path, settings.groups, search)
+      if selected := self._selected()[done:]:  # not read back
+        forwards = selected[-1].get("forwards", 0.0)
+    return self._orders[greedy], forwards
+
+  def _selected(self) -> list[dict]:
+    return self._workdir.events("selected")
 
 
 def _check(config) -> None:
+  require(config, "comparison", "configs/compare_cifar10.py:of=NAME")
   part = config.comparison
   if distributed.several():
     raise ValueError("config.experiment: 'compare' runs in one process; start it without srun")
   if config.weights == "train" or config.recipe:
     raise ValueError("config.weights, config.recipe: a comparison takes pretrained weights")
-  for name in ("random_plans", "block"):
-    if isinstance(part[name], bool) or not isinstance(part[name], int) or part[name] < 1:
-      raise ValueError(f"config.comparison.{name}: {part[name]!r} is not a positive integer")
   most = config.calibration.images
   if isinstance(part.images, bool) or part.images not in range(most + 1):
     raise ValueError(
       f"config.comparison.images: {part.images!r}; 0 (all) to config.calibration.images, "
       f"{most}, are accepted"
     )
-  if isinstance(part.probes, bool) or not isinstance(part.probes, int) or part.probes < 2:
-    raise ValueError(f"config.comparison.probes: {part.probes!r}; at least 2 are accepted")
-  if not part.time_limit > 0:
-    raise ValueError(f"config.comparison.time_limit: {part.time_limit!r}; seconds above 0")
-  if part.loss not in ("cross_entropy", "kl"):
-    raise ValueError(f"config.comparison.loss: {part.loss!r} is not one of cross_entropy, kl")
+  for table in tables_of(config):
+    for method in table.methods.values():
+      settings_of(part, method)

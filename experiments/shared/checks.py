@@ -12,8 +12,7 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 from flexiq_jax import data, models
-from flexiq_jax.quant.calibration import RangeSettings
-from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant import LowSettings, RangeSettings
 from flexiq_jax.search import METHODS, SearchSettings
 from flexiq_jax.training import TrainSettings
 

@@ -31,8 +31,7 @@ from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.calibrated import Calibrated, Grouped, Observations, calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import recipe as recipes
-from flexiq_jax.quant.calibration import BINS, Values
-from flexiq_jax.quant.grouping import LowSettings
+from flexiq_jax.quant import BINS, LowSettings, Values
 from flexiq_jax.runs import checkpoint, distributed
 from flexiq_jax.runs.checkpoint import Checkpoints
 from flexiq_jax.runs.files import to_plain
@@ -62,14 +61,19 @@ class Stages:
   @functools.cached_property
   def network(self) -> Network:
     """The float model; where the config says so it is trained, which is a stage."""
-    module, params = self.inputs.module, self.inputs.params
-    apply, _ = models.functional(module)
-    if params is None:
-      module = self.inputs.build()
-      if self.config.weights == "train":
-        self._train(module)
-      apply, params = models.functional(module)
-    return Network(apply, params, jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32))
+    shape = self.inputs.module.input_shape
+    return Network(*self.unfolded, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+
+  @functools.cached_property
+  def unfolded(self) -> tuple[models.Apply, Any]:
+    """The float model as `(apply, params)`, batch norm unfolded."""
+    apply, _ = models.functional(self.inputs.module)
+    if self.inputs.params is not None:
+      return apply, self.inputs.params
+    module = self.inputs.build()
+    if self.config.weights == "train":
+      self._train(module)
+    return models.functional(module)
 
   @functools.cached_property
   def calibrated(self) -> Calibrated:

@@ -25,8 +25,7 @@ from typing import Any, Literal, get_args
 from jax.extend.core import JaxprEqn
 from jax.extend.core import Literal as Constant
 
-from flexiq_jax.graph.origins import aval
-from flexiq_jax.graph.trace import Traced
+from flexiq_jax.graph import Traced, aval
 
 Grouping = Literal["unfused", "norm", "activation", "residual"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)

@@ -6,69 +6,157 @@ A layer's loss of accuracy is modelled by the curvature of the loss and the erro
 
 and an integer linear program chooses bits of least sum Omega under limits of size, BitOPs and
 latency. Layers that meet in a residual addition without an operation in between (the convolution of
-the main branch that downsamples, and that of the shortcut) are tied.
+the main branch that downsamples, and that of the shortcut) are tied. The weights alone are looked
+at; activations stay in floating point.
 
 | symbol | meaning |
 |---|---|
-| I | layers |
+| I | layers to choose for |
+| B | bit widths |
 | H_ii | Hessian of the loss by the weights of layer i |
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-from flexiq_jax.methods.program import Choices, Problem
+from flexiq_jax import graph
+from flexiq_jax.methods.examples import Examples, cross_entropy
+from flexiq_jax.methods.layerwise import Stacks
+from flexiq_jax.methods.program import Choices
+from flexiq_jax.methods.programmed import Programmed, ProgramSettings, check_positive
+from flexiq_jax.network import Network
 
 Array = Any
 
 
-@struct.dataclass
-class Trace:
-  """Estimated traces.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HawqSettings(ProgramSettings):
+  """What HAWQ-v3 is told.
 
   Attributes:
-    value: like the parameters, a float32 scalar for each: the trace of its block of the Hessian.
-    error: the same of standard errors.
+    probes: random vectors of the trace.
   """
 
-  value: Any
-  error: Any
+  probes: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_probes(self.probes)
 
 
-def hutchinson(
-  key: Array, loss: Callable[[Any], Array], params: Any, probes: int, *, batch: int = 8
-) -> Trace:
-  """Traces of the Hessian's diagonal blocks, one for each parameter (Hutchinson's estimator).
+class Hawq(Programmed):
+  """Traces of the Hessian times errors of the weights."""
+
+  name = "hawq"
+  Settings = HawqSettings
+
+  @functools.cached_property
+  def choices(self) -> Choices:
+    """The options; layers whose results meet in an addition are tied."""
+    return dataclasses.replace(self.start.choices, tied=self.tied())
+
+  def measured(self) -> np.ndarray:
+    """`omega`, and nothing where layers are in floating point."""
+    start = self.start
+    value = self.measure(4.0 * self.settings.probes * start.share, self._traces)
+    errors = squared_errors(start.network, start.stacks, start.choices.names)
+    return start.with_float(omega(value, errors))
+
+  def _traces(self) -> np.ndarray:
+    """Kept in a file of the run: they are of the float model, so of all tasks."""
+    start = self.start
+    path = start.workdir.path / "hawq.npz"
+    if not path.is_file():
+      found = mean_traces(
+        *(jax.random.key(start.seed), start.network, start.examples, start.choices.names),
+        probes=self.settings.probes,
+        block=self.settings.block,
+      )
+      np.savez(path, names=start.choices.names, trace=found.value, error=found.error)
+    return np.load(path)["trace"]
+
+  def tied(self) -> tuple[tuple[str, ...], ...]:
+    """Layers whose results meet in an addition with nothing but a norm between."""
+    found, tied = self.start.operations, []
+    for operation in found:
+      if operation.kind == "add":
+        ends = [found[p] for p in operation.inputs]
+        ends = [found[o.inputs[0]] if o.kind == "norm" else o for o in ends]
+        if len(names := [o.layer for o in ends if o.layer in self.start.names]) == 2:
+          tied.append(tuple(names))
+    return tuple(tied)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanTraces:
+  """Traces of the Hessian's blocks by layer, divided by the number of weights.
+
+  Attributes:
+    value: float64 `[I]`.
+    error: float64 `[I]`, their standard errors.
+  """
+
+  value: np.ndarray
+  error: np.ndarray
+
+
+def mean_traces(
+  key: Array,
+  network: Network,
+  examples: Examples,
+  names: Sequence[str],
+  *,
+  probes: int = 8,
+  block: int = 64,
+) -> MeanTraces:
+  """Traces of the cross-entropy's Hessian, by Hutchinson's estimator (`trace_sample`).
+
+  Each block of examples has random vectors of its own, which is worth more than all examples for
+  each vector. The standard error is that of the estimator; it knows nothing of other examples.
 
   Args:
     key: typed random key.
-    loss: parameters -> scalar; differentiable twice.
-    params: pytree of floating-point arrays.
-    probes: number of random vectors; the standard error falls with its square root.
-    batch: how many of them are computed at once; memory grows with it, the estimate does not.
+    network: the float model.
+    examples: of the training set.
+    names: which layers.
+    probes: random vectors for each block; all of them cost about four forward passes over the
+      examples each.
+    block: examples in one pass.
 
   Raises:
-    ValueError: fewer than two probes, which show no error; parameters that are no floats.
+    ValueError: fewer than two probes, no example in a block, or an unknown layer.
   """
   check_probes(probes)
-  leaves, structure = jax.tree.flatten(params)
-  for leaf in leaves:
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-      raise ValueError(f"params: an array of {jnp.result_type(leaf)}; expected floating point only")
+  check_positive("block", block)
+  size = np.array([network.layer(name).params for name in names], np.float64)
 
-  def sample(key: Array) -> list[Array]:
-    return jax.tree.leaves(trace_sample(key, loss, params))
+  def loss(weights, params, x, y, share):
+    rule = lambda layer, x, w, contract: contract(x, weights.get(layer.name, w))
+    logits = graph.with_rule(network.apply, rule)(params, x)
+    return (cross_entropy(logits, y) * share).sum()
 
-  samples = jax.lax.map(sample, jax.random.split(key, probes), batch_size=min(batch, probes))
-  return Trace(
-    value=jax.tree.unflatten(structure, [s.mean() for s in samples]),
-    error=jax.tree.unflatten(structure, [s.std(ddof=1) / probes**0.5 for s in samples]),
-  )
+  @jax.jit
+  def sample(key, weights, params, x, y, share):
+    sums = trace_sample(key, lambda w: loss(w, params, x, y, share), weights)
+    return jnp.stack([sums[name] for name in names])
+
+  weights = {name: network.weights[name] for name in names}
+  value, variance = np.zeros(len(names)), np.zeros(len(names))
+  for number, (x, y, used) in enumerate(examples.blocks(block)):
+    share = used.astype(np.float32) / np.float32(len(examples))
+    keys = jax.random.split(jax.random.fold_in(key, number), probes)
+    samples = [
+      np.asarray(sample(k, weights, network.params, x, y, share), np.float64) for k in keys
+    ]
+    value += np.mean(samples, axis=0)
+    variance += np.var(samples, axis=0, ddof=1) / probes
+  return MeanTraces(value / size, np.sqrt(variance) / size)
 
 
 def trace_sample(key: Array, loss: Callable[[Any], Array], params: Any) -> Any:
@@ -88,12 +176,12 @@ def trace_sample(key: Array, loss: Callable[[Any], Array], params: Any) -> Any:
 
 def check_probes(probes: int) -> None:
   """Refuses fewer than two, which show no error."""
-  if probes < 2:
-    raise ValueError(f"probes: {probes}; expected at least 2")
+  if isinstance(probes, bool) or not isinstance(probes, int) or probes < 2:
+    raise ValueError(f"probes: {probes!r}; at least 2 are accepted")
 
 
 def omega(mean_trace: np.ndarray, squared_error: np.ndarray) -> np.ndarray:
-  """Sensitivities, float64 `[n]`, an objective for `Problem`.
+  """Sensitivities, float64 `[n]`, an objective for `program.Problem`.
 
   Args:
     mean_trace: float `[I]`, trace of the Hessian by the layer's weights, per weight.
@@ -115,30 +203,12 @@ def omega(mean_trace: np.ndarray, squared_error: np.ndarray) -> np.ndarray:
   return (mean_trace[:, None] * squared).ravel()
 
 
-def size_megabytes(parameters: Sequence[int], bits: Sequence[int]) -> np.ndarray:
-  """Size of the weights, float64 `[I, B]`, in MB of 2^20 bytes."""
-  return np.multiply.outer(np.asarray(parameters, np.float64), bits) / 8 / 2**20
-
-
-def bit_operations(macs: Sequence[float], bits: Sequence[int]) -> np.ndarray:
-  """Bit operations in units of a 32 by 32 bit MAC, float64 `[I, B]`: MACs * (b / 32)^2.
-
-  Weights and activations have b bits both. The unit is HAWQ's: an 8-bit MAC counts 1 / 16.
-  """
-  return np.multiply.outer(np.asarray(macs, np.float64), np.square(bits) / 1024.0)
-
-
-def problem(
-  choices: Choices, mean_trace: np.ndarray, squared_error: np.ndarray, shares: Mapping[str, float]
-) -> Problem:
-  """HAWQ-v3's program.
-
-  Args:
-    choices: the layers and their costs; the same number of bit widths for each.
-    mean_trace: see `omega`.
-    squared_error: see `omega`, in the order of `choices.bits`.
-    shares: name of a cost -> where its limit is between all layers at their lowest bits (0) and all
-      at their highest (1); the paper takes 0.25, 0.5 and 0.75.
-  """
-  limits = {cost: choices.between(cost, share) for cost, share in shares.items()}
-  return Problem(choices=choices, objective=omega(mean_trace, squared_error), limits=limits)
+def squared_errors(network: Network, stacks: Stacks, names: Sequence[str]) -> np.ndarray:
+  """|W - Q_b(W)|^2 summed over each of some layers, float64 `[I, B]`."""
+  out = np.empty((len(names), len(stacks.bits)))
+  for i, name in enumerate(names):
+    w, stack = np.asarray(network.weights[name], np.float64), stacks.stack(name)
+    for k in range(len(stacks.bits)):
+      rounded = stack.dequantized(network.layer(name), k)
+      out[i, k] = np.square(w - np.asarray(rounded, np.float64)).sum()
+  return out

@@ -2,7 +2,7 @@
 
     stacks = layerwise.create(layers, weights, values, ranges, bits=(2, 4, 8))
     model = layerwise.Layerwise(apply, params, stacks)
-    logits = model.exact({"conv1": 8, "conv2": 2, ...}, images)
+    logits = model.exact({"conv1": 8, "conv2": 2, ...}, x)
 
 Every layer keeps its weight codes at all widths, stacked. A *choice* is one number for each layer,
 the position of its width in `bits`, or `len(bits)` for float; it is a traced array, so that no
@@ -32,8 +32,8 @@ import numpy as np
 from flax import struct
 
 from flexiq_jax.graph import Apply, Layer, closest, with_rule
-from flexiq_jax.quant import quantizer, rules
-from flexiq_jax.quant.calibration import RangeSettings, Values, quantize_layer
+from flexiq_jax.quant import RangeSettings, Values, quantizer, rules
+from flexiq_jax.quant.calibration import quantize_layer
 
 Array = Any
 
@@ -57,6 +57,11 @@ class Stack:
   x_scale: Array
   x_range: Array
   signed: bool = struct.field(pytree_node=False)
+
+  def dequantized(self, layer: Layer, k: Array) -> Array:
+    """The layer's weights at width number `k`, float32 `w_shape`."""
+    codes = layer.canonical(self.w[k].astype(jnp.float32))
+    return layer.native(codes * self.w_scale[k].reshape(layer.groups, 1, 1, -1))
 
 
 @struct.dataclass

@@ -30,8 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flexiq_jax import graph
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Space
-from flexiq_jax.quant import rules
-from flexiq_jax.quant.quantizer import check_one_of
+from flexiq_jax.quant import check_one_of, rules
 from flexiq_jax.search.memory import GIB, fit_block, memory_of
 
 Array = Any

@@ -5,7 +5,7 @@ import itertools
 import math
 from typing import Literal
 
-from flexiq_jax.quant.quantizer import check_one_of
+from flexiq_jax.quant import check_one_of
 from flexiq_jax.search.fitness import DISTANCES
 
 METHODS = ("greedy", "gram", "evolution")

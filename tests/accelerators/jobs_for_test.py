@@ -12,7 +12,10 @@ from flax import nnx
 from flexiq_jax import calibrated, data, deploy, models
 from flexiq_jax.calibrated import Calibrated, Observations
 from flexiq_jax.deploy.runner import SIZES
-from flexiq_jax.methods import curvature, layerwise, quantune_runs, sensitivity
+from flexiq_jax.methods import hawq, layerwise, mpqco
+from flexiq_jax.methods.clado.losses import LayerLosses
+from flexiq_jax.methods.examples import Examples
+from flexiq_jax.methods.quantune import runs
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Space
 from flexiq_jax.quant import calibration, rules
@@ -166,12 +169,12 @@ def layer_bits(m: Made, platform: str) -> None:
   several.exact(bits, m.images)
   several.simulated(bits, m.images)
   names = [layer.name for layer in network.layers][-2:]
-  model = (network.apply, network.params, network.layers)
-  sensitivity.Sensitivity(*model, stacks, names, block=2).measure(m.images, m.labels)
-  curvature.mean_traces(jax.random.key(0), *model, m.images, m.labels, probes=2)
-  curvature.relative_logits(*model, stacks, m.images, m.labels)
+  examples = Examples(m.images, m.labels)
+  LayerLosses(network, stacks, names, block=2).measure(examples)
+  hawq.mean_traces(jax.random.key(0), network, examples, stacks.names, probes=2)
+  mpqco.relative_logits(network, stacks, examples, stacks.names)
   rule = rules.uniform_rule(m.calibrated.base, network.platform)
-  quantune_runs.measure(network.apply, network.params, rule, [m.images])
+  runs.measure(network.apply, network.params, rule, [m.images])
 
 
 def serve(m: Made, platform: str, implementation: str | None = None) -> None:

@@ -2,17 +2,21 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from configs import compare_cifar10, compare_imagenet
+from experiments import compare
+from flexiq_jax.runs.workdir import Workdir
 from tests.runs_for_test import compiled, start
 
 CONFIG = (
   "--config=configs/compare_cifar10.py:runlocal",
   "--config.model_args=width=8,depths=(1,)",
+  "--config.experiment=compare",  # one run, not a table of several
 )
 __all__ = ["compiled"]
 
@@ -23,7 +27,7 @@ def rows(workdir):
 
 
 def events(workdir, name):
-  lines = (workdir / "seed0" / "metrics.jsonl").read_text().splitlines()
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return [e for e in map(json.loads, lines) if e["event"] == name]
 
 
@@ -55,11 +59,11 @@ def test_columns(finished):
     assert float(row["drop_float"]) == pytest.approx(float(base["top1"]) - top1)
     assert float(row["relative"]) == pytest.approx(100 * top1 / float(base["top1"]))
     assert row["images"] == "64"
-    if row["section"] == "main":
+    if row["table"] == "main":
       budget, bits = 8 - 4 * float(row["ratio"]), float(row["avg_bits"])
       assert (row["missed"] == "1.0") == (abs(bits - budget) > 0.05)
       assert bits <= budget + 0.05
-    if row["section"] == "float8":
+    if row["table"] == "float8":
       share = (32 - float(row["avg_bits"])) / 24
       assert (row["missed"] == "1.0") == (abs(share - float(row["ratio"])) > 0.05)
       assert share >= float(row["ratio"]) - 1e-9
@@ -82,7 +86,7 @@ def test_columns(finished):
 def test_equal_plans_have_equal_rows(finished):
   """Where a method keeps all layers at the lowest bits it is any other that does."""
   workdir, _ = finished
-  plans = json.loads((workdir / "seed0/main/plans.json").read_text())
+  plans = json.loads((workdir / "main/plans.json").read_text())
   top1 = {(r["method"], r["ratio"]): r["top1"] for r in rows(workdir)}
   seen = {}
   for method, of in plans.items():
@@ -99,8 +103,9 @@ def test_files_and_report(finished):
   pictures = {
     f"{s}{kind}.png" for s in ("main", "clado_tensor") for kind in ("", "_bits", "_matrix")
   } | {"float8.png", "float8_bits.png"}
-  others = {"config.json", "finished", "metrics.jsonl", "report.md", "results.csv", "seed0"}
-  assert names == pictures | others
+  others = {"config.json", "finished", "metrics.jsonl", "report.md", "results.csv"}
+  kept = {"calibration", "recipes", "search.csv", "hawq.npz", "main", "clado_tensor", "float8"}
+  assert names == pictures | others | kept
   text = (workdir / "report.md").read_text()
   for said in (
     "## main: 4 and 8 bits",
@@ -115,17 +120,17 @@ def test_files_and_report(finished):
   ):
     assert said in text
   assert "as much as" in ended.out  # the cost of CLADO's losses, before they are measured
-  lists = json.loads((workdir / "seed0/main/quantune.json").read_text())
+  lists = json.loads((workdir / "main/quantune.json").read_text())
   assert [*lists["lists"]] == ["unfused", "norm", "activation", "residual"]
   assert sum(p["chosen"] for p in lists["plans"]) == 2
-  lists = json.loads((workdir / "seed0/float8/quantune.json").read_text())
+  lists = json.loads((workdir / "float8/quantune.json").read_text())
   assert lists["pair"] == [8, 32]
   assert {b for p in lists["plans"] for b in p["node_bits"]} == {8, 32}
 
 
 def test_plans_with_layers_in_floating_point(finished):
   workdir, _ = finished
-  plans = json.loads((workdir / "seed0/float8/plans.json").read_text())
+  plans = json.loads((workdir / "float8/plans.json").read_text())
   assert [*plans] == ["quantune", "clado_diagonal", "mpqco", "hawq"]
   assert {b for of in plans.values() for b in of["0.5"].values()} == {8, 32}
   assert all(b == 8 for of in plans.values() for b in of["1"].values())
@@ -181,6 +186,10 @@ def test_other_models_are_named():
   assert (config.name, config.model, config.data.name) == ("compare_resnet50", "resnet50", "folder")
   config = compare_cifar10.get_config("of=resnet56_cifar10,runlocal")
   assert (config.model, config.weights) == ("resnet56", "random")
+  assert (config.experiment, config.table.to_dict()) == (
+    "table",
+    {"job": "compare", "seeds": (0,)},
+  )
   with pytest.raises(ValueError, match=r"config argument of='resnet57': there is no configs/"):
     compare_cifar10.get_config("of=resnet57")
 
@@ -206,6 +215,83 @@ def test_refusals_write_nothing(tmp_path, changes, message):
 
 def test_correct_answers_are_kept(finished):
   workdir, _ = finished
-  right = np.load(workdir / "seed0/main/correct/uniform_0.500000.npy")
+  right = np.load(workdir / "main/correct/uniform_0.500000.npy")
   (row,) = [r for r in rows(workdir) if (r["method"], r["ratio"]) == ("uniform", "0.5")]
   assert 100 * right.mean() == pytest.approx(float(row["top1"]))
+
+
+# A method that is not ours, and several runs.
+
+TOYS = "tests.methods.toys_for_test"
+OWN = (
+  *CONFIG,
+  f"--config.comparison.methods=('{TOYS}:CheapestFirst','{TOYS}:TrainedBias','random','uniform')",
+  "--config.comparison.tables=('main','clado_tensor')",
+  "--config.comparison.averages=(6.0,)",
+)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, compiled):
+  """Two seeds, each a run."""
+  folders = [tmp_path_factory.mktemp(f"seed{seed}") for seed in (0, 1)]
+  for seed, folder in enumerate(folders):
+    ended = start(*OWN, f"--config.seed={seed}", f"--workdir={folder}", compiled)
+    assert (ended.status, ended.error) == (0, "")
+  return folders
+
+
+def test_methods_of_others_have_rows(own):
+  found = {(r["method"], r["ratio"]): r for r in rows(own[0])}
+  assert [*found] == [
+    ("float", ""),
+    ("uniform", "0.5"),
+    ("random", "0.5"),
+    ("cheapest_first", "0.5"),
+    ("trained_bias", "0.5"),
+    ("clado_tensor/random", "0.5"),
+    ("clado_tensor/cheapest_first", "0.5"),
+  ]
+  cheapest, trained = found["cheapest_first", "0.5"], found["trained_bias", "0.5"]
+  assert 4 <= float(cheapest["avg_bits"]) <= 6 and float(cheapest["forwards"]) == 0
+  assert cheapest["raised"] == "1.0"
+  assert (trained["avg_bits"], trained["forwards"], trained["missed"]) == ("8.0", "1.0", "1.0")
+  plans = json.loads((own[0] / "main/plans.json").read_text())
+  assert [*plans] == ["cheapest_first"]
+
+
+def test_methods_of_others_are_in_the_report(own):
+  text = (own[0] / "report.md").read_text()
+  assert "| cheapest_first | 6 " in text
+  assert "| cheapest_first - random | 6 | " in text
+  assert "| trained_bias | 6 \\* | 8.00 | " in text
+  assert "layers were sorted by their MACs." in text
+
+
+def test_several_runs_have_a_report_in_common(own, tmp_path, capsys):
+  config = compare_cifar10.get_config("runlocal")
+  config.model_args = "width=8,depths=(1,)"
+  config.comparison.update(
+    methods=(f"{TOYS}:CheapestFirst", f"{TOYS}:TrainedBias", "random", "uniform"),
+    tables=("main", "clado_tensor"),
+    averages=(6.0,),
+  )
+  inputs = compare.prepare(config)
+  joint = Workdir(tmp_path / "joint")
+  path = compare.collect(config, inputs, [*map(Workdir, own)], joint, "python run.py", 1.0)
+  assert path == tmp_path / "joint/report.md"
+  text = path.read_text()
+  each = [{(r["method"], r["ratio"]): r for r in rows(folder)} for folder in own]
+  top1 = [float(one["uniform", "0.5"]["top1"]) for one in each]
+  expected = f"{np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f}"
+  assert re.search(rf"\| uniform \| 6 \| [^|]* \| {expected} \|", text)
+  right = {
+    method: [np.load(f / f"main/correct/{method}_0.500000.npy").mean() for f in own]
+    for method in ("cheapest_first", "random")
+  }
+  mean = 100 * np.mean(np.subtract(right["cheapest_first"], right["random"]))
+  assert re.search(rf"\| cheapest_first - random \| 6 \| {mean:.2f} ± ", text)
+  assert "; seeds 2;" in text
+  pictures = {path.name for path in joint.path.glob("*.png")}
+  assert pictures == {f"{t}{kind}.png" for t in ("main", "clado_tensor") for kind in ("", "_bits")}
+  assert "comparison, " in capsys.readouterr().out

@@ -1,20 +1,42 @@
 """HAWQ-v3: the published bits of ResNet-18, and traces against exact Hessians."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from flexiq_jax.methods import Choices, hawq, solve
+from flexiq_jax.methods import hawq
+from flexiq_jax.methods.examples import Examples
+from flexiq_jax.methods.program import Choices, Problem, solve
 from tests.methods import hawq_resnet18 as resnet18
+from tests.methods import models_for_test as models
+from tests.methods.models_for_test import errors_of, run_with
+from tests.methods.program.programs_for_test import between
+from tests.methods.starts_for_test import made, resnet18_start
+
+BITS = (2, 4)
+NAMES = ("conv", "head")
+
+
+def size_megabytes(parameters, bits):
+  """Size of the weights, float64 `[I, B]`, in MB of 2^20 bytes."""
+  return np.multiply.outer(np.asarray(parameters, np.float64), bits) / 8 / 2**20
+
+
+def bit_operations(macs, bits):
+  """HAWQ's unit, a 32 by 32 bit MAC: MACs * (b / 32)^2, float64 `[I, B]`."""
+  return np.multiply.outer(np.asarray(macs, np.float64), np.square(bits) / 1024.0)
+
 
 CHOICES = Choices.create(
   resnet18.NAMES,
   resnet18.BITS,
   {
-    "size": hawq.size_megabytes(resnet18.PARAMETERS, resnet18.BITS),
-    "bops": hawq.bit_operations(resnet18.MACS, resnet18.BITS),
+    "size": size_megabytes(resnet18.PARAMETERS, resnet18.BITS),
+    "bops": bit_operations(resnet18.MACS, resnet18.BITS),
     "latency": resnet18.LATENCY,
   },
   tied=resnet18.TIED,
@@ -22,7 +44,10 @@ CHOICES = Choices.create(
 
 
 def program(shares):
-  return hawq.problem(CHOICES, resnet18.MEAN_TRACE, resnet18.SQUARED_ERROR, shares)
+  """Limits lie a share of the way from all layers at 4 bits to all at 8."""
+  limits = {cost: between(CHOICES, cost, share) for cost, share in shares.items()}
+  objective = hawq.omega(resnet18.MEAN_TRACE, resnet18.SQUARED_ERROR)
+  return Problem(choices=CHOICES, objective=objective, limits=limits)
 
 
 @pytest.mark.parametrize("solver", ["milp", "enumerate_all", "local_search"])
@@ -40,7 +65,7 @@ def test_published_bits_of_resnet18(cost, share, solver):
 def test_several_limits_hold_at_once():
   shares = {"size": 0.75, "bops": 0.5, "latency": 0.5}
   plan = solve(program(shares), "milp")
-  assert all(plan.costs[c] <= CHOICES.between(c, s) for c, s in shares.items())
+  assert all(plan.costs[c] <= between(CHOICES, c, s) for c, s in shares.items())
   assert plan.objective == pytest.approx(solve(program(shares), "enumerate_all").objective)
   assert plan.objective >= solve(program({"bops": 0.5})).objective
   assert all(plan.bits[a] == plan.bits[b] for a, b in resnet18.TIED)
@@ -52,6 +77,12 @@ def test_costs_of_uniform_bits(bits, published, bops):
   x = CHOICES.pick(dict.fromkeys(resnet18.NAMES, bits))
   assert CHOICES.costs["size"] @ x == pytest.approx(published - 0.5, abs=0.05)
   assert CHOICES.costs["bops"] @ x == pytest.approx(resnet18.MACS.sum() * bops)
+
+
+def test_layers_that_meet_in_an_addition_are_tied(tmp_path):
+  method = made(hawq.Hawq, resnet18_start(tmp_path))
+  assert method.tied() == (("layer2/0/conv2", "layer2/0/downsample/0"),)
+  assert method.choices.tied == method.tied()
 
 
 def test_omega_is_trace_times_error():
@@ -75,6 +106,14 @@ def test_omega_refuses(trace, error, message):
 # Traces.
 
 
+def hutchinson(key, loss, params, probes):
+  """(traces, their standard errors), each like the parameters, a number for each."""
+  sample = jax.jit(lambda key: hawq.trace_sample(key, loss, params))
+  samples = jax.lax.map(sample, jax.random.split(key, probes), batch_size=100)
+  value = jax.tree.map(lambda s: s.mean(), samples)
+  return value, jax.tree.map(lambda s: s.std(ddof=1) / probes**0.5, samples)
+
+
 def mlp_loss(params):
   x = jnp.linspace(-1, 1, 12).reshape(4, 3)
   hidden = jnp.tanh(x @ params["in"]["w"] + params["in"]["b"][None])
@@ -91,14 +130,14 @@ def mlp_params():
 
 def test_traces_of_a_network_are_within_their_errors():
   params = mlp_params()
-  found = hawq.hutchinson(jax.random.key(1), jax.jit(mlp_loss), params, 2000, batch=100)
+  value, error = hutchinson(jax.random.key(1), jax.jit(mlp_loss), params, 2000)
   flat, unflatten = ravel_pytree(params)
   own = jax.jit(jax.hessian(lambda x: mlp_loss(unflatten(x))))(flat)
   exact = jax.tree.map(jnp.sum, unflatten(jnp.diag(own)))
-  leaves = zip(*(jax.tree.leaves(t) for t in (found.value, found.error, exact)), strict=True)
-  for value, error, trace in leaves:
-    assert abs(trace) > 10 * error  # else the next line would show little
-    assert abs(value - trace) < 4 * error
+  leaves = zip(*(jax.tree.leaves(t) for t in (value, error, exact)), strict=True)
+  for one, off, trace in leaves:
+    assert abs(trace) > 10 * off  # else the next line would show little
+    assert abs(one - trace) < 4 * off
 
 
 def quadratic(matrix):
@@ -110,29 +149,83 @@ def test_standard_error_is_that_of_the_estimator():
   a = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
   matrix = a + a.T
   probes = 4000
-  found = hawq.hutchinson(jax.random.key(0), quadratic(matrix), jnp.zeros(8), probes)
+  value, error = hutchinson(jax.random.key(0), quadratic(matrix), jnp.zeros(8), probes)
   off = matrix - np.diag(np.diag(matrix))
-  assert found.error == pytest.approx((2 * (off**2).sum() / probes) ** 0.5, rel=0.1)
-  assert abs(found.value - np.trace(matrix)) < 4 * found.error
+  assert error == pytest.approx((2 * (off**2).sum() / probes) ** 0.5, rel=0.1)
+  assert abs(value - np.trace(matrix)) < 4 * error
 
 
 def test_diagonal_hessians_need_no_luck():
-  found = hawq.hutchinson(jax.random.key(3), lambda x: jnp.sum(x**3), jnp.arange(4.0), 3)
-  assert found.value == pytest.approx(6 * (0 + 1 + 2 + 3))
-  assert found.error == pytest.approx(0, abs=1e-5)
+  value, error = hutchinson(jax.random.key(3), lambda x: jnp.sum(x**3), jnp.arange(4.0), 3)
+  assert value == pytest.approx(6 * (0 + 1 + 2 + 3))
+  assert error == pytest.approx(0, abs=1e-5)
 
 
-def test_batches_do_not_change_the_estimate():
-  params = mlp_params()
-  one, many = (
-    hawq.hutchinson(jax.random.key(0), mlp_loss, params, 7, batch=batch) for batch in (1, 16)
+def test_squared_errors():
+  made, stacks = models.made(), models.layerwise_model(BITS).stacks
+  found = hawq.squared_errors(made.network, stacks, models.NAMES)
+  expected = [[np.square(e).sum() for e in errors_of(name, BITS)] for name in models.NAMES]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  some = hawq.squared_errors(made.network, stacks, ["head", "conv"])
+  np.testing.assert_array_equal(some, found[[5, 2]])
+
+
+def hessian(name, rows):
+  """Of the mean loss over images by one layer's weights, float64."""
+
+  def loss(w):
+    log_p = jax.nn.log_softmax(run_with({name: w}, models.made().images[rows]))
+    return -log_p[jnp.arange(len(log_p)), models.made().labels[rows]].mean()
+
+  w = models.made().network.weights[name]
+  return np.asarray(jax.jit(jax.hessian(loss))(w), np.float64).reshape(w.size, w.size)
+
+
+@functools.cache
+def exact_mean_trace(name):
+  return np.diag(hessian(name, slice(None))).mean()
+
+
+@pytest.mark.parametrize(("block", "probes"), [(16, 2000), (5, 1000)])
+def test_traces_are_the_exact_hessians_within_their_error(block, probes):
+  """Also with a last block that has one image of its own."""
+  made = models.made()
+  found = hawq.mean_traces(
+    *(jax.random.key(0), made.network, made.examples, NAMES),
+    probes=probes,
+    block=block,
   )
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  for i, name in enumerate(NAMES):
+    exact = exact_mean_trace(name)
+    assert abs(found.value[i] - exact) < 4 * found.error[i]
+    assert 0 < found.error[i] < 0.25 * abs(exact)
 
 
-def test_hutchinson_refuses():
-  with pytest.raises(ValueError, match="probes: 1; expected at least 2"):
-    hawq.hutchinson(jax.random.key(0), jnp.sum, jnp.ones(3), 1)
-  with pytest.raises(ValueError, match="params: an array of int32"):
-    hawq.hutchinson(jax.random.key(0), jnp.sum, {"w": jnp.ones(3), "n": jnp.ones(3, int)}, 2)
+def test_standard_errors_are_those_of_the_estimator():
+  """The variance of v' H v for random signs is 2 sum_{i != j} H_ij^2; blocks are independent."""
+  made, probes = models.made(), 1000
+  found = hawq.mean_traces(
+    *(jax.random.key(1), made.network, Examples(made.images[:12], made.labels[:12]), ("head",)),
+    probes=probes,
+    block=8,
+  )
+  variance, size = 0.0, made.network.weights["head"].size
+  for rows, share in ((slice(8), 8 / 12), (slice(8, 12), 4 / 12)):
+    own = share * hessian("head", rows)
+    variance += 2 * (np.square(own).sum() - np.square(np.diag(own)).sum()) / probes
+  np.testing.assert_allclose(found.error, np.sqrt(variance) / size, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"probes": 1}, "probes: 1; at least 2 are accepted"),
+    ({"block": 0}, "block: 0 is not a positive integer"),
+    ({"names": ("haed",)}, "name: no layer 'haed'; closest names: head"),
+  ],
+)
+def test_wrong_arguments_are_refused(options, message):
+  made = models.made()
+  given = {"names": NAMES} | options
+  with pytest.raises(ValueError, match=message):
+    hawq.mean_traces(jax.random.key(0), made.network, made.examples, **given)

@@ -104,6 +104,21 @@ def test_both_rules_on_every_kind_of_layer(name, signed):
     np.testing.assert_array_equal(found, expected)  # whole numbers below 2^24, in float32 too
 
 
+@pytest.mark.parametrize("name", layers_for_test.CASES)
+def test_dequantized_weights_of_every_kind_of_layer(name):
+  """By what they contract to: scales belong to output channels."""
+  case = layers_for_test.CASES[name]
+  made, layer = layers_for_test.random_layer(case), case.layer
+  stack = layerwise.Stack(
+    made.q.w[None], made.q.w_scale[None], made.q.x_scale[None], jnp.zeros((1, 2)), signed=True
+  )
+  x = np.random.default_rng(0).integers(-9, 9, case.x)
+  found = case.contract(jnp.asarray(x, jnp.float32), stack.dequantized(layer, 0))
+  acc = case.exact(x, made.w8)
+  expected = acc * layer.y_vector(np.asarray(made.q.w_scale, np.float64), acc.shape)
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_inputs_keep_their_own_width():
   made = models.made()
   own, fixed = made.stacks((2, 8)), made.stacks((2, 8), activation_bits=8)

@@ -104,7 +104,7 @@ def test_files_and_report(finished):
     f"{s}{kind}.png" for s in ("main", "clado_tensor") for kind in ("", "_bits", "_matrix")
   } | {"float8.png", "float8_bits.png"}
   others = {"config.json", "finished", "metrics.jsonl", "report.md", "results.csv"}
-  kept = {"calibration", "recipes", "search.csv", "hawq.npz", "main", "clado_tensor", "float8"}
+  kept = {"calibration", "recipes", "hawq.npz", "main", "clado_tensor", "float8"}
   assert names == pictures | others | kept
   text = (workdir / "report.md").read_text()
   for said in (

@@ -83,20 +83,24 @@ class Start:
     }
     return Choices.create([layer.name for layer in self.layers], self.task.bits, costs)
 
-  @functools.cached_property
+  @property
   def stacks(self) -> layerwise.Stacks:
     """All layers of the model at the task's widths."""
     return self.stacks_of(self.task.widths)
 
   def stacks_of(self, bits: tuple[int, ...]) -> layerwise.Stacks:
     """All layers of the model at some widths, with the task's scales."""
-    return layerwise.create(
-      *(self.network.layers, self.network.weights),
-      *(self.calibrated.observations.values, self.calibrated.ranges),
-      bits=bits,
-      activation_bits=self.task.activation_bits,
-      per_channel=self.task.per_channel,
-    )
+
+    def make() -> layerwise.Stacks:
+      return layerwise.create(
+        *(self.network.layers, self.network.weights),
+        *(self.calibrated.observations.values, self.calibrated.ranges),
+        bits=bits,
+        activation_bits=self.task.activation_bits,
+        per_channel=self.task.per_channel,
+      )
+
+    return self.once(f"stacks {bits}", make)
 
   @functools.cached_property
   def operations(self) -> tuple[fusion.Operation, ...]:

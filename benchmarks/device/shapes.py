@@ -6,6 +6,7 @@ tiles which were measured on these shapes are those that the models ask for.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -52,6 +53,12 @@ def abstract(name: str, small: bool = False) -> tuple[Any, Any, jax.ShapeDtypeSt
   return apply, params, jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
 
 
+@functools.cache
+def layers_of(name: str, small: bool) -> tuple[graph.Layer, ...]:
+  """A model's layers; tracing one takes seconds, and every device's products begin with it."""
+  return tuple(graph.layers(*abstract(name, small)))
+
+
 def products(name: str, platform: str, kind: str = "", small: bool = False) -> list[Product]:
   """A model's mixed products, most arithmetic first; one for each shape, named after its layers.
 
@@ -62,7 +69,7 @@ def products(name: str, platform: str, kind: str = "", small: bool = False) -> l
     small: of the model's small form.
   """
   found: dict[tuple[int, int, int, int], Product] = {}
-  layers = graph.layers(*abstract(name, small))
+  layers = layers_of(name, small)
   chosen = {*selectable(layers)}
   for layer in layers:
     if layer.name not in chosen:

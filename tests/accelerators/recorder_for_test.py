@@ -35,10 +35,9 @@ class Call:
   arguments: tuple
   keywords: dict[str, Any]
 
-  def compile(self, target, options: Any = None) -> jax.stages.Compiled:
-    """Compiles it for an accelerator (`targets_for_test.Target`); `options` for the compiler."""
-    lowered = self.jitted.lower(*target.placed(self.arguments), **target.placed(self.keywords))
-    return lowered.compile(target.options if options is None else options)
+  def lower(self, target) -> jax.stages.Lowered:
+    """Lowers it for an accelerator (`targets_for_test.Target`)."""
+    return self.jitted.lower(*target.placed(self.arguments), **target.placed(self.keywords))
 
 
 @contextlib.contextmanager

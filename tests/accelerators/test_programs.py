@@ -44,7 +44,7 @@ def compiled(model, target, rules):
   with jax.default_matmul_precision("highest"), recording() as calls:
     jobs.inference(m, target.platform)
     named = [call for call in calls if call.name.endswith(rules)]
-    return m, named[0].compile(target).as_text()
+    return m, named[0].lower(target).compile(target.options).as_text()
 
 
 @pytest.mark.parametrize(("model", "name"), [*cases(jobs.MODELS)])

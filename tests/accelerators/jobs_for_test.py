@@ -131,7 +131,8 @@ def inference(m: Made, platform: str) -> None:
   network = network_for(m, platform)
   masks = m.space.split(np.arange(m.space.total) % 2 == 0)
   network.float(m.images)
-  network.uniform(m.calibrated.uniform(4), m.images)
+  own = dataclasses.replace(m.calibrated, network=network)  # with weights folded there
+  network.uniform(own.uniform(4), m.images)
   network.uniform(m.calibrated.base, m.images)
   network.mixed(m.model, masks, m.images)
   network.mixed(m.model, masks, m.images, dynamic=True)

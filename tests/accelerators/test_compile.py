@@ -121,7 +121,7 @@ def test_jobs_run_what_they_say():
     "serve": {"Runner.__init__.run", "prepare"},
   }
   # Two widths, static and dynamic; the fold.
-  assert len(calls_of("inference", "resnet20", "gpu")) == 5 + 1
+  assert len(calls_of("inference", "resnet20", "gpu")) == 5 + 2
   sizes = [c.arguments[1].shape[0] for c in calls_of("serve", "resnet20", "gpu") if "run" in c.name]
   assert sizes == [1, 8, 32, 128]
 

@@ -278,7 +278,7 @@ def test_several_runs_have_a_report_in_common(own, tmp_path, capsys):
   )
   inputs = compare.prepare(config)
   joint = Workdir(tmp_path / "joint")
-  path = compare.collect(config, inputs, [*map(Workdir, own)], joint, "python run.py", 1.0)
+  path = compare.collect(inputs, [*map(Workdir, own)], joint, "python run.py", 1.0)
   assert path == tmp_path / "joint/report.md"
   text = path.read_text()
   each = [{(r["method"], r["ratio"]): r for r in rows(folder)} for folder in own]

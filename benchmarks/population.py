@@ -246,7 +246,7 @@ def scaling(fitness: Fitness, masks: np.ndarray, rounds: int) -> dict:
   points = []
   parts = (0.25, 0.5, 1.0)
   for individuals, part in itertools.product((max(1, round(len(masks) * p)) for p in parts), parts):
-    times, before = [], fitness.forwards
+    times, before, shape = [], fitness.forwards, (0, 0)
     for _ in range(rounds):
       start = time.perf_counter()
       shape = fitness.per_example(masks[:individuals], (0.0, part)).shape

@@ -8,7 +8,7 @@ import numpy as np
 
 from flexiq_jax import deploy, flexiq, models
 from flexiq_jax.deploy import Mixed, rows_before
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import tracing
 from flexiq_jax.kernels import Window, tpu
 from flexiq_jax.network import Network
 from flexiq_jax.quant import LowSettings

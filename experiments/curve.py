@@ -29,7 +29,7 @@ from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
 from flexiq_jax import orders
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
-from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.orders import recipes
 from flexiq_jax.runs import distributed, process, report
 from flexiq_jax.runs.workdir import Workdir
 

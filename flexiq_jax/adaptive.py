@@ -40,7 +40,7 @@ class AdaptiveModel:
     return self.network.mixed(self.model, self.schedule.masks(ratio), x, self.dynamic)
 
   def recipe(self, *, model_name: str, method: str, seed: int) -> Recipe:
-    """What is to be kept of it (see `orders.recipe`)."""
+    """What is to be kept of it (see `orders.recipes`)."""
     layers = []
     for layer in self.network.layers:
       q, cut = self.model[layer.name], self.cuts.get(layer.name)

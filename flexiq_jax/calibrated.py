@@ -17,7 +17,7 @@ import numpy as np
 from flexiq_jax import adaptive, orders
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.network import Network
-from flexiq_jax.orders import Schedule, Space, recipe
+from flexiq_jax.orders import Schedule, Space, recipes
 from flexiq_jax.quant import (
   Groups,
   LowSettings,
@@ -125,7 +125,7 @@ class Grouped:
     )
     return orders.exact_scores(self.space, errors)
 
-  def ordered(self, order: np.ndarray, levels: Iterable[float] = recipe.LEVELS) -> AdaptiveModel:
+  def ordered(self, order: np.ndarray, levels: Iterable[float] = recipes.LEVELS) -> AdaptiveModel:
     """The model whose groups go to 4 bits in an order.
 
     Without shift blocks, groups keep their shifts. With them, the groups of a shift block get

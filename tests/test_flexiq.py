@@ -10,8 +10,7 @@ from flexiq_jax import flexiq
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.calibrated import calibrate
 from flexiq_jax.network import Network
-from flexiq_jax.orders import Schedule
-from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.orders import Schedule, recipes
 from flexiq_jax.quant import rules
 from flexiq_jax.quant.grouping import LowSettings
 from flexiq_jax.quant.selectable import selectable

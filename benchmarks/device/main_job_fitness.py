@@ -16,8 +16,7 @@ from experiments.shared import setup
 from experiments.shared.stages import Stages
 from flexiq_jax import orders
 from flexiq_jax.adaptive import from_recipe
-from flexiq_jax.orders import Schedule
-from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.orders import Schedule, recipes
 from flexiq_jax.runs import process
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search import Fitness

@@ -16,7 +16,7 @@ from flax import nnx
 from experiments.shared.checks import Settings, check, field
 from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
-from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.orders import recipes
 from flexiq_jax.quant import grouping, selectable
 from flexiq_jax.runs import files, process
 from flexiq_jax.runs.progress import Progress

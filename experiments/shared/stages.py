@@ -30,7 +30,7 @@ from flexiq_jax import models, orders, search
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
 from flexiq_jax.calibrated import Calibrated, Grouped, Observations, calibrate
 from flexiq_jax.network import Network
-from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.orders import recipes
 from flexiq_jax.quant import BINS, LowSettings, Values
 from flexiq_jax.runs import checkpoint, distributed
 from flexiq_jax.runs.checkpoint import Checkpoints

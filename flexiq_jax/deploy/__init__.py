@@ -5,7 +5,7 @@ Beside these names `artifact` and `export`, which take models to disk, are for u
 
 from flexiq_jax.deploy.build import deploy
 from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.deploy.layout import rows_before
+from flexiq_jax.deploy.layouts import rows_before
 from flexiq_jax.deploy.model import Deployed, apply, deployed_rule
 from flexiq_jax.deploy.patches import windows
 from flexiq_jax.deploy.place import place

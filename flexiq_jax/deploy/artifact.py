@@ -22,8 +22,7 @@ import numpy as np
 from flexiq_jax import deploy, graph
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.graph import reorder
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import reorder, tracing
 from flexiq_jax.kernels import Weights
 from flexiq_jax.quant import rules
 from flexiq_jax.runs.checkpoint import Checkpoints

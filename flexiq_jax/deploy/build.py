@@ -10,14 +10,12 @@ import numpy as np
 from jax.extend.core import Literal
 
 from flexiq_jax.adaptive import AdaptiveModel
-from flexiq_jax.deploy import depthwise, links, patches
-from flexiq_jax.deploy import layout as layouts
+from flexiq_jax.deploy import depthwise, layouts, links, patches
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.model import Deployed
 from flexiq_jax.deploy.wiring import mixed_layers, wire
-from flexiq_jax.graph import Layer, reorder
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import Layer, reorder, tracing
 from flexiq_jax.kernels import Window
 from flexiq_jax.kernels.tpu import LANES, window_rows
 from flexiq_jax.orders import LEVELS

@@ -15,7 +15,7 @@ from flax import struct
 
 from flexiq_jax import kernels
 from flexiq_jax.deploy import patches
-from flexiq_jax.deploy.layout import rows_before
+from flexiq_jax.deploy.layouts import rows_before
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.kernels import Activation, Activations, Epilogue, Requantize, Window
 from flexiq_jax.quant import lowering, quantizer, rules

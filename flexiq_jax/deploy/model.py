@@ -22,8 +22,7 @@ from flexiq_jax.deploy import depthwise, layers, links, patches
 from flexiq_jax.deploy.depthwise import Depthwise
 from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.deploy.wiring import Wiring
-from flexiq_jax.graph import Contract
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import Contract, tracing
 from flexiq_jax.kernels import OUTPUTS, Requantize
 
 Array = Any

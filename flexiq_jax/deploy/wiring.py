@@ -8,7 +8,7 @@ import jax
 
 from flexiq_jax import graph
 from flexiq_jax.deploy import depthwise, links, patches
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import tracing
 
 Array = Any
 

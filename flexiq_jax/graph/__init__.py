@@ -9,7 +9,7 @@ from flexiq_jax.graph.fold import fold_batch_norm
 from flexiq_jax.graph.layer import Layer
 from flexiq_jax.graph.origins import aval
 from flexiq_jax.graph.reorder import run_lengths
-from flexiq_jax.graph.trace import (
+from flexiq_jax.graph.tracing import (
   Apply,
   Rule,
   Skipped,

@@ -20,7 +20,7 @@ from flax import struct
 from jax.extend.core import Literal
 
 from flexiq_jax.graph.layer import Array, Layer
-from flexiq_jax.graph.trace import Apply, Rule, Traced, by_rule, closest, layers, trace
+from flexiq_jax.graph.tracing import Apply, Rule, Traced, by_rule, closest, layers, trace
 
 
 @struct.dataclass

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import tracing
 from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.layer import Array, Layer
 from flexiq_jax.graph.origins import aval

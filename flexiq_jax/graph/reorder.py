@@ -34,7 +34,7 @@ from flexiq_jax.graph.moves import (
   widen,
 )
 from flexiq_jax.graph.origins import aval, open_jaxpr
-from flexiq_jax.graph.trace import Apply, Traced, trace
+from flexiq_jax.graph.tracing import Apply, Traced, trace
 
 _ELEMENTWISE = frozenset(
   (

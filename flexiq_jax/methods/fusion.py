@@ -80,7 +80,7 @@ class Node:
 
 
 def operations(traced: Traced) -> tuple[Operation, ...]:
-  """The operations of a model (`graph.trace.trace`), in execution order."""
+  """The operations of a model (`graph.tracing.trace`), in execution order."""
   return _Finder(traced).find()
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from flexiq_jax import graph
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.calibrated import Calibrated
-from flexiq_jax.graph import Layer
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import Layer, tracing
 from flexiq_jax.methods import fusion, layerwise
 from flexiq_jax.methods.examples import Examples
 from flexiq_jax.methods.program import Choices

@@ -5,7 +5,7 @@ Beside these names `recipe`, which has recipes read and written, is for use from
 
 from flexiq_jax.orders.arrangement import groups_per_block, shift_blocks, sorted_within
 from flexiq_jax.orders.greedy import greedy, random
-from flexiq_jax.orders.recipe import LEVELS, Recipe, RecipeLayer, require_fit
+from flexiq_jax.orders.recipes import LEVELS, Recipe, RecipeLayer, require_fit
 from flexiq_jax.orders.schedule import Schedule, threshold
 from flexiq_jax.orders.scores import exact_scores, range_scores
 from flexiq_jax.orders.space import Space

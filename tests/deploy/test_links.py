@@ -7,7 +7,7 @@ from flax import nnx
 
 from flexiq_jax import deploy, models
 from flexiq_jax.deploy import activations, links
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import tracing
 
 
 def traced_model(name):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.orders import recipes
 from tests.runs_for_test import SMALL, TRAINED, compiled, start
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

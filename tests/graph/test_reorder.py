@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flexiq_jax import deploy, graph, models
 from flexiq_jax.graph import reorder
 from flexiq_jax.graph.reorder import Fixed
-from flexiq_jax.graph.trace import trace
+from flexiq_jax.graph.tracing import trace
 
 HEADS, WIDTH, TOKENS, IN = 4, 3, 5, 6
 C = HEADS * WIDTH

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from flexiq_jax import models
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import tracing
 from flexiq_jax.methods import fusion
 
 BLOCK = ["layer", "norm", "add", "activation"]

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax.graph import Apply, Contract, Rule
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.graph import Apply, Contract, Rule, tracing
 from flexiq_jax.methods import fusion
 from flexiq_jax.methods.fusion import Operation
 from flexiq_jax.methods.layerwise import FLOAT

@@ -47,7 +47,7 @@ Array = Any
 
 
 @struct.dataclass
-class State:
+class Population:
   """A population.
 
   Attributes:
@@ -190,7 +190,7 @@ def mutate(key: Array, encoding: Encoding, settings: EvolutionSettings, keys: Ar
 
 
 @jax.jit
-def init(key: Array, keys: Array, fitness: Array) -> State:
+def init(key: Array, keys: Array, fitness: Array) -> Population:
   """Generation 0.
 
   Args:
@@ -208,8 +208,8 @@ def init(key: Array, keys: Array, fitness: Array) -> State:
 
 @functools.partial(jax.jit, static_argnames="settings")
 def ask(
-  state: State, encoding: Encoding, settings: EvolutionSettings
-) -> tuple[State, Array, Array, Array]:
+  state: Population, encoding: Encoding, settings: EvolutionSettings
+) -> tuple[Population, Array, Array, Array]:
   """Makes offspring: tournaments, crossover, mutation.
 
   Args:
@@ -245,7 +245,9 @@ def ask(
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def tell(state: State, offspring: Array, fitness: Array, settings: EvolutionSettings) -> State:
+def tell(
+  state: Population, offspring: Array, fitness: Array, settings: EvolutionSettings
+) -> Population:
   """The next generation: the elites of this one and all offspring. The best never gets worse.
 
   Args:
@@ -278,10 +280,10 @@ def _places(encoding: Encoding) -> tuple[Array, Array]:
   return place, jnp.asarray(sizes)[encoding.layer]
 
 
-def _ascending(key: Array, keys: Array, fitness: Array, generation: Array) -> State:
+def _ascending(key: Array, keys: Array, fitness: Array, generation: Array) -> Population:
   best = jnp.argsort(fitness, stable=True)  # puts NaN behind inf
   fitness = fitness[best].astype(jnp.float32)
-  return State(
+  return Population(
     key=key,
     keys=keys[best],
     fitness=jnp.where(jnp.isnan(fitness), jnp.inf, fitness),

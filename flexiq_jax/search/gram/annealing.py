@@ -76,8 +76,8 @@ class Chain:
 
 
 @struct.dataclass
-class Moves:
-  """Moves `[K]`: the group in slot `leave` goes outside if `out`, that in `enter` inside if `into`.
+class Proposals:
+  """Proposed moves `[K]`: the group in slot `leave` goes outside if `out`, that in `enter` inside if `into`.
 
   `cost` is the cost of the mask behind the move; `allowed`, whether it keeps budget and limit.
   """
@@ -91,7 +91,7 @@ class Moves:
   allowed: Array
 
 
-def propose(model: Model, chain: Chain, limit: Array, draws: Array) -> Moves:
+def propose(model: Model, chain: Chain, limit: Array, draws: Array) -> Proposals:
   """Draws moves: 80 % swaps, half of them with a flipped group; 10 % out; 10 % in.
 
   Without those swaps little could be drawn once `limit` is reached. The mask must stay reachable:
@@ -131,7 +131,7 @@ def propose(model: Model, chain: Chain, limit: Array, draws: Array) -> Moves:
   spare = cost - model.threshold
   allowed = (some_inside | ~out) & (some_outside | ~into) & (hi - lo + a + b <= limit)
   allowed &= (spare >= 0) & (spare < dearest)
-  return Moves(leave, enter, out, into, cost, gain, allowed)
+  return Proposals(leave, enter, out, into, cost, gain, allowed)
 
 
 def flip(model: Model, chain: Chain, slot: Array, do: Array) -> Chain:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexiq_jax.orders import recipe as recipes
+from flexiq_jax.orders import recipes
 
 
 def make(sizes=((2, 2, 1), (3,)), order=None, scale=0.1, mean=0.25, **changes):

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq_jax.deploy import layout as layouts
-from flexiq_jax.deploy import patches
-from flexiq_jax.graph import trace as tracing
+from flexiq_jax.deploy import layouts, patches
+from flexiq_jax.graph import tracing
 from flexiq_jax.kernels import Activations, Weights, packing
 from flexiq_jax.kernels.windows import unfold
 from flexiq_jax.quant import rules

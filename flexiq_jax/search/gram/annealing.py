@@ -77,7 +77,7 @@ class Chain:
 
 @struct.dataclass
 class Proposals:
-  """Proposed moves `[K]`: the group in slot `leave` goes outside if `out`, that in `enter` inside if `into`.
+  """Proposed moves `[K]`: that in `leave` goes outside if `out`, that in `enter` inside if `into`.
 
   `cost` is the cost of the mask behind the move; `allowed`, whether it keeps budget and limit.
   """

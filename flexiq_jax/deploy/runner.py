@@ -23,6 +23,8 @@ SIZES = (1, 8, 32, 128)
 class Runner:
   """A deployed model and its present ratio; call it as `runner(x)`.
 
+  Threads may call and switch at once: a call takes the level once, for all parts of its batch.
+
   Attributes:
     traces: how often the model was traced, once for each size in use.
   """
@@ -73,40 +75,47 @@ class Runner:
   @property
   def ratio(self) -> float:
     """The level that runs."""
-    return float(self._levels[self._number])
+    return float(self._levels[self._present[0]])
 
   def switch(self, ratio: float) -> None:
     """Goes to the first level that reaches a ratio; from the next batch on.
 
     Raises:
-      ValueError: a ratio outside 0..1, or above the last level.
+      ValueError: no number, one outside 0..1, or one above the last level.
     """
-    number = int(np.searchsorted(self._levels, np.float32(ratio) - 1e-6))
-    if not 0 <= ratio <= 1 or number == len(self._levels):
-      raise ValueError(f"ratio: {ratio}; 0..{self._levels[-1]:g} is accepted")
-    self._number = number
-    self._level = self._numbers[number]
+    try:
+      fine = 0 <= ratio <= 1
+    except TypeError:
+      fine = False
+    number = int(np.searchsorted(self._levels, np.float32(ratio) - 1e-6)) if fine else -1
+    if not 0 <= number < len(self._levels):
+      raise ValueError(f"ratio: {ratio!r}; a number in 0..{self._levels[-1]:g} is accepted")
+    self._present = number, self._numbers[number]  # both at once, for threads
 
   def wait(self) -> None:
     """Waits until the last switch has reached the device."""
-    self._level.block_until_ready()
+    self._present[1].block_until_ready()
 
   def __call__(self, x: Array) -> Any:
-    """The model's result for a batch `[B, ...]` of any size.
+    """The model's result for a batch `[B, ...]` of any size, all of it at one level.
 
-    One of a compiled size is taken as it is; if it lies on the device, nothing is copied.
+    One of a compiled size is taken as it is; if it lies on the device, nothing is copied. An empty
+    batch has an empty result. Codes of inputs that are not finite are undefined, and so are the
+    results of those examples; others are not touched.
     """
-    largest = self._sizes[-1]
+    largest, level = self._sizes[-1], self._present[1]
+    x = x if hasattr(x, "shape") else np.asarray(x)
     if len(x) in self._sizes:
-      return self._run(self._deployed, x, self._level)
-    parts = [self._padded(x[i : i + largest]) for i in range(0, len(x), largest)]
+      return self._run(self._deployed, x, level)
+    starts = range(0, max(1, len(x)), largest)
+    parts = [self._padded(x[start : start + largest], level) for start in starts]
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 
-  def _padded(self, x: Array) -> Any:
-    size = bucket(len(x), self._sizes)
+  def _padded(self, x: Array, level: Array) -> Any:
+    size = bucket(max(1, len(x)), self._sizes)
     full = np.zeros((size, *x.shape[1:]), np.asarray(x).dtype)
     full[: len(x)] = x
-    y = self._run(self._deployed, full, self._level)
+    y = self._run(self._deployed, full, level)
     return jax.tree.map(lambda a: a[: len(x)], y)
 
 

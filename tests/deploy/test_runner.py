@@ -1,5 +1,7 @@
 """Batches of any size and ratios that change: what is compiled, and what comes out."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -46,9 +48,54 @@ def test_ratios_go_to_the_level_that_reaches_them(deployed):
     assert runner.ratio == np.float32(LEVELS[level])
     assert int(deployed.level(ratio)) == level
   runner.wait()
-  for wrong in (-0.1, 1.1):
-    with pytest.raises(ValueError, match=rf"ratio: {wrong}; 0..1 is accepted"):
+  for wrong in (-0.1, 1.1, float("nan"), "0.5", None):
+    with pytest.raises(ValueError, match=rf"ratio: {wrong!r}; a number in 0..1 is accepted"):
       runner.switch(wrong)
+  assert runner.ratio == 1.0
+
+
+def test_a_batch_in_parts_is_at_one_level(small, deployed):
+  """Another thread switches between the parts; here, a run that does so itself."""
+  runner = deploy.Runner(deployed, sizes=(2,))
+  whole, levels = runner._run, []
+
+  def switching(deployed, x, level):
+    levels.append(int(level))
+    runner.switch(LEVELS[len(levels) % len(LEVELS)])
+    return whole(deployed, x, level)
+
+  runner._run = switching
+  runner(small.x[:6])
+  assert levels == [0, 0, 0]
+  runner(small.x[:6])
+  assert levels[3:] == [3, 3, 3]
+
+
+def test_number_and_level_of_a_switch_belong_together(deployed):
+  runner = deploy.Runner(deployed)
+
+  def switch(ratios):
+    for _ in range(300):
+      for ratio in ratios:
+        runner.switch(ratio)
+
+  threads = [threading.Thread(target=switch, args=(r,)) for r in ((0.0, 0.5), (1.0, 0.3))]
+  for thread in threads:
+    thread.start()
+  while any(thread.is_alive() for thread in threads):
+    number, level = runner._present
+    assert int(level) == number
+  for thread in threads:
+    thread.join()
+
+
+def test_empty_batches_and_lists(small, deployed):
+  runner = deploy.Runner(deployed, sizes=(2,))
+  assert runner(small.x[:0]).shape == (0, 10)
+  np.testing.assert_array_equal(runner(small.x[:2].tolist()), runner(small.x[:2]))
+  # An example that is not finite spoils no other.
+  spoilt = np.where(np.arange(2)[:, None, None, None] == 0, np.nan, small.x[:2]).astype(np.float32)
+  np.testing.assert_array_equal(runner(spoilt)[1], runner(small.x[:2])[1])
 
 
 def test_measured_tiles_come_from_a_folder(small, deployed, tmp_path, monkeypatch):

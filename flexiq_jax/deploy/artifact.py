@@ -4,12 +4,14 @@
     model = artifact.load("deployed", apply, params, x[:1])
 
 The folder holds the arrays as an Orbax checkpoint and `artifact.json`, which says what they are.
-It is written last: a folder without it is not complete. Loading takes the float model's code and
-the shapes of its parameters, no weights and no calibration examples. What runs without that code,
-too, is an export (`deploy.export`).
+It is written last: a folder without it is not complete. It holds the SHA-256 of every file of the
+checkpoint and of itself, which are checked whenever the artifact is read. Loading takes the float
+model's code and the shapes of its parameters, no weights and no calibration examples. What runs
+without that code, too, is an export (`deploy.export`).
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -28,7 +30,7 @@ from flexiq_jax.quant import rules
 from flexiq_jax.runs.checkpoint import Checkpoints
 
 FORMAT = "flexiq_jax deployed model"
-VERSION = 1
+VERSION = 2
 PLATFORMS = ("cpu", "gpu", "tpu")
 _TYPES = {t.__name__: t for t in (Mixed, Plain, Depthwise, Weights, rules.QLayer, rules.Low)}
 
@@ -61,7 +63,9 @@ def save(directory: str | os.PathLike, deployed: deploy.Deployed, *, name: str) 
     "folds": {name: list(makers) for name, makers in deployed.wiring.folds.items()},
     "levels": np.asarray(deployed.levels).tolist(),
     "arrays": _encode(arrays),
+    "files": _digests(directory / "arrays"),
   }
+  document["sha256"] = _seal(document)
   half = directory / "artifact.json.part"
   half.write_text(json.dumps(document, indent=1) + "\n")
   os.replace(half, directory / "artifact.json")
@@ -97,8 +101,7 @@ def load(
     template = _decode(document["arrays"])
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ValueError(f"artifact: {directory} is damaged: artifact.json: {error!r}") from None
-  if not (directory / "arrays").is_dir():
-    raise ValueError(f"artifact: {directory} is incomplete: it has no folder `arrays`")
+  _check_files(directory, document)
   with Checkpoints(directory / "arrays", keep=1) as checkpoints:
     try:
       restored = checkpoints.restore_latest(template)
@@ -146,6 +149,10 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
       f"artifact: {path} has version {document.get('version')!r}; this release reads {VERSION}; "
       "make it again from its recipe"
     )
+  if document.get("sha256") != _seal(document):
+    raise ValueError(
+      f"artifact: {path} is damaged: it is not what was written; make it again from its recipe"
+    )
   return document
 
 
@@ -165,6 +172,36 @@ def check_device(device: Any) -> None:
 def bytes_on_disk(directory: str | os.PathLike) -> int:
   """Size of all files of an artifact."""
   return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())
+
+
+def _seal(document: dict[str, Any]) -> str:
+  """SHA-256 of all that a document says, but for the one it holds."""
+  said = {key: value for key, value in document.items() if key != "sha256"}
+  return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+  """SHA-256 of every file of a folder, by its path in it."""
+  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  return {
+    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in paths
+  }
+
+
+def _check_files(directory: Path, document: dict[str, Any]) -> None:
+  """Compares the files of the arrays with those that were written."""
+  folder, written = directory / "arrays", document["files"]
+  if not folder.is_dir():
+    raise ValueError(f"artifact: {directory} is incomplete: it has no folder `arrays`")
+  have = _digests(folder)
+  if missing := sorted(written.keys() - have.keys()):
+    raise ValueError(f"artifact: {directory} is incomplete: arrays/{missing[0]} is missing")
+  if changed := sorted(path for path, digest in have.items() if written.get(path) != digest):
+    raise ValueError(
+      f"artifact: {directory} is damaged: arrays/{changed[0]} is not what was written; make it "
+      "again from its recipe"
+    )
 
 
 def _check(directory: Path, document: dict, tree: dict, layers: dict[str, graph.Layer]) -> None:

@@ -111,13 +111,14 @@ def copy(saved, tmp_path):
 def edit(path, change):
   document = json.loads((path / "artifact.json").read_text())
   change(document)
+  document["sha256"] = artifact._seal(document)
   (path / "artifact.json").write_text(json.dumps(document))
 
 
 def test_refuses_other_versions_and_formats(saved, tmp_path):
   path = copy(saved, tmp_path)
   edit(path, lambda d: d.update(version=99))
-  with pytest.raises(ValueError, match="version 99; this release reads 1"):
+  with pytest.raises(ValueError, match="version 99; this release reads 2"):
     load(path)
   edit(path, lambda d: d.update(format="other"))
   with pytest.raises(ValueError, match="no artifact"):
@@ -144,6 +145,38 @@ def test_refuses_what_is_incomplete(saved, tmp_path):
     load(path)
   shutil.rmtree(path / "arrays")
   with pytest.raises(ValueError, match="no folder `arrays`"):
+    load(path)
+
+
+def test_any_flipped_bit_is_refused(saved, tmp_path):
+  path, rng = copy(saved, tmp_path), np.random.default_rng(0)
+  load(path)
+  files = sorted(p for p in path.rglob("*") if p.is_file() and p.stat().st_size)
+  for draw in range(100):
+    file = files[draw % len(files)]
+    whole = file.read_bytes()
+    bit = int(rng.integers(8 * len(whole)))
+    flipped = bytearray(whole)
+    flipped[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"^artifact: .*(damaged|no artifact|has version)"):
+      load(path)
+    file.write_bytes(whole)
+  load(path)  # whole again
+
+
+def test_another_models_arrays_are_refused(saved, deployed, tmp_path):
+  path = copy(saved, tmp_path)
+  name = "layer1/0/conv1"
+  layer = deployed.layers[name]
+  other = deployed.replace(layers=deployed.layers | {name: layer.replace(scale=2 * layer.scale)})
+  artifact.save(tmp_path / "other", other, name="resnet8")
+  shutil.rmtree(path / "arrays")
+  shutil.copytree(tmp_path / "other/arrays", path / "arrays")
+  with pytest.raises(ValueError, match=r"(damaged|incomplete): arrays/"):
+    load(path)
+  (path / "arrays/more").write_text("x")
+  with pytest.raises(ValueError, match="damaged"):
     load(path)
 
 

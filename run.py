@@ -77,14 +77,15 @@ def main(argv: list[str]) -> None:
       if distributed.agree(begun and not _OVERRULE.value and _finished(workdir, plain)):
         return
       inputs = experiment.prepare(config)
-      if distributed.agree(_finished(workdir, plain)):
-        return
-      if not _WORKDIR.value:
-        print(f"workdir: {folder}", flush=True)
-      workdir.about = setup.provenance(config)
-      command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-      path = experiment.run(inputs, workdir, command)
-      print(f"report: {path}")
+      with workdir.held():
+        if distributed.agree(_finished(workdir, plain)):
+          return
+        if not _WORKDIR.value:
+          print(f"workdir: {folder}", flush=True)
+        workdir.about = setup.provenance(config)
+        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+        path = experiment.run(inputs, workdir, command)
+        print(f"report: {path}")
 
 
 def parse(argv: list[str]) -> list[str]:

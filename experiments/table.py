@@ -44,7 +44,8 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
       one.config(part.to_dict())
       one.about = setup.provenance(part)
       if distributed.agree(not one.finished):
-        job.run(dataclasses.replace(inputs, config=part), one, command)
+        with one.held():
+          job.run(dataclasses.replace(inputs, config=part), one, command)
       runs.append(one)
   if not distributed.is_main():
     return workdir.path / "report.md"

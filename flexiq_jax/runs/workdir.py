@@ -20,11 +20,13 @@ first, so that a row which is written again keeps its history.
 import contextlib
 import csv
 import datetime
+import fcntl
 import io
 import json
 import os
+import socket
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,28 @@ class Workdir:
         f"workdir {str(self.path)!r} cannot be written ({error.strerror}): "
         "name a folder that you may write to and that has space left"
       ) from error
+
+  @contextlib.contextmanager
+  def held(self) -> Iterator[None]:
+    """Keeps other processes from running here; the system lets go if we die.
+
+    Raises:
+      ValueError: one does; names its process, its host and since when.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds")
+    with (self.path / ".running").open("a+") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        file.seek(0)
+        raise ValueError(
+          f"workdir {str(self.path)!r}: another process is running here ({file.read().strip()}); "
+          "wait for it, or name another workdir"
+        ) from None
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
+      file.flush()
+      yield
 
   def config(self, config: Mapping[str, Any], *, overrule: bool = False) -> bool:
     """Writes the config, or compares it with the one that the workdir was started with.

@@ -283,3 +283,28 @@ def test_killed_run_keeps_every_row_that_was_done(tmp_path):
   assert len(rows) <= len(workdir.events("result")) <= len(rows) + 1
   workdir.row("flexiq_random", 0.5, len(rows), top1=0)
   assert len(workdir.rows()) == len(rows) + 1
+
+
+_RUNS = """
+import sys
+from flexiq_jax.runs.workdir import Workdir
+with Workdir(sys.argv[1]).held():
+  print("runs", flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_one_process_runs_in_a_workdir(tmp_path):
+  root = pathlib.Path(__file__).parent.parent.parent
+  command = [sys.executable, "-c", _RUNS, tmp_path]
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+  with subprocess.Popen(command, cwd=root, **pipes) as other:
+    assert other.stdout.readline() == "runs\n"
+    message = (
+      rf"another process is running here \(process {other.pid} on .*, since 20.*\+00:00\); w"
+    )
+    with pytest.raises(ValueError, match=message), Workdir(tmp_path).held():
+      pass
+    other.kill()
+  with Workdir(tmp_path).held():  # a dead process holds nothing
+    pass

@@ -138,6 +138,8 @@ def _npz_array(file: Path, key: str) -> np.ndarray:
         stream.seek(info.header_offset + 30 + name + extra)
         if np.lib.format.read_magic(stream) == (1, 0):
           shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+          if any(n < 0 for n in shape):
+            raise ValueError(f"its header says shape {list(shape)}")
           if not dtype.hasobject and 0 not in shape and shape:
             order = "F" if fortran else "C"
             return np.memmap(file, dtype, "r", stream.tell(), shape, order)

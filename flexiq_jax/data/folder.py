@@ -9,6 +9,7 @@ the same images for both splits, and its `identity` says so.
 
 import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +65,23 @@ class FolderSource(LabelledSource):
 
 def _read_table(table: Path) -> tuple[list[str], np.ndarray, list[int]]:
   """File names, labels int64 [N] and line numbers of a labels.csv."""
+  try:
+    return _rows(table)
+  except UnicodeDecodeError as error:
+    line = error.object.count(b"\n", 0, error.start) + 1
+    raise ValueError(
+      f"{table}, line {line} or behind it: not UTF-8 ({error.reason}); save it as UTF-8"
+    ) from None
+
+
+def _rows(table: Path) -> tuple[list[str], np.ndarray, list[int]]:
   names: list[str] = []
   labels: list[int] = []
   lines: list[int] = []
   seen: dict[str, int] = {}
   # utf-8-sig: spreadsheet programs write a byte-order mark, which would end up in the first name.
   with table.open(newline="", encoding="utf-8-sig") as stream:
-    reader = csv.DictReader(stream)
+    reader = csv.DictReader(stream, strict=True)
     columns = reader.fieldnames or []
     for column in _COLUMNS:
       if column not in columns:
@@ -78,8 +89,8 @@ def _read_table(table: Path) -> tuple[list[str], np.ndarray, list[int]]:
           f"{table} has no column '{column}'; it has {', '.join(columns) or 'none'}, "
           "and file,label are needed"
         )
-    for row in reader:
-      name, label, line = row["file"], row["label"], reader.line_num
+    for row, line in _numbered(reader, table):
+      name, label = row["file"], row["label"]
       if not name:
         raise ValueError(f"{table}, line {line}: column 'file' is empty")
       if name in seen:
@@ -88,12 +99,28 @@ def _read_table(table: Path) -> tuple[list[str], np.ndarray, list[int]]:
         labels.append(int(label))
       except (TypeError, ValueError):
         raise ValueError(f"{table}, line {line}: label '{label}' of {name} is no integer") from None
+      if abs(labels[-1]) >= 2**63:
+        raise ValueError(f"{table}, line {line}: label {label} of {name} has more than 64 bits")
       seen[name] = line
       names.append(name)
       lines.append(line)
   if not names:
     raise ValueError(f"{table} lists no image: it has no row below its header")
   return names, np.asarray(labels, np.int64), lines
+
+
+def _numbered(reader: csv.DictReader, table: Path) -> Iterator[tuple[dict[str, str], int]]:
+  """The rows with the line that each ends in."""
+  while True:
+    try:
+      row = next(reader, None)
+    except csv.Error as error:
+      raise ValueError(
+        f"{table}, line {reader.line_num + 1}: {error}; is a quotation mark missing?"
+      ) from None
+    if row is None:
+      return
+    yield row, reader.line_num
 
 
 def _find(folder: Path, name: str, table: Path, line: int) -> Path:

@@ -149,3 +149,13 @@ def test_real_tiles_have_the_known_statistics(flexiq_data):
   # Mean of the test images; the first one is the well-known cat.
   np.testing.assert_allclose(pixels.mean((0, 1, 2)), [0.494, 0.485, 0.450], atol=0.01)
   assert source.item(0)[1] == 3 and np.asarray(source.image(0))[0, 0].tolist() == [158, 112, 49]
+
+
+def test_a_negative_shape_is_refused(tmp_path):
+  images = _images(11, 4, 3)
+  np.savez(tmp_path / "a.npz", x=images, y=np.zeros(11, np.int64))
+  whole = (tmp_path / "a.npz").read_bytes()
+  assert whole.count(b"(11, 4, 3)") == 1
+  (tmp_path / "a.npz").write_bytes(whole.replace(b"(11, 4, 3)", b"(-1, 4, 3)"))
+  with pytest.raises(ValueError, match=r"array x of .* cannot be read: its header says shape \[-1"):
+    data.open_source("npz", root=tmp_path / "a.npz")

@@ -66,6 +66,9 @@ def test_a_folder_without_splits_is_the_same_data_whatever_its_path(tmp_path):
       "file,label\na.png,10\n",
       r"label 10 of a\.png \(.*labels\.csv, line 2\) is out of range: 0..9",
     ),
+    ("file,label\na.png,9999999999999999999999\n", r"line 2: label 9+ of a\.png has more than 64"),
+    ('file,label\n"a.png,1\n', r"labels\.csv, line 2: unexpected end of data; is a quotation mark"),
+    ("file,label,more\na.png,1," + "x" * 200_000 + "\n", r"line 2: field larger than field limit"),
     ("file,label\na.png,-1\n", r"label -1 of a\.png \(.*labels\.csv, line 2\)"),
   ],
 )
@@ -74,6 +77,13 @@ def test_a_wrong_table_is_refused(tmp_path, text, message):
   _table(tmp_path, text)
   with pytest.raises(ValueError, match=message):
     data.open_source("folder", root=tmp_path, num_classes=10)
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path):
+  _save(tmp_path / "a.png")
+  (tmp_path / "labels.csv").write_bytes("file,label\na.png,0\né.png,1\n".encode("latin-1"))
+  with pytest.raises(ValueError, match=r"labels\.csv, line 3 or behind it: not UTF-8 .*save it as"):
+    data.open_source("folder", root=tmp_path)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -153,9 +153,11 @@ def test_real_tiles_have_the_known_statistics(flexiq_data):
 
 def test_a_negative_shape_is_refused(tmp_path):
   images = _images(11, 4, 3)
-  np.savez(tmp_path / "a.npz", x=images, y=np.zeros(11, np.int64))
+  np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(11, np.int64))
   whole = (tmp_path / "a.npz").read_bytes()
   assert whole.count(b"(11, 4, 3)") == 1
   (tmp_path / "a.npz").write_bytes(whole.replace(b"(11, 4, 3)", b"(-1, 4, 3)"))
-  with pytest.raises(ValueError, match=r"array x of .* cannot be read: its header says shape \[-1"):
+  with pytest.raises(
+    ValueError, match=r"array images of .* cannot be read: its header says shape \[-1"
+  ):
     data.open_source("npz", root=tmp_path / "a.npz")

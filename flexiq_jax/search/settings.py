@@ -129,7 +129,7 @@ class SearchSettings:
       raise ValueError(
         "halving: True; with mode joint, where levels would compete, False is accepted"
       )
-    if not self.memory > 0:
+    if not 0 < self.memory < math.inf:
       raise ValueError(f"memory: {self.memory} is not a positive number of GiB")
     _ = self.evolution
 

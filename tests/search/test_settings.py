@@ -35,6 +35,7 @@ from flexiq_jax.search.settings import METHODS, EvolutionSettings, SearchSetting
     ({"max_groups": 1}, "max_groups: 1; at least 2 is accepted"),
     ({"memory": 0.0}, "memory: 0.0 is not a positive number of GiB"),
     ({"memory": float("nan")}, "memory: nan"),
+    ({"memory": float("inf")}, "memory: inf is not a positive number of GiB"),
     ({"halving": True, "mode": "joint"}, "halving: True; with mode joint"),
     ({"population": 1}, "population is 1"),
     ({"elites": 32}, "elites is 32"),

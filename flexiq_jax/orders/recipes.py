@@ -15,9 +15,11 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from flexiq_jax.orders.arrangement import groups_per_block, shift_blocks
@@ -124,9 +126,11 @@ def load(path: str | os.PathLike) -> Recipe:
   if not path.is_file():
     raise FileNotFoundError(f"recipe: {path} does not exist")
   try:
-    document = json.loads(path.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    document = json.loads(path.read_text(), object_pairs_hook=_object)
+  except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
     raise ValueError(f"recipe: {path} is not JSON ({error})") from None
+  except ValueError as error:
+    raise ValueError(f"recipe: {path} is damaged: {error}") from None
   if not isinstance(document, dict) or document.get("format") != FORMAT:
     raise ValueError(f"recipe: {path} is not a recipe (its `format` is not {FORMAT!r})")
   if document.get("version") != VERSION:
@@ -134,22 +138,19 @@ def load(path: str | os.PathLike) -> Recipe:
       f"recipe: {path} has version {document.get('version')!r}; this release reads {VERSION}"
     )
   try:
-    layers = tuple(_layer(entry) for entry in document["layers"])
-    order = tuple(
-      (name, int(group)) for name, _, group in (g.rpartition("#") for g in document["order"])
-    )
+    read = msgspec.convert(document, _Document)
     recipe = Recipe(
-      model=document["model"],
-      method=document["method"],
-      seed=document["seed"],
-      settings=document["settings"],
-      layers=layers,
-      order=order,
+      model=read.model,
+      method=read.method,
+      seed=read.seed,
+      settings=read.settings,
+      layers=tuple(RecipeLayer(**msgspec.structs.asdict(layer)) for layer in read.layers),
+      order=tuple(_group(entry) for entry in read.order),
     )
     _check(recipe)
   except KeyError as error:
     raise ValueError(f"recipe: {path} is damaged: it lacks {error}") from None
-  except (TypeError, AttributeError, ValueError) as error:
+  except (TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
     raise ValueError(f"recipe: {path} is damaged: {error}") from None
   return recipe
 
@@ -186,17 +187,53 @@ def require_fit(recipe: Recipe, layers: Sequence[Any]) -> None:
         )
 
 
-def _layer(entry: Any) -> RecipeLayer:
-  if not isinstance(entry, dict):
-    raise ValueError(f"{entry!r:.40} is no layer")
-  values: dict[str, Any] = {
-    "x_scale": float(entry["x_scale"]),
-    "groups": tuple(tuple(int(c) for c in g) for g in entry["groups"]),
-    "x_shift": tuple(int(e) for e in entry["x_shift"]),
-    "x_mean": tuple(float(m) for m in entry["x_mean"]),
-    "low_mean": tuple(float(m) for m in entry["low_mean"]),
-  }
-  return RecipeLayer(**(entry | values))
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class _Layer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+  """`RecipeLayer` in the file."""
+
+  name: Annotated[str, msgspec.Meta(min_length=1)]
+  in_channels: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+  out_channels: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+  macs: Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
+  x_scale: float
+  signed: bool
+  groups: tuple[tuple[_Count, ...], ...]
+  x_shift: tuple[int, ...]
+  x_mean: tuple[float, ...]
+  low_mean: tuple[float, ...]
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+  """The file."""
+
+  format: str
+  version: int
+  model: str
+  method: Annotated[str, msgspec.Meta(pattern=r"^\w[\w+.-]*$")]
+  seed: _Count
+  settings: dict[str, Any]
+  levels: dict[str, dict[str, int]] = {}
+  layers: tuple[_Layer, ...]
+  order: tuple[str, ...]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object, each key of which stands in it once."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    raise ValueError(f"key {max(keys, key=keys.count)!r} stands more than once in an object")
+  return found
+
+
+def _group(entry: str) -> tuple[str, int]:
+  """A layer's name and the number of its group, from `name#3`."""
+  found = re.fullmatch(r"(.+)#([0-9]{1,9})", entry)
+  if not found:
+    raise ValueError(f"order: {entry!r:.80} is not NAME#GROUP")
+  return found[1], int(found[2])
 
 
 def _check(recipe: Recipe) -> None:
@@ -215,7 +252,9 @@ def _check(recipe: Recipe) -> None:
       raise ValueError(f"layer {layer.name}: x_scale {layer.x_scale} is not positive and finite")
     if not layer.groups:
       continue
-    if sorted(c for g in layer.groups for c in g) != list(range(layer.in_channels)):
+    # Lengths first: a file may ask for more channels than memory holds.
+    channels = sorted(c for g in layer.groups for c in g)
+    if len(channels) != layer.in_channels or channels != list(range(layer.in_channels)):
       raise ValueError(f"layer {layer.name}: groups do not hold each channel once")
     if len(layer.x_shift) != len(layer.groups) or not all(0 <= e <= 4 for e in layer.x_shift):
       raise ValueError(f"layer {layer.name}: x_shift needs one value in 0..4 for each group")

@@ -107,19 +107,19 @@ def layer(document, number=1):
     (lambda d: d.update(version=2), "has version 2; this release reads 1"),
     (lambda d: d.pop("version"), "has version None"),
     (lambda d: d.update(format="something"), "is not a recipe"),
-    (lambda d: d.pop("layers"), "is damaged: it lacks 'layers'"),
-    (lambda d: layer(d).pop("x_shift"), "is damaged: it lacks 'x_shift'"),
+    (lambda d: d.pop("layers"), "missing required field `layers`"),
+    (lambda d: layer(d).pop("x_shift"), "missing required field `x_shift` - at `$.layers[1]`"),
     (lambda d: layer(d).pop("signed"), "signed"),
     (lambda d: layer(d).update(colour=1), "colour"),
-    (lambda d: d.update(layers=[1]), "1 is no layer"),
-    (lambda d: d.update(layers=3), "not iterable"),
+    (lambda d: d.update(layers=[1]), "Expected `object`, got `int` - at `$.layers[0]`"),
+    (lambda d: d.update(layers=3), "Expected `array`, got `int` - at `$.layers`"),
     (lambda d: d["settings"].pop("groups"), "it lacks 'groups'"),
     (lambda d: d["settings"].update(groups=4), "settings: groups is no object"),
     (lambda d: d["layers"].append(layer(d)), "layer layer0/conv is there more than once"),
     (lambda d: layer(d).update(x_scale=0), "x_scale 0.0 is not positive"),
     (lambda d: layer(d).update(x_scale=float("nan")), "x_scale nan is not positive"),
     (lambda d: layer(d).update(x_scale=float("inf")), "x_scale inf is not positive"),
-    (lambda d: layer(d).update(x_scale="a"), "could not convert string to float: 'a'"),
+    (lambda d: layer(d).update(x_scale="a"), "got `str` - at `$.layers[1].x_scale`"),
     (lambda d: layer(d)["groups"][0].pop(), "groups do not hold each channel once"),
     (lambda d: layer(d)["groups"][0].append(0), "groups do not hold each channel once"),
     (lambda d: layer(d)["x_shift"].pop(), "x_shift needs one value in 0..4"),
@@ -129,7 +129,15 @@ def layer(document, number=1):
     (lambda d: d["order"].pop(), "not a permutation of the 4 channel groups"),
     (lambda d: d["order"].append(d["order"][0]), "not a permutation"),
     (lambda d: d["order"].append("stem#0"), "order: 'stem#0' is of no layer that has groups"),
-    (lambda d: d["order"].append("layer0/conv#x"), "invalid literal"),
+    (lambda d: d["order"].append("layer0/conv#x"), "order: 'layer0/conv#x' is not NAME#GROUP"),
+    (lambda d: layer(d).update(signed="conv"), "Expected `bool`, got `str`"),
+    (lambda d: layer(d).update(x_shift=True), "Expected `array`, got `bool`"),
+    (lambda d: layer(d).update(in_channels=10**12), "`$.layers[1].in_channels`"),
+    (lambda d: layer(d).update(in_channels=10**9), "groups do not hold each channel once"),
+    (lambda d: layer(d).update(macs=10**30), "`$.layers[1].macs`"),
+    (lambda d: d.update(method="../../x"), "`$.method`"),
+    (lambda d: d["order"].append("layer0/conv#1_0"), "is not NAME#GROUP"),
+    (lambda d: d.update(more=1), "unknown field `more`"),
     (lambda d: d.update(layers=d["layers"][:1], order=[]), "no channel group may go to 4 bits"),
   ],
 )
@@ -227,3 +235,69 @@ def test_a_recipe_has_to_fit_its_model():
     setattr(other[2], name, 1)
     with pytest.raises(ValueError, match=rf"layer layer1/conv has {name} \d+ in the recipe and 1"):
       recipes.require_fit(recipe, other)
+
+
+def test_keys_that_stand_twice_and_deep_files_are_refused(tmp_path):
+  path = tmp_path / "recipe.json"
+  recipes.save(path, make())
+  text = path.read_text()
+  path.write_text(text.replace('"seed": 3', '"seed": 3, "seed": 4', 1))
+  with pytest.raises(ValueError, match="is damaged: key 'seed' stands more than once"):
+    recipes.load(path)
+  deep = '{"settings": ' + "[" * 100_000 + "]" * 100_000 + "}"
+  path.write_text(deep)
+  with pytest.raises(ValueError, match="is not JSON"):
+    recipes.load(path)
+
+
+_VALUES = (None, True, -1, 0, 2**31, 10**12, 10**40, 0.5, 1e308, "", "../../x", "a#1", [], [[]], {})
+
+
+def places(value, path=()):
+  """Where a document can be changed."""
+  yield path
+  items = value.items() if isinstance(value, dict) else enumerate(value)
+  for key, item in items:
+    if isinstance(item, dict | list):
+      yield from places(item, (*path, key))
+    else:
+      yield (*path, key)
+
+
+def mutant(document, rng):
+  """The document with one to three values replaced, dropped, doubled or renamed."""
+  made = json.loads(json.dumps(document))
+  for _ in range(rng.integers(1, 4)):
+    every = [place for place in places(made) if place]
+    *front, last = every[rng.integers(len(every))]
+    inside = made
+    for key in front:
+      inside = inside[key]
+    what = rng.integers(4)
+    if what == 0 and isinstance(inside, list):
+      inside.append(inside[last])
+    elif what == 1:
+      del inside[last]
+    elif what == 2 and isinstance(inside, dict):
+      inside[f"{last}_"] = inside.pop(last)
+    else:
+      inside[last] = _VALUES[rng.integers(len(_VALUES))]
+  return made
+
+
+def test_mutants_are_read_or_told(tmp_path):
+  """Each is refused by name, or means what a recipe can mean and is written as it was read."""
+  path, rng = tmp_path / "recipe.json", np.random.default_rng(0)
+  recipes.save(path, make(order=(3, 1, 0, 2)))
+  document, read = json.loads(path.read_text()), 0
+  for _ in range(3000):
+    path.write_text(json.dumps(mutant(document, rng)))
+    try:
+      recipe = recipes.load(path)
+    except ValueError as error:
+      assert str(error).startswith(f"recipe: {path} ")
+      continue
+    read += 1
+    recipes.save(path, recipe)
+    assert recipes.load(path) == recipe
+  assert 10 < read < 1500  # names, seeds, means and scales may be others

@@ -84,7 +84,7 @@ def load(
 
   Args:
     directory: the folder.
-    apply: the float model, `(params, x) -> y`, as it was given to `flexiq.Network`.
+    apply: the float model, `(params, x) -> y`, as it was given to `Network`.
     params: its parameters, or their shapes.
     x: example input(s), arrays or `jax.ShapeDtypeStruct`s.
     device: where it is to run; the default device if None.

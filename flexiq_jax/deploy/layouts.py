@@ -111,7 +111,7 @@ def lay_out(
   if len(firsts) != len(set(blocks)):
     raise ValueError(
       f"layer {layer.name}: the groups of a shift block do not lie next to each other in schedule "
-      "order; was the schedule changed behind `flexiq.lay_out`?"
+      "order; was the schedule changed behind `Grouped.ordered`?"
     )
   window = math.prod(layer.window)
   number = np.cumsum(np.isin(np.arange(len(blocks)), firsts)) - 1

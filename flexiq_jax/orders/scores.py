@@ -36,7 +36,7 @@ def range_scores(space: Space, groups: Mapping[str, Any]) -> np.ndarray:
   Args:
     space: the channel groups.
     groups: layer name -> object with `x_shift`, `w_shift`, `x_power`, `w_power`, `w_step` (see
-      `calibration.Groups`).
+      `grouping.Groups`).
 
   Returns:
     float64 `[T]`.

@@ -59,7 +59,7 @@ def write(
     title: heading, as `FlexiQ: resnet20 on CIFAR-10`.
     summary: facts for the first paragraph in order of interest, as `{"model": "resnet20", "images":
       10000}`; the key `text`, if there, holds whole sentences that open the paragraph.
-    rows: results, see `metrics` for columns and units.
+    rows: results, see `workdir` for columns and units.
     layers: layer table, see `layer_table`.
     plots: (caption, path) of the pictures; they should lie below the workdir.
     notes: Markdown remarks, as the contractions that were not quantized.
@@ -122,7 +122,7 @@ def results_table(rows: Iterable[Mapping[str, Any]]) -> str:
   """The results as a plain table, mean ± spread over seeds.
 
   Args:
-    rows: results, see `metrics` for columns and units.
+    rows: results, see `workdir` for columns and units.
   """
   return tables.text_table(*_result_cells(rows))
 
@@ -133,7 +133,7 @@ def print_results(
   """Prints the results: with rules and colour on a terminal, else as a plain table.
 
   Args:
-    rows: results, see `metrics` for columns and units.
+    rows: results, see `workdir` for columns and units.
     title: heading.
     stream: where to, standard output if None.
   """

@@ -1,7 +1,7 @@
 """`AdaptiveModel`: a model that runs at any 4-bit ratio, and how it becomes a recipe and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,15 @@ import numpy as np
 from flexiq_jax import orders
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Recipe, RecipeLayer, Schedule, Space, require_fit
-from flexiq_jax.quant import Cut, LowSettings, RangeSettings, calibration, grouping, rules
+from flexiq_jax.quant import (
+  Cut,
+  LowSettings,
+  PassListener,
+  RangeSettings,
+  calibration,
+  grouping,
+  rules,
+)
 
 Array = Any
 
@@ -88,6 +96,20 @@ def space(network: Network, cuts: Mapping[str, Cut]) -> Space:
     [[len(c) for c in cuts[name].channels] for name in names],
     [network.layer(name).macs_per_channel for name in names],
   )
+
+
+def scores(
+  network: Network,
+  model: rules.QModel,
+  space: Space,
+  batches: Iterable[Array],
+  progress: PassListener | None = None,
+) -> np.ndarray:
+  """Error of each channel group alone, float64 `[T]`, over batches of training data."""
+  errors = calibration.observe_errors(
+    network.apply, network.params, model, batches, progress, network.platform
+  )
+  return orders.exact_scores(space, errors)
 
 
 def recipe_settings(recipe: Recipe) -> tuple[RangeSettings, LowSettings]:

@@ -119,11 +119,8 @@ class Grouped:
     """Error of each group alone, float64 `[T]`: over the calibration batches, or closed-form."""
     if not exact:
       return orders.range_scores(self.space, self.groups)
-    network, batches = self.calibrated.network, self.calibrated.batches
-    errors = calibration.observe_errors(
-      network.apply, network.params, self.model, batches, progress, network.platform
-    )
-    return orders.exact_scores(self.space, errors)
+    calibrated = self.calibrated
+    return adaptive.scores(calibrated.network, self.model, self.space, calibrated.batches, progress)
 
   def ordered(self, order: np.ndarray, levels: Iterable[float] = recipes.LEVELS) -> AdaptiveModel:
     """The model whose groups go to 4 bits in an order.

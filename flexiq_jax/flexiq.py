@@ -13,12 +13,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flexiq_jax import orders, search
+from flexiq_jax import adaptive, orders, search
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.calibrated import calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule
-from flexiq_jax.quant import LowSettings, PassListener, RangeSettings, calibration, selectable
+from flexiq_jax.quant import LowSettings, PassListener, RangeSettings, selectable
 from flexiq_jax.search import SearchSettings
 
 Array = Any
@@ -81,14 +81,11 @@ def improve(
       "then share the shifts along the order that was found (`Grouped.ordered`)"
     )
   network, space = model.network, model.schedule.space
-  errors = calibration.observe_errors(
-    network.apply, network.params, model.model, [x], platform=network.platform
-  )
   found = search.search(
     network,
     model.model,
     space,
-    orders.exact_scores(space, errors),
+    adaptive.scores(network, model.model, space, [x]),
     x,
     settings or SearchSettings(),
     seed=seed,

@@ -64,7 +64,7 @@ def pretrained(name: str, images: int | None = None) -> Loaded:
   apply, _ = models.functional(inputs.module)
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
   network = Network(apply, inputs.params, x)
-  batches = [batch.images[batch.mask] for batch in inputs.calibration_batches()]
+  batches, _ = inputs.calibration_set
   settings = inputs.settings
   return _loaded(network, batches, inputs.selectable, settings.ranges, settings.groups, True)
 

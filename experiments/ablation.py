@@ -33,7 +33,7 @@ import numpy as np
 from experiments import curve
 from experiments.shared import reporting, setup
 from experiments.shared.checks import require
-from experiments.shared.rows import Rows
+from experiments.shared.rows import Rows, shares
 from experiments.shared.stages import Stages
 from flexiq_jax import evaluation, orders
 from flexiq_jax.adaptive import AdaptiveModel
@@ -102,12 +102,8 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
       model = dataclasses.replace(model, dynamic=name.endswith("_dynamic"))
     cost = _cost(workdir, name) if name in ("gram", "evolution") else {}
     for ratio in part.random_ratios if name.startswith("random") else part.ratios:
-      share = model.schedule.mac_share(ratio)
-      rows.add(
-        *(name, ratio, lambda x, m=model, r=ratio: m(x, r)),
-        **{"avg_bits": 8 - 4 * share, "mac_share": share, **cost},
-        channel_share=model.schedule.channel_share(ratio),
-      )
+      predict = lambda x, m=model, r=ratio: m(x, r)
+      rows.add(name, ratio, predict, **shares(model, ratio), **cost)
   if not distributed.is_main():
     return workdir.path / "report.md"
   workdir.event("done", traces=dict(network.traces), peak_memory=process.peak_memory())

@@ -110,6 +110,7 @@ class _Run:
     folder = self._workdir.path / table.name
     folder.mkdir(exist_ok=True)
     apply, params = self._stages.unfolded
+    _, labels = self._inputs.calibration_set
     used = self._config.comparison.images or len(self._x)
     return Start(
       task=table,
@@ -119,7 +120,7 @@ class _Run:
       params=params,
       names=self._inputs.selectable,
       x=self._x,
-      examples=Examples(self._x[:used], self._labels[:used]),
+      examples=Examples(self._x[:used], labels[:used]),
       seed=self._config.seed,
       workdir=self._workdir,
       folder=folder,
@@ -130,12 +131,6 @@ class _Run:
   @functools.cached_property
   def _x(self) -> np.ndarray:
     return np.concatenate([*self._stages.calibrated.batches])
-
-  @functools.cached_property
-  def _labels(self) -> np.ndarray:
-    """Labels of the calibration images, int32 `[n]`, in the order of their batches."""
-    batches = self._inputs.calibration_batches()
-    return np.concatenate([batch.labels[batch.mask] for batch in batches]).astype(np.int32)
 
   def _training(self, batch_size: int, epoch: int) -> Iterator[Examples]:
     """Full batches of all training images, shuffled by seed and epoch."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.shared import reporting, setup
-from experiments.shared.checks import field
+from experiments.shared.checks import field, is_seed
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
 from flexiq_jax import orders
@@ -145,7 +145,7 @@ def _check(config) -> None:
         f"config.variants: {variant!r} is not one of {known}; give several as \"('naive','range')\""
       )
   for seed in config.random_seeds:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+    if not is_seed(seed):
       raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0 to {2**31 - 1}")
 
 

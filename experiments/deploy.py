@@ -30,7 +30,7 @@ import numpy as np
 from experiments import curve
 from experiments.shared import reporting, setup
 from experiments.shared.checks import require
-from experiments.shared.rows import Rows
+from experiments.shared.rows import Rows, shares
 from experiments.shared.stages import Stages
 from flexiq_jax import deploy, graph, kernels, models
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
@@ -118,12 +118,7 @@ def _rounded(model: AdaptiveModel):
 
 def _compare(inputs, workdir, rows: Rows, model, runner, nudged, ratio: float) -> None:
   """The rows of one ratio; the images pass all models at once."""
-  share, seed = model.schedule.mac_share(ratio), inputs.config.seed
-  columns = {
-    "avg_bits": 8 - 4 * share,
-    "mac_share": share,
-    "channel_share": model.schedule.channel_share(ratio),
-  }
+  seed, columns = inputs.config.seed, shares(model, ratio)
   ways = {
     "simulated": lambda x: model(x, ratio),
     "deployed": runner,

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import ablation, compare
 from experiments.shared import setup
-from experiments.shared.checks import require
+from experiments.shared.checks import is_seed, require
 from flexiq_jax.runs import distributed, process
 from flexiq_jax.runs.workdir import Workdir
 
@@ -61,7 +61,7 @@ def _job(config) -> ModuleType:
   if table.job not in JOBS:
     raise ValueError(f"config.table.job: {table.job!r} is not one of {', '.join(JOBS)}")
   for seed in table.seeds:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+    if not is_seed(seed):
       raise ValueError(f"config.table.seeds: {seed!r} is not in 0..{2**31 - 1}")
   if len(set(table.seeds)) < max(1, len(table.seeds)):
     raise ValueError(f"config.table.seeds: {table.seeds}; at least one, all different")

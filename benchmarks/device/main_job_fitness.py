@@ -30,7 +30,7 @@ def fitness(name: str, argument: str, workdir: pathlib.Path) -> list[float]:
   network = stages.network  # reads the training back
   model = from_recipe(network, recipes.load(workdir / "recipe.json"))
   space = model.schedule.space
-  images = np.concatenate([b.images[b.mask] for b in inputs.calibration_batches()])
+  images = np.concatenate(inputs.calibration_set[0])
   evaluate = Fitness(network, model.model, space, images, capacity=8)
   schedules = [model.schedule, *(Schedule(space, orders.random(space, s)) for s in range(3))]
   masks = np.stack([one.mask(ratio) for one in schedules for ratio in (0.25, 0.5, 0.75)])

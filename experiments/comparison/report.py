@@ -161,7 +161,7 @@ def _details(runs: _Runs, table: Table) -> list[Details]:
     title=f"{runs.title}\n{table.title}",
     names=runs.names,
     budget=lambda budget: _shown(table, budget),
-    seeds=[next(r["seed"] for r in w.rows() if r["seed"] is not None) for w in runs.workdirs],
+    seeds=[*dict.fromkeys(row["seed"] for row in runs.rows if row["seed"] is not None)],
     workdirs=runs.workdirs,
     folder=runs.folder,
   )

@@ -63,7 +63,7 @@ def check(config) -> Settings:
       f"config.name: {config.name!r} names a folder below runs/; letters, digits, _, - and . are "
       "accepted"
     )
-  if not 0 <= config.seed <= _MOST:
+  if not is_seed(config.seed):
     raise ValueError(f"config.seed: {config.seed} is not in 0..{_MOST}")
   if config.dtype not in models.registry.DTYPES:
     raise ValueError(
@@ -111,6 +111,11 @@ def check(config) -> Settings:
     search=search,
     ratios=_ratios(config.ratios),
   )
+
+
+def is_seed(value: Any) -> bool:
+  """Whether a value is an integer that seeds accept."""
+  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def require(config, section: str, file: str) -> None:

@@ -35,7 +35,7 @@ def layer_rows(layers, groups: Mapping[str, int]) -> list[dict[str, Any]]:
 
 def title(config) -> str:
   """Model and dataset, for tables and pictures."""
-  return f"FlexiQ: {config.model} on {Path(config.data.root or config.data.name).name}"
+  return f"FlexiQ: {config.model} on {setup.data_name(config)}"
 
 
 def weights_note(config) -> str:

@@ -58,16 +58,7 @@ class Rows:
 
   def add_adaptive(self, method: str, model: AdaptiveModel, ratio: float, seed: int | None) -> None:
     """Evaluates an adaptive model at one ratio."""
-    share = model.schedule.mac_share(ratio)
-    self.add(
-      method,
-      ratio,
-      seed,
-      lambda x: model(x, ratio),
-      avg_bits=8 - 4 * share,
-      mac_share=share,
-      channel_share=model.schedule.channel_share(ratio),
-    )
+    self.add(method, ratio, seed, lambda x: model(x, ratio), **shares(model, ratio))
 
   def _drops(self, method: str, top1: float) -> dict[str, float]:
     """Columns drop_float and drop_int8, as far as the rows they refer to are there."""
@@ -78,3 +69,13 @@ class Rows:
       for column, row in (("drop_float", "float"), ("drop_int8", "uniform_int8"))
       if row == method or (row in reference and method != "float")
     }
+
+
+def shares(model: AdaptiveModel, ratio: float) -> dict[str, float]:
+  """Columns of a row: what of an adaptive model is in 4 bits at a ratio."""
+  share = model.schedule.mac_share(ratio)
+  return {
+    "avg_bits": 8 - 4 * share,
+    "mac_share": share,
+    "channel_share": model.schedule.channel_share(ratio),
+  }

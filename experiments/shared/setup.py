@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -74,12 +75,15 @@ class Inputs(Described):
     """The model with random weights."""
     return _build(self.config, self.settings)
 
-  def calibration_batches(self) -> list[data.Batch]:
-    """The calibration images and labels, the last batch possibly shorter."""
+  @functools.cached_property
+  def calibration_set(self) -> tuple[list[np.ndarray], np.ndarray]:
+    """The calibration images `[B, H, W, C]`, the last batch perhaps shorter; labels int32 `[n]`."""
     part = self.config.calibration
     with field("config.calibration", part):
       indices = data.calibration_indices(self.calibration, part.images, self.config.seed)
-      return [*self._batches(self.calibration, part.batch_size, indices)]
+      batches = [*self._batches(self.calibration, part.batch_size, indices)]
+    labels = np.concatenate([batch.labels[batch.mask] for batch in batches]).astype(np.int32)
+    return [batch.images[batch.mask] for batch in batches], labels
 
   def held_out_batch(self, count: int) -> data.Batch:
     """Training images that calibrate nothing, drawn by the seed."""
@@ -200,15 +204,19 @@ def prepare(config) -> Inputs:
   )
 
 
+def data_name(config) -> str:
+  """What the evaluation images are called, in titles and rows."""
+  return Path(config.data.root or config.data.name).name
+
+
 def provenance(config) -> dict[str, str]:
   """What tells a run's rows apart from those of other runs, as columns."""
   text = json.dumps(files.to_plain(config.to_dict()), sort_keys=True)
-  data = Path(config.data.root or config.data.name).name
   digest = hashlib.sha256(text.encode()).hexdigest()[:8]
   commit = process.git_commit(Path(__file__)) or ""
   return {
     "model": config.model,
-    "data": data,
+    "data": data_name(config),
     "config": f"{config.name}-{digest}",
     "commit": commit,
   }

@@ -67,8 +67,8 @@ class Stages:
   @functools.cached_property
   def unfolded(self) -> tuple[models.Apply, Any]:
     """The float model as `(apply, params)`, batch norm unfolded."""
-    apply, _ = models.functional(self.inputs.module)
     if self.inputs.params is not None:
+      apply, _ = models.functional(self.inputs.module)
       return apply, self.inputs.params
     module = self.inputs.build()
     if self.config.weights == "train":
@@ -87,7 +87,7 @@ class Stages:
       }
       for layer in network.layers
     }
-    batches = [batch.images[batch.mask] for batch in self.inputs.calibration_batches()]
+    batches, _ = self.inputs.calibration_set
     tree = self._statistics(network, batches, template) if distributed.is_main() else None
     if distributed.several():
       data = distributed.broadcast_bytes(checkpoint.pack(tree) if tree else None)
@@ -211,7 +211,7 @@ class Stages:
         np.concatenate(batches),
         settings,
         seed=self.config.seed,
-        workdir=self.workdir.path,
+        workdir=self.workdir,
         made_from=made_from,
         show=lambda line: print(line, flush=True),
         mesh=search.population_mesh(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -56,9 +57,9 @@ def test_inputs_are_opened():
   of = lambda **changes: dataclasses.replace(inputs, config=config(**changes))
   assert inputs.evaluated == 30
   assert of(**{"data.limit": 9999}).evaluated == 445
-  drawn = of(**{"calibration.batch_size": 10}).calibration_batches()
-  assert [batch.images[batch.mask].shape for batch in drawn] == [(10, 8, 8, 1), (6, 8, 8, 1)]
-  assert [batch.labels[batch.mask].shape for batch in drawn] == [(10,), (6,)]
+  drawn, labels = of(**{"calibration.batch_size": 10}).calibration_set
+  assert [images.shape for images in drawn] == [(10, 8, 8, 1), (6, 8, 8, 1)]
+  assert (labels.shape, labels.dtype) == ((16,), np.int32)
   batches = of(batch_size=100).evaluation_batches()
   assert [int(batch.mask.sum()) for batch in batches] == [100, 100, 100, 100, 45]
   # A batch is not padded beyond all there is.

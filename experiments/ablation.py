@@ -182,7 +182,7 @@ def _correct(folder: Path, method: str, ratio: float | None) -> Path:
 
 def _gain(
   folders: Sequence[Path], method: str, ratio: float | None
-) -> tuple[float, float, int] | None:
+) -> tuple[float, float | None, int] | None:
   """Top-1 above greedy's on the same images, in points, and its paired standard error.
 
   Args:
@@ -198,9 +198,7 @@ def _gain(
   both = [[np.load(path) for path in pair] for pair in pairs if all(p.is_file() for p in pair)]
   if not both:
     return None
-  gain = np.mean([own.astype(np.float64) - greedy for own, greedy in both], axis=0)
-  error = gain.std(ddof=1) / np.sqrt(len(gain))
-  return 100 * gain.mean(), 100 * error, len(both)
+  return *evaluation.paired_difference(both), len(both)
 
 
 def _gains(config, folders: Sequence[Path]) -> str:
@@ -211,7 +209,8 @@ def _gains(config, folders: Sequence[Path]) -> str:
     if method != "greedy" and (found := _gain(folders, method, ratio)):
       gain, error, seeds = found
       times = f"{gain / error:+.1f}" if error else "—"
-      row = [method, tables.percent(ratio), str(seeds), f"{gain:+.2f} ± {error:.2f}", times]
+      spread = "" if error is None else f" ± {error:.2f}"
+      row = [method, tables.percent(ratio), str(seeds), f"{gain:+.2f}{spread}", times]
       cells.append(row)
   header = ["method", "4-bit ratio", "seeds", "gain (points)", "in standard errors"]
   text = "Of images: each counts with its mean over the seeds.\n\n"

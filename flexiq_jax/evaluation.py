@@ -1,6 +1,6 @@
 """Top-1 accuracy over a stream of batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,21 @@ def top1(predict: Callable[[Array], Array], batches: Iterable[Any]) -> tuple[flo
   """
   right = correct(predict, batches)
   return 100.0 * int(right.sum()) / len(right), len(right)
+
+
+def paired_difference(pairs: Sequence[Sequence[Array]]) -> tuple[float, float | None]:
+  """Top-1 of one method above another's on the same examples, over several runs.
+
+  Args:
+    pairs: of each run, bool `[n]` twice: which examples the one and the other got right. The runs
+      share the examples, so an example counts with its mean over them.
+
+  Returns:
+    Points, and their standard error over examples; None for a single example.
+  """
+  each = np.mean([np.subtract(one, other, dtype=np.float64) for one, other in pairs], axis=0)
+  error = each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else None
+  return 100 * each.mean(), None if error is None else 100 * error
 
 
 def correct(predict: Callable[[Array], Array], batches: Iterable[Any]) -> np.ndarray:

@@ -16,16 +16,18 @@ import run
 
 DIGITS = "--config=configs/digits.py:runlocal"
 # Two selectable layers: little to compile.
-TRAINED = (DIGITS, "--config.model_args=width=8,depths=(1,)", "--config.train.epochs=8")
-# And no training.
-SMALL = (
-  *TRAINED,
+LAYERS = "--config.model_args=width=8,depths=(1,)"
+TRAINED = (DIGITS, LAYERS, "--config.train.epochs=8")
+# And no training, and few images; of any config on digits.
+TINY = (
+  LAYERS,
   "--config.weights=random",
   "--config.calibration.images=16",
   "--config.calibration.batch_size=16",
   "--config.data.limit=20",
   "--config.batch_size=20",
 )
+SMALL = (*TRAINED, *TINY)
 
 
 @dataclasses.dataclass(frozen=True)

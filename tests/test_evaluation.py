@@ -64,3 +64,15 @@ def test_batches_are_read_one_at_a_time():
       assert sum(ref() is not None for ref in alive) <= 1
 
   assert evaluation.top1(lambda x: x + 0, stream()) == (100.0, 5)
+
+
+def test_paired_difference_is_of_examples_and_not_of_runs():
+  rng = np.random.default_rng(0)
+  pairs = [(rng.random(50) < 0.8, rng.random(50) < 0.6) for _ in range(3)]
+  each = np.mean([[float(a) - float(b) for a, b in zip(*pair, strict=True)] for pair in pairs], 0)
+  points, error = evaluation.paired_difference(pairs)
+  assert points == pytest.approx(100 * sum(each) / 50)
+  assert error == pytest.approx(100 * np.sqrt(np.var(each, ddof=1) / 50))
+  # A run twice adds nothing; a single example has no error.
+  assert evaluation.paired_difference(pairs[:1] * 2) == evaluation.paired_difference(pairs[:1])
+  assert evaluation.paired_difference([(np.array([True]), np.array([False]))]) == (100.0, None)

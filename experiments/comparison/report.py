@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.comparison.tables import Table, tables_of
 from experiments.shared import reporting, setup
+from flexiq_jax import evaluation
 from flexiq_jax.methods import Details, Shown
 from flexiq_jax.runs import files, plots, report, tables
 from flexiq_jax.runs.progress import duration
@@ -220,14 +221,11 @@ def _differences(runs: _Runs, table: Table) -> str:
         folder = workdir.path / table.name / "correct"
         paths = [folder / f"{m}_{table.ratio(budget):.6f}.npy" for m in (a, b)]
         if all(path.is_file() for path in paths):
-          found.append(np.subtract(*(np.load(p).astype(np.float64) for p in paths)))
+          found.append([np.load(path) for path in paths])
       if not found:
         continue
-      # Seeds share the images, so their differences are averaged for each image first.
-      per_image = 100 * np.mean(found, axis=0)
-      error = per_image.std(ddof=1) / np.sqrt(len(per_image)) if len(per_image) > 1 else None
-      means = ", ".join(f"{100 * one.mean():+.2f}" for one in found)
-      spread = tables.mean_spread(float(per_image.mean()), error)
+      means = ", ".join(f"{evaluation.paired_difference([pair])[0]:+.2f}" for pair in found)
+      spread = tables.mean_spread(*evaluation.paired_difference(found))
       cells.append([f"{a} - {b}", _shown(table, budget), spread, means])
   if not cells:
     return ""

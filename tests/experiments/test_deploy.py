@@ -13,18 +13,13 @@ from experiments import deploy as experiment
 from flexiq_jax.deploy import artifact
 from flexiq_jax.kernels import tile_files, tuning
 from flexiq_jax.runs.workdir import Workdir
-from tests.runs_for_test import compiled, start
+from tests.runs_for_test import TINY, compiled, start
 
 __all__ = ["compiled"]
 CONFIG = "--config=configs/deploy.py:of=digits,block=8,runlocal"
 SMALL = (
   CONFIG,
-  "--config.model_args=width=8,depths=(1,)",
-  "--config.weights=random",
-  "--config.calibration.images=16",
-  "--config.calibration.batch_size=16",
-  "--config.data.limit=20",
-  "--config.batch_size=20",
+  *TINY,
   "--config.search.method=greedy",
 )
 

@@ -6,17 +6,12 @@ import json
 import pytest
 
 from experiments import table
-from tests.runs_for_test import compiled, start
+from tests.runs_for_test import TINY, compiled, start
 
 __all__ = ["compiled"]
 SMALL = (
   "--config=configs/ablation.py:of=digits,runlocal",
-  "--config.model_args=width=8,depths=(1,)",
-  "--config.weights=random",
-  "--config.calibration.images=16",
-  "--config.calibration.batch_size=16",
-  "--config.data.limit=20",
-  "--config.batch_size=20",
+  *TINY,
   "--config.ablation.methods=('random','greedy')",
   "--config.ablation.held_out=16",
 )

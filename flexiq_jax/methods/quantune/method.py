@@ -121,10 +121,12 @@ class Quantune(Method):
     ]
     others = [plan for plan in before if plan["budget"] != budget]
     plans = sorted(others + own, key=lambda plan: plan["budget"])
-    kept = files.to_plain({"pair": self.pair, "lists": self._lists(), "plans": plans})
+    kept = files.to_plain({"pair": self.pair, "lists": self._lists, "plans": plans})
     files.write_text(path, json.dumps(kept, indent=2) + "\n")
 
+  @functools.cached_property
   def _lists(self) -> dict[str, Any]:
+    """The sensitivity list of each form of the graph, whatever the budget."""
     runs, lists = self.runs, {}
     for grouping in fusion.GROUPINGS:
       listed = forms.ranked(runs, grouping, self.start.choices.names)

@@ -27,6 +27,7 @@ from flexiq_jax.deploy.layers import Mixed, Plain
 from flexiq_jax.graph import reorder, tracing
 from flexiq_jax.kernels import Weights
 from flexiq_jax.quant import rules
+from flexiq_jax.runs import files
 from flexiq_jax.runs.checkpoint import Checkpoints
 
 FORMAT = "flexiq_jax deployed model"
@@ -66,9 +67,7 @@ def save(directory: str | os.PathLike, deployed: deploy.Deployed, *, name: str) 
     "files": _digests(directory / "arrays"),
   }
   document["sha256"] = _seal(document)
-  half = directory / "artifact.json.part"
-  half.write_text(json.dumps(document, indent=1) + "\n")
-  os.replace(half, directory / "artifact.json")
+  files.write_text(directory / "artifact.json", json.dumps(document, indent=1) + "\n")
   return directory
 
 

@@ -6,8 +6,8 @@ import math
 import jax
 import numpy as np
 
-from flexiq_jax import deploy, flexiq, models
-from flexiq_jax.deploy import Mixed, rows_before
+from flexiq_jax import deployment, flexiq, models
+from flexiq_jax.deployment import Mixed, rows_before
 from flexiq_jax.graph import tracing
 from flexiq_jax.kernels import Window, tpu
 from flexiq_jax.network import Network
@@ -80,7 +80,7 @@ def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list
   Args:
     name: of the model.
     group: channels in a group and a shift block.
-    granule: see `deploy.deploy`.
+    granule: see `deployment.deploy`.
     kind: of a TPU, as `jax.Device.device_kind` has it.
   """
   module = models.create(name)
@@ -89,9 +89,11 @@ def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list
   x = x.astype(np.float32)
   network = Network(apply, params, x[:1])
   settings = LowSettings(group_size=group, shift_block=group, whole_heads=True)
-  deployed = deploy.deploy(flexiq.quantize(network, [x], settings=settings), x[:1], granule=granule)
+  deployed = deployment.deploy(
+    flexiq.quantize(network, [x], settings=settings), x[:1], granule=granule
+  )
   traced = tracing.trace(network.apply, network.params, x[:1])
-  windows = deploy.windows(traced)
+  windows = deployment.windows(traced)
   found = []
   for layer in network.layers:
     d = deployed.layers[layer.name]

@@ -111,7 +111,7 @@ def mixed(
   if name == "gpu":
     from flexiq_jax.kernels import gpu
 
-    laid_out = jax.jit(gpu.prepare)(w)  # once, as `deploy.place` does
+    laid_out = jax.jit(gpu.prepare)(w)  # once, as `deployment.place` does
   run = jax.jit(
     lambda x, w, e: kernels.mixed_matmul(
       x, w, e, window=product.window, implementation=name, tuned=tuned

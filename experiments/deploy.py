@@ -32,9 +32,9 @@ from experiments.shared import reporting, setup
 from experiments.shared.checks import require
 from experiments.shared.rows import Rows, shares
 from experiments.shared.stages import Stages
-from flexiq_jax import deploy, graph, kernels, models
+from flexiq_jax import deployment, graph, kernels, models
 from flexiq_jax.adaptive import AdaptiveModel, from_recipe
-from flexiq_jax.deploy import Mixed, Plain, artifact
+from flexiq_jax.deployment import Mixed, Plain, artifact
 from flexiq_jax.kernels import tile_files, tuning
 from flexiq_jax.quant import rules
 from flexiq_jax.runs import distributed, process, report, tables
@@ -69,7 +69,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   x = jax.ShapeDtypeStruct((1, *inputs.module.input_shape), jnp.float32)
   folder = workdir.path / "artifact"
   shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-  made = deploy.deploy(model, x, levels=inputs.settings.ratios, granule=config.deploy.granule)
+  made = deployment.deploy(model, x, levels=inputs.settings.ratios, granule=config.deploy.granule)
   artifact.save(folder, made, name=config.model)
   # What is measured is what the disk says; the float weights are not needed for it.
   apply, shapes = models.functional(inputs.module)
@@ -77,9 +77,9 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   size = min(config.batch_size, inputs.evaluated)
   if config.deploy.tune:
     batch = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
-    shapes = sorted(set(deploy.products(deployed, batch).values()))
+    shapes = sorted(set(deployment.products(deployed, batch).values()))
     tuning.autotune(shapes, config.deploy.tuning, progress=lambda line: print(line, flush=True))
-  runner = deploy.Runner(deployed, sizes=(size,), tuning=config.deploy.tuning or None)
+  runner = deployment.Runner(deployed, sizes=(size,), tuning=config.deploy.tuning or None)
   rows = Rows(inputs, workdir)
   rows.add("float", None, config.seed, stages.network.float, avg_bits=32.0)
   nudged = _rounded(model)
@@ -145,7 +145,7 @@ def _compare(inputs, workdir, rows: Rows, model, runner, nudged, ratio: float) -
       workdir.row(method, ratio, seed, differing=differing, logit_error=error)
 
 
-def switch_cost(runner: deploy.Runner, ratios, times: int) -> dict[str, float]:
+def switch_cost(runner: deployment.Runner, ratios, times: int) -> dict[str, float]:
   """Host-side cost of changing the ratio until it is on the device.
 
   Args:
@@ -234,8 +234,8 @@ def _agreement(rows) -> str:
   return tables.markdown_table(header, cells)
 
 
-def _bytes(folder: Path, deployed: deploy.Deployed, x) -> str:
-  sizes = deploy.sizes(deployed, x)
+def _bytes(folder: Path, deployed: deployment.Deployed, x) -> str:
+  sizes = deployment.sizes(deployed, x)
   kilobytes = lambda n: f"{n / 1024:.1f}"
   cells = [
     ["float32 model", kilobytes(sizes.float32), "32"],
@@ -259,7 +259,7 @@ def _switching(switches) -> str:
   )
 
 
-def _gathers(layers, deployed: deploy.Deployed) -> str:
+def _gathers(layers, deployed: deployment.Deployed) -> str:
   feeds, cells = deployed.wiring.feeds, []
   for layer in layers:
     d, feed = deployed.layers[layer.name], feeds[layer.name]
@@ -281,7 +281,7 @@ def _gathers(layers, deployed: deploy.Deployed) -> str:
   return head + tables.markdown_table(["layer", "its input", "why"], cells, left=3)
 
 
-def _implementations(deployed: deploy.Deployed) -> str:
+def _implementations(deployed: deployment.Deployed) -> str:
   """Which kernels run its layers here."""
   names = {
     kernels.choose_implementation(d.weights)

@@ -54,8 +54,8 @@ OURS = {
   "flexiq_jax.methods.program": (),
   "flexiq_jax.methods.layerwise": _QUANT,
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
-  "flexiq_jax.deploy": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.runs"),
-  "flexiq_jax.serving": ("flexiq_jax.deploy", "flexiq_jax.runs"),
+  "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.runs"),
+  "flexiq_jax.serving": ("flexiq_jax.deployment", "flexiq_jax.runs"),
 }
 
 # Module or package -> the only packages outside the standard library that it may import.
@@ -79,7 +79,7 @@ FORBIDDEN = {
 # outside reaches past these.
 FRONTS = {
   "flexiq_jax.data": (),
-  "flexiq_jax.deploy": ("artifact", "export"),
+  "flexiq_jax.deployment": ("artifact", "export"),
   "flexiq_jax.graph": ("reorder", "tracing", "unfold"),
   "flexiq_jax.kernels": ("gpu", "tile_files", "tpu", "tuning"),
   "flexiq_jax.kernels.gpu": (),

@@ -1,6 +1,6 @@
 """Deployed models with random weights, made on the CPU while the accelerator measures other things.
 
-    FOLDER/models/NAME/     the artifact (flexiq_jax.deploy.artifact)
+    FOLDER/models/NAME/     the artifact (flexiq_jax.deployment.artifact)
     FOLDER/models/NAME.json written when it is complete
 
 Calibrated on noise and ordered at random: what is measured on them is time, which depends on
@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.device import records, shapes
 from benchmarks.device.context import Context
-from flexiq_jax import deploy, models, orders
+from flexiq_jax import deployment, models, orders
 from flexiq_jax.calibrated import calibrate
-from flexiq_jax.deploy import artifact
+from flexiq_jax.deployment import artifact
 from flexiq_jax.network import Network
 from flexiq_jax.quant import LowSettings, selectable
 
@@ -45,7 +45,7 @@ def folder_of(folder: pathlib.Path, name: str) -> pathlib.Path:
   return folder / "models" / name
 
 
-def build(name: str, platform: str, kind: str = "", small: bool = False) -> deploy.Deployed:
+def build(name: str, platform: str, kind: str = "", small: bool = False) -> deployment.Deployed:
   """A deployed model with random weights.
 
   Args:
@@ -62,4 +62,4 @@ def build(name: str, platform: str, kind: str = "", small: bool = False) -> depl
   settings = LowSettings(group_size=size, shift_block=size, whole_heads=True)
   grouped = calibrate(network, [x]).group(selectable(network.layers), settings)
   model = grouped.ordered(orders.random(grouped.space, 0))
-  return deploy.deploy(model, x, levels=shapes.LEVELS, granule=shapes.granule(platform))
+  return deployment.deploy(model, x, levels=shapes.LEVELS, granule=shapes.granule(platform))

@@ -42,7 +42,7 @@ def group_size(name: str, platform: str, kind: str = "") -> int:
 
 
 def granule(platform: str) -> int:
-  """Rows of K that a shift block is a multiple of (see `deploy.deploy`)."""
+  """Rows of K that a shift block is a multiple of (see `deployment.deploy`)."""
   return {"tpu": 128, "gpu": 64}.get(platform, 2)
 
 

@@ -23,14 +23,14 @@ import numpy as np
 from benchmarks.device import prepare, present, profiles, records, shapes, timing
 from benchmarks.device.context import Context, Skipped, claim
 from experiments.deploy import switch_cost
-from flexiq_jax import deploy
-from flexiq_jax.deploy import artifact
+from flexiq_jax import deployment
+from flexiq_jax.deployment import artifact
 from flexiq_jax.kernels import tile_files
 
 HOW = (
-  "deploy.Runner on one device, wall clock, random weights: p50_us and p99_us from images on the "
-  "host to logits on the host, device_* from images on the device to its being done, queued_us a "
-  "batch when batches follow each other; all ratios in turn"
+  "deployment.Runner on one device, wall clock, random weights: p50_us and p99_us from images on "
+  "the host to logits on the host, device_* from images on the device to its being done, queued_us "
+  "a batch when batches follow each other; all ratios in turn"
 )
 ORDER = (8, 1, 128, 32)  # batches, most important first
 
@@ -71,7 +71,7 @@ def run(context: Context) -> dict[str, Any]:
   return finished(result) | {"complete": not result["refused"]}
 
 
-def load(context: Context, name: str, device: Any, wait: float) -> deploy.Deployed:
+def load(context: Context, name: str, device: Any, wait: float) -> deployment.Deployed:
   """A model that `prepare` made; a trial makes it here."""
   if context.small:
     return prepare.build(name, device.platform, device.device_kind, small=True)
@@ -87,7 +87,7 @@ def measure(
   context: Context,
   result: dict[str, Any],
   name: str,
-  deployed: deploy.Deployed,
+  deployed: deployment.Deployed,
   tuning: str,
   batches: tuple[int, ...],
   seconds: float,
@@ -95,8 +95,8 @@ def measure(
   """Compiles all batches side by side, then measures each; rows are kept as they come."""
   end = time.monotonic() + seconds
   *_, x = shapes.abstract(name, context.small)
-  memory = vars(deploy.sizes(deployed, x))
-  runner = deploy.Runner(deployed, sizes=batches, tuning=tuning)
+  memory = vars(deployment.sizes(deployed, x))
+  runner = deployment.Runner(deployed, sizes=batches, tuning=tuning)
   model: dict[str, Any] = {"latency": [], "refused": {}, "memory": memory}
   result["models"][name] = model
   rng = np.random.default_rng(0)
@@ -115,7 +115,9 @@ def measure(
   show(name, model)
 
 
-def warm(runner: deploy.Runner, images: dict[int, Any], refused: dict, seconds: float) -> list[int]:
+def warm(
+  runner: deployment.Runner, images: dict[int, Any], refused: dict, seconds: float
+) -> list[int]:
   """Compiles; the batches that are ready in time, in their order."""
   pool = concurrent.futures.ThreadPoolExecutor(len(images))
   started = {
@@ -132,7 +134,7 @@ def warm(runner: deploy.Runner, images: dict[int, Any], refused: dict, seconds: 
 
 
 def rows(
-  runner: deploy.Runner, images: np.ndarray, seconds: float, rounds: int
+  runner: deployment.Runner, images: np.ndarray, seconds: float, rounds: int
 ) -> list[dict[str, Any]]:
   """Latencies of one batch at all ratios, in at least two rounds and at most `rounds`."""
   there = jax.block_until_ready(jax.device_put(images))

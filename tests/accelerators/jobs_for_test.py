@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flexiq_jax import calibrated, data, deploy, models
+from flexiq_jax import calibrated, data, deployment, models
 from flexiq_jax.calibrated import Calibrated, Observations
-from flexiq_jax.deploy.runner import SIZES
+from flexiq_jax.deployment.runner import SIZES
 from flexiq_jax.methods import hawq, layerwise, mpqco
 from flexiq_jax.methods.clado.losses import LayerLosses
 from flexiq_jax.methods.examples import Examples
@@ -186,8 +186,8 @@ def serve(m: Made, platform: str, implementation: str | None = None) -> None:
   here = dataclasses.replace(m.calibrated, network=network)
   grouped = here.group(selectable(network.layers), settings)
   model = grouped.ordered(np.arange(grouped.space.total))
-  deployed = deploy.deploy(model, m.images[:1], granule=granule)
-  runner = deploy.Runner(deployed, implementation=implementation, platform=platform)
+  deployed = deployment.deploy(model, m.images[:1], granule=granule)
+  runner = deployment.Runner(deployed, implementation=implementation, platform=platform)
   for size in SIZES:
     runner(np.zeros((size, *m.images.shape[1:]), np.float32))
   runner.switch(1.0)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import deploy as deploy_config
 from experiments import deploy as experiment
-from flexiq_jax.deploy import artifact
+from flexiq_jax.deployment import artifact
 from flexiq_jax.kernels import tile_files, tuning
 from flexiq_jax.runs.workdir import Workdir
 from tests.runs_for_test import TINY, compiled, start

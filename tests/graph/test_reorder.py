@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq_jax import deploy, graph, models
+from flexiq_jax import deployment, graph, models
 from flexiq_jax.graph import reorder
 from flexiq_jax.graph.reorder import Fixed
 from flexiq_jax.graph.tracing import trace
@@ -305,7 +305,7 @@ def test_two_readers_of_one_order():
 def test_models(name, runs):
   module = models.create(name)
   x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  apply, params = deploy.fold_shapes(*models.functional(module), x)
+  apply, params = deployment.fold_shapes(*models.functional(module), x)
   found = graph.run_lengths(apply, params, x)
   for end, run in runs.items():
     own = {r for layer, r in found.items() if layer.endswith(end)}

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from flexiq_jax import kernels
-from flexiq_jax.deploy import patches
-from flexiq_jax.deploy.layouts import rows_before
+from flexiq_jax.deployment import patches
+from flexiq_jax.deployment.layouts import rows_before
 from flexiq_jax.graph import Contract, Layer
 from flexiq_jax.kernels import Activation, Activations, Epilogue, Requantize, Window
 from flexiq_jax.quant import lowering, quantizer, rules
@@ -25,12 +25,12 @@ Array = Any
 
 @struct.dataclass
 class Mixed:
-  """A layer in both precisions, in its layout (see `deploy.layout` for the symbols).
+  """A layer in both precisions, in its layout (see `deployment.layout` for the symbols).
 
   Attributes:
-    weights: `kernels.Weights`, packed, `[K, N']`, or what `deploy.place` made of them; N' counts
-      the outputs in the order of the layer they feed, padding included, and is N where they feed no
-      single layer.
+    weights: `kernels.Weights`, packed, `[K, N']`, or what `deployment.place` made of them; N'
+      counts the outputs in the order of the layer they feed, padding included, and is N where
+      they feed no single layer.
     x_scale: float32 `[]`.
     order: int32 `[P]`, the channel of the model's activation at each place, -1 for padding; None
       where the activation comes in this order.

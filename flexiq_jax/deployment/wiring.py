@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flexiq_jax import graph
-from flexiq_jax.deploy import depthwise, links, patches
+from flexiq_jax.deployment import depthwise, links, patches
 from flexiq_jax.graph import tracing
 
 Array = Any

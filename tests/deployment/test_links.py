@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from flexiq_jax import deploy, models
-from flexiq_jax.deploy import activations, links
+from flexiq_jax import deployment, models
+from flexiq_jax.deployment import activations, links
 from flexiq_jax.graph import tracing
 
 
@@ -14,7 +14,7 @@ def traced_model(name):
   module = nnx.eval_shape(lambda: models.create(name, **models.MODELS[name].tiny))
   apply, params = models.functional(module)
   x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  folded, shapes = deploy.fold_shapes(apply, params, x)
+  folded, shapes = deployment.fold_shapes(apply, params, x)
   return tracing.trace(folded, shapes, x)
 
 

@@ -1,13 +1,13 @@
 """The deployed model: packed integer weights, and a level that is a number on the device.
 
-    deployed = deploy.deploy(model, x[:1])
-    run = jax.jit(deploy.apply)
+    deployed = deployment.deploy(model, x[:1])
+    run = jax.jit(deployment.apply)
     logits = run(deployed, x, deployed.level(0.5))
 
-The model's own jaxpr runs, with every layer computed by the mixed matmul (`deploy.layers`). Where
-one layer feeds one other (`deploy.links`), the first emits the codes of the second, and no
-activation of theirs is ever a float. One executable serves all levels; a level is an index into
-the arrays that depend on it.
+The model's own jaxpr runs, with every layer computed by the mixed matmul
+(`deployment.layers`). Where one layer feeds one other (`deployment.links`), the first emits the
+codes of the second, and no activation of theirs is ever a float. One executable serves all levels; a
+level is an index into the arrays that depend on it.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from flexiq_jax import graph
-from flexiq_jax.deploy import depthwise, layers, links, patches
-from flexiq_jax.deploy.depthwise import Depthwise
-from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.deploy.wiring import Wiring
+from flexiq_jax.deployment import depthwise, layers, links, patches
+from flexiq_jax.deployment.depthwise import Depthwise
+from flexiq_jax.deployment.layers import Mixed, Plain
+from flexiq_jax.deployment.wiring import Wiring
 from flexiq_jax.graph import Contract, tracing
 from flexiq_jax.kernels import OUTPUTS, Requantize
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax.deploy.model import Deployed, apply
-from flexiq_jax.deploy.place import place
+from flexiq_jax.deployment.model import Deployed, apply
+from flexiq_jax.deployment.place import place
 from flexiq_jax.kernels import tile_files
 
 Array = Any

@@ -10,11 +10,11 @@ import numpy as np
 from jax.extend.core import Literal
 
 from flexiq_jax.adaptive import AdaptiveModel
-from flexiq_jax.deploy import depthwise, layouts, links, patches
-from flexiq_jax.deploy.depthwise import Depthwise
-from flexiq_jax.deploy.layers import Mixed, Plain
-from flexiq_jax.deploy.model import Deployed
-from flexiq_jax.deploy.wiring import mixed_layers, wire
+from flexiq_jax.deployment import depthwise, layouts, links, patches
+from flexiq_jax.deployment.depthwise import Depthwise
+from flexiq_jax.deployment.layers import Mixed, Plain
+from flexiq_jax.deployment.model import Deployed
+from flexiq_jax.deployment.wiring import mixed_layers, wire
 from flexiq_jax.graph import Layer, reorder, tracing
 from flexiq_jax.kernels import Window
 from flexiq_jax.kernels.tpu import LANES, window_rows

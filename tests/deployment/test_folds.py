@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexiq_jax import deploy, models
-from flexiq_jax.deploy import artifact
-from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax import deployment, models
+from flexiq_jax.deployment import artifact
+from flexiq_jax.deployment.layers import Mixed
 from flexiq_jax.orders import Schedule
 from flexiq_jax.quant.grouping import LowSettings
-from tests.deploy.deployed_for_test import LEVELS, SWIN, made
+from tests.deployment.deployed_for_test import LEVELS, SWIN, made
 
 HEADS = 4
 ARGUMENTS = {"width": 32, "depth": 2, "heads": HEADS, "patch_size": 8, "input_size": 16}
@@ -46,7 +46,7 @@ def cut_of(model, name):
 
 @functools.cache
 def deployed(**options):
-  return deploy.deploy(small().model, small().x[:1], levels=LEVELS, **options)
+  return deployment.deploy(small().model, small().x[:1], levels=LEVELS, **options)
 
 
 def test_groups_are_whole_heads():
@@ -77,8 +77,8 @@ def test_heads_fold_into_queries_keys_and_values():
 @pytest.mark.parametrize(("case", "dynamic"), [("vit", False), ("vit", True), ("swin", False)])
 def test_logits_are_those_of_the_simulation(case, dynamic):
   model = dataclasses.replace(small(case).model, dynamic=dynamic)
-  x, run = small(case).x, jax.jit(deploy.apply)
-  found = deploy.deploy(model, x[:1], levels=LEVELS)
+  x, run = small(case).x, jax.jit(deployment.apply)
+  found = deployment.deploy(model, x[:1], levels=LEVELS)
   for level, ratio in enumerate(LEVELS):
     truth = np.asarray(model(x, ratio))
     own = run(found, x, jnp.int32(level))
@@ -88,10 +88,10 @@ def test_logits_are_those_of_the_simulation(case, dynamic):
 def test_biases_of_heads_move_along():
   """Swin's table has a column for each head."""
   model, x = small("swin").model, small("swin").x
-  found = deploy.deploy(model, x[:1], levels=LEVELS)
+  found = deployment.deploy(model, x[:1], levels=LEVELS)
   assert SHIFTED in found.wiring.folds
   path = SHIFTED.replace("proj", "relative_position_bias_table")
-  gathered = deploy.deploy(model, x[:1], levels=LEVELS, link=False)
+  gathered = deployment.deploy(model, x[:1], levels=LEVELS, link=False)
   own, given = (np.asarray(d.floats[path]) for d in (found, gathered))
   heads = np.concatenate([cut_of(model, SHIFTED)[g] for g in model.schedule.layer_order()[SHIFTED]])
   size = len(heads) // given.shape[1]
@@ -101,21 +101,21 @@ def test_biases_of_heads_move_along():
 
 def test_nothing_folds_where_it_would_be_wrong():
   x = small().x[:1]
-  across = deploy.deploy(made(CASE).model, x, levels=LEVELS)  # groups of two channels
+  across = deployment.deploy(made(CASE).model, x, levels=LEVELS)  # groups of two channels
   assert not across.wiring.folds
   assert all(across.layers[name].order is not None for name in PROJ)
-  padded = deploy.deploy(small().model, x, levels=LEVELS, granule=16)
+  padded = deployment.deploy(small().model, x, levels=LEVELS, granule=16)
   assert not padded.wiring.folds
   low = dict(small().model.model)
   low[QKV[0]] = dataclasses.replace(low[QKV[0]], low=None)
   kept = dataclasses.replace(small().model, model=low)
-  assert {*deploy.deploy(kept, x, levels=LEVELS).wiring.folds} == {PROJ[1]}
+  assert {*deployment.deploy(kept, x, levels=LEVELS).wiring.folds} == {PROJ[1]}
 
 
 def test_one_group_needs_no_gather():
   """All channels of a layer in one group stay in the model's own order."""
   one = LowSettings(group_size=32, shift_block=32, weight_shift_per="output")
-  found = deploy.deploy(made(CASE, settings=one).model, small().x[:1], levels=LEVELS)
+  found = deployment.deploy(made(CASE, settings=one).model, small().x[:1], levels=LEVELS)
   gathers = [n for n, d in found.layers.items() if isinstance(d, Mixed) and d.order is not None]
   assert gathers == []
   assert not found.wiring.folds
@@ -123,7 +123,7 @@ def test_one_group_needs_no_gather():
 
 def test_layers_that_write_in_anothers_order_are_no_rule():
   with pytest.raises(ValueError, match=r"takes codes or an order from .* deploy with link=F"):
-    deploy.deployed_rule(deployed(), small().x, jnp.int32(0))
+    deployment.deployed_rule(deployed(), small().x, jnp.int32(0))
 
 
 def load(path, **arguments):
@@ -135,7 +135,7 @@ def test_artifacts_know_their_folds(tmp_path):
   path = artifact.save(tmp_path / "vit", deployed(), name="vit")
   loaded = load(path)
   assert loaded.wiring.folds == deployed().wiring.folds
-  x, run = small().x, jax.jit(deploy.apply)
+  x, run = small().x, jax.jit(deployment.apply)
   for level in range(len(LEVELS)):
     np.testing.assert_array_equal(
       run(loaded, x, jnp.int32(level)), run(deployed(), x, jnp.int32(level))

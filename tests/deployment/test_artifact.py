@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexiq_jax import deploy, models
-from flexiq_jax.deploy import artifact, export
-from tests.deploy.deployed_for_test import (
+from flexiq_jax import deployment, models
+from flexiq_jax.deployment import artifact, export
+from tests.deployment.deployed_for_test import (
   LEVELS,
   RESNET,
   SHAPES,
@@ -35,7 +35,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def deployed(small):
-  return deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  return deployment.deploy(small.model, small.x[:1], levels=LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_loaded_model_runs_without_float_weights(saved, deployed, small):
   for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(deployed), strict=True):
     assert a.dtype == b.dtype
     np.testing.assert_array_equal(a, b)
-  run = jax.jit(deploy.apply)
+  run = jax.jit(deployment.apply)
   for level in range(len(LEVELS)):
     np.testing.assert_array_equal(
       run(loaded, small.x, jnp.int32(level)), run(deployed, small.x, jnp.int32(level))
@@ -71,7 +71,7 @@ def test_loaded_model_runs_without_float_weights(saved, deployed, small):
 
 def test_layers_without_a_kernel_are_kept(tmp_path):
   own, x = ones_own()
-  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  deployed = deployment.deploy(own, x[:1], levels=LEVELS)
   path = artifact.save(tmp_path / "a", deployed, name="own")
   shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
   loaded = artifact.load(path, own_network, shapes, x[:1])
@@ -82,17 +82,17 @@ def test_layers_without_a_kernel_are_kept(tmp_path):
 
 def test_layers_between_two_others_are_kept(tmp_path):
   own, x = ones_own(depthwise=False)
-  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  deployed = deployment.deploy(own, x[:1], levels=LEVELS)
   path = artifact.save(tmp_path / "a", deployed, name="own")
   shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
   loaded = artifact.load(path, own_network, shapes, x[:1])
   assert loaded.wiring.between == {"depthwise"}
-  one = jax.jit(deploy.apply)(loaded, x, jnp.int32(3))
+  one = jax.jit(deployment.apply)(loaded, x, jnp.int32(3))
   np.testing.assert_allclose(one, own(x, 1.0), atol=1e-4 * np.std(one))
 
 
 def test_sizes(saved, deployed, small):
-  sizes = deploy.sizes(deployed, SPEC)
+  sizes = deployment.sizes(deployed, SPEC)
   counted = sum(np.asarray(w).size for w in small.model.network.weights.values())
   assert sizes.weights == counted
   assert sizes.float32 == 4 * sum(p.size for p in jax.tree.leaves(small.model.network.params))
@@ -234,7 +234,7 @@ def test_export_runs_in_a_process_that_knows_jax_alone(deployed, small, tmp_path
   command = [sys.executable, "-I", "-c", SCRIPT]
   done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  run = jax.jit(deploy.apply)
+  run = jax.jit(deployment.apply)
   for y, level in zip(np.load(tmp_path / "y.npy"), (0, 2, 3), strict=True):
     own = run(deployed, x, jnp.int32(level))
     np.testing.assert_allclose(y, own, atol=1e-4 * np.std(own))
@@ -247,7 +247,7 @@ def test_export_runs_in_a_process_that_knows_jax_alone(deployed, small, tmp_path
 def test_kernels_are_exported_for_their_own_platform():
   small = made(VIT)
   spec = jax.ShapeDtypeStruct((4, *small.x.shape[1:]), jnp.float32)
-  deployed = deploy.deploy(small.model, spec, granule=128)
+  deployed = deployment.deploy(small.model, spec, granule=128)
   exported = export.export(deployed, spec, platforms=("tpu",), implementation="tpu")
   # The class token's rows are few: every layer of the block runs on the kernel.
   assert exported.mlir_module().count("stablehlo.custom_call @tpu_custom_call") == 4

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq_jax.deploy import layouts, patches
+from flexiq_jax.deployment import layouts, patches
 from flexiq_jax.graph import tracing
 from flexiq_jax.kernels import Activations, Weights, packing
 from flexiq_jax.kernels.windows import unfold

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from flexiq_jax import graph
-from flexiq_jax.deploy.layers import Mixed
-from flexiq_jax.deploy.model import Deployed
+from flexiq_jax.deployment.layers import Mixed
+from flexiq_jax.deployment.model import Deployed
 from flexiq_jax.kernels import tile_files
 
 

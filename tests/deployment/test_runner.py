@@ -5,11 +5,11 @@ import threading
 import numpy as np
 import pytest
 
-from flexiq_jax import deploy
-from flexiq_jax.deploy import runner as runners
+from flexiq_jax import deployment
+from flexiq_jax.deployment import runner as runners
 from flexiq_jax.kernels import tile_files, tuning
 from flexiq_jax.kernels.tile_files import Shape
-from tests.deploy.deployed_for_test import LEVELS, RESNET, made
+from tests.deployment.deployed_for_test import LEVELS, RESNET, made
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,11 @@ def small():
 
 @pytest.fixture(scope="module")
 def deployed(small):
-  return deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  return deployment.deploy(small.model, small.x[:1], levels=LEVELS)
 
 
 def test_neither_ratios_nor_batch_sizes_compile(small, deployed):
-  runner = deploy.Runner(deployed, sizes=(2, 4))
+  runner = deployment.Runner(deployed, sizes=(2, 4))
   assert runner.ratio == 0.0
   first = np.asarray(runner(small.x[:4]))
   assert runner.traces == 1
@@ -42,7 +42,7 @@ def test_neither_ratios_nor_batch_sizes_compile(small, deployed):
 
 
 def test_ratios_go_to_the_level_that_reaches_them(deployed):
-  runner = deploy.Runner(deployed)
+  runner = deployment.Runner(deployed)
   for ratio, level in ((0.0, 0), (0.01, 1), (0.3, 1), (0.31, 2), (0.5, 2), (0.9, 3), (1, 3)):
     runner.switch(ratio)
     assert runner.ratio == np.float32(LEVELS[level])
@@ -56,7 +56,7 @@ def test_ratios_go_to_the_level_that_reaches_them(deployed):
 
 def test_a_batch_in_parts_is_at_one_level(small, deployed):
   """Another thread switches between the parts; here, a run that does so itself."""
-  runner = deploy.Runner(deployed, sizes=(2,))
+  runner = deployment.Runner(deployed, sizes=(2,))
   whole, levels = runner._run, []
 
   def switching(deployed, x, level):
@@ -72,7 +72,7 @@ def test_a_batch_in_parts_is_at_one_level(small, deployed):
 
 
 def test_number_and_level_of_a_switch_belong_together(deployed):
-  runner = deploy.Runner(deployed)
+  runner = deployment.Runner(deployed)
 
   def switch(ratios):
     for _ in range(300):
@@ -90,7 +90,7 @@ def test_number_and_level_of_a_switch_belong_together(deployed):
 
 
 def test_empty_batches_and_lists(small, deployed):
-  runner = deploy.Runner(deployed, sizes=(2,))
+  runner = deployment.Runner(deployed, sizes=(2,))
   assert runner(small.x[:0]).shape == (0, 10)
   np.testing.assert_array_equal(runner(small.x[:2].tolist()), runner(small.x[:2]))
   # An example that is not finite spoils no other.
@@ -102,31 +102,31 @@ def test_measured_tiles_come_from_a_folder(small, deployed, tmp_path, monkeypatc
   kind, shape = "TPU v5 lite", Shape(m=4, k=256, n=128, block=128)
   tuned = tuning.autotune([shape], tmp_path, kind=kind, seconds=lambda *_: 1.0)
   with pytest.raises(ValueError, match=r"device 'cpu' runs the reference, which has no tiles"):
-    deploy.Runner(deployed, tuning=tmp_path)
+    deployment.Runner(deployed, tuning=tmp_path)
   monkeypatch.setattr(tile_files, "present", lambda: kind)
   seen = []
 
   def spy(deployed, x, level, *, tuned, **kernel):
     seen.append(tuned)
-    return deploy.apply(deployed, x, level, **kernel)
+    return deployment.apply(deployed, x, level, **kernel)
 
   monkeypatch.setattr(runners, "apply", spy)
-  deploy.Runner(deployed, sizes=(2,), tuning=tmp_path)(small.x[:2])
-  deploy.Runner(deployed, sizes=(2,))(small.x[:2])
-  deploy.Runner(deployed, sizes=(2,), tuning="rule")(small.x[:2])
+  deployment.Runner(deployed, sizes=(2,), tuning=tmp_path)(small.x[:2])
+  deployment.Runner(deployed, sizes=(2,))(small.x[:2])
+  deployment.Runner(deployed, sizes=(2,), tuning="rule")(small.x[:2])
   assert seen == [{shape: tuned[shape].tiles}, {}, {}]
   monkeypatch.setattr(tile_files, "SHIPPED", tmp_path)
   for tuning_of in (None, "rule"):
-    deploy.Runner(deployed, sizes=(2,), tuning=tuning_of)(small.x[:2])
+    deployment.Runner(deployed, sizes=(2,), tuning=tuning_of)(small.x[:2])
   assert seen[3:] == [{shape: tuned[shape].tiles}, {}]
 
 
 def test_refusals(small, deployed):
   with pytest.raises(ValueError, match=r"sizes: \(0,\); positive"):
-    deploy.Runner(deployed, sizes=(0,))
+    deployment.Runner(deployed, sizes=(0,))
   with pytest.raises(ValueError, match=r"a batch of 9; 1..8"):
-    deploy.bucket(9, (1, 8))
-  assert [deploy.bucket(n, (8, 1, 4)) for n in (1, 2, 4, 5, 8)] == [1, 4, 4, 8, 8]
+    deployment.bucket(9, (1, 8))
+  assert [deployment.bucket(n, (8, 1, 4)) for n in (1, 2, 4, 5, 8)] == [1, 4, 4, 8, 8]
   for levels in ((), (0.5, 0.25), (0.5, 0.5), (0.0, 1.5)):
     with pytest.raises(ValueError, match=r"levels: .*ascending"):
-      deploy.deploy(small.model, small.x[:1], levels=levels)
+      deployment.deploy(small.model, small.x[:1], levels=levels)

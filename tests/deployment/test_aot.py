@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexiq_jax import deploy, flexiq, models
-from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax import deployment, flexiq, models
+from flexiq_jax.deployment.layers import Mixed
 from flexiq_jax.network import Network
 from flexiq_jax.quant.grouping import LowSettings
 from tests import targets_for_test as targets
-from tests.deploy.deployed_for_test import WIDE, made
+from tests.deployment.deployed_for_test import WIDE, made
 
 pytestmark = pytest.mark.aot
 CHIPS = ("v5e", "v5p", "v6e", "v7x")
@@ -28,18 +28,18 @@ def deit():
   network = Network(apply, params, x)
   names = [layer.name for layer in network.layers if layer.name.startswith("blocks")]
   own = flexiq.quantize(network, [x + 0.5], names=names, settings=settings)
-  one = deploy.deploy(own, x, granule=128)
+  one = deployment.deploy(own, x, granule=128)
   name = lambda n, i: n.replace("blocks/0", f"blocks/{i}")
   repeated = lambda d: {name(n, i): v for n, v in d.items() for i in range(12)}
   whole = nnx.eval_shape(lambda: models.create("deit_s"))
-  folded, shapes = deploy.fold_shapes(*models.functional(whole), x)
+  folded, shapes = deployment.fold_shapes(*models.functional(whole), x)
   layers = {
     n: d.replace(feeds=name(d.feeds, n.split("/")[1])) if isinstance(d, Mixed) else d
     for n, d in repeated(one.layers).items()
   }
   low = {n for n, d in layers.items() if isinstance(d, Mixed)}
-  wiring = deploy.wire(folded, shapes, x, low)
-  return deploy.Deployed(layers, repeated(one.floats), one.levels, wiring)
+  wiring = deployment.wire(folded, shapes, x, low)
+  return deployment.Deployed(layers, repeated(one.floats), one.levels, wiring)
 
 
 def text_of(deployed, shape, chip):
@@ -50,7 +50,7 @@ def text_of(deployed, shape, chip):
   @jax.jit
   def run(deployed, x, ratio):
     level = deployed.level(ratio)
-    return deploy.apply(deployed, x, level, implementation=None, platform="tpu")
+    return deployment.apply(deployed, x, level, implementation=None, platform="tpu")
 
   return run.lower(placed(deployed), x, ratio).compile().as_text()
 
@@ -65,6 +65,6 @@ def test_whole_model_compiles(deit, chip):
 
 def test_a_model_whose_windows_slide_compiles():
   small = made(WIDE, settings=LowSettings(group_size=32, shift_block=64))
-  deployed = deploy.deploy(small.model, small.x[:1], granule=128)
+  deployed = deployment.deploy(small.model, small.x[:1], granule=128)
   text = text_of(deployed, (BATCH, *small.x.shape[1:]), "v5e")
   assert text.count('custom_call_target="tpu_custom_call"') == 2

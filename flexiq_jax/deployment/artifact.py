@@ -7,7 +7,7 @@ The folder holds the arrays as an Orbax checkpoint and `artifact.json`, which sa
 It is written last: a folder without it is not complete. It holds the SHA-256 of every file of the
 checkpoint and of itself, which are checked whenever the artifact is read. Loading takes the float
 model's code and the shapes of its parameters, no weights and no calibration examples. What runs
-without that code, too, is an export (`deploy.export`).
+without that code, too, is an export (`deployment.export`).
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import deploy, graph
-from flexiq_jax.deploy.depthwise import Depthwise
-from flexiq_jax.deploy.layers import Mixed, Plain
+from flexiq_jax import deployment, graph
+from flexiq_jax.deployment.depthwise import Depthwise
+from flexiq_jax.deployment.layers import Mixed, Plain
 from flexiq_jax.graph import reorder, tracing
 from flexiq_jax.kernels import Weights
 from flexiq_jax.quant import rules
@@ -36,7 +36,7 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 _TYPES = {t.__name__: t for t in (Mixed, Plain, Depthwise, Weights, rules.QLayer, rules.Low)}
 
 
-def save(directory: str | os.PathLike, deployed: deploy.Deployed, *, name: str) -> Path:
+def save(directory: str | os.PathLike, deployed: deployment.Deployed, *, name: str) -> Path:
   """Writes a deployed model.
 
   Args:
@@ -78,7 +78,7 @@ def load(
   x: Any,
   *,
   device: Any = None,
-) -> deploy.Deployed:
+) -> deployment.Deployed:
   """Reads a deployed model.
 
   Args:
@@ -109,13 +109,13 @@ def load(
   if restored is None:
     raise ValueError(f"artifact: {directory} is incomplete: files of `arrays` are missing")
   tree = jax.device_put(restored.tree, device)
-  folded, shapes = deploy.fold_shapes(apply, params, x)
+  folded, shapes = deployment.fold_shapes(apply, params, x)
   layers = {layer.name: layer for layer in graph.layers(folded, shapes, x)}
   _check(directory, document, tree, layers)
   have = tree["layers"]
   low = {name for name, d in have.items() if isinstance(d, Mixed) or _lowered(d)}
   linked = any(not isinstance(d, Plain) and d.feeds for d in have.values())
-  wiring = deploy.wire(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
+  wiring = deployment.wire(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
   wiring = dataclasses.replace(wiring, folds=_folds(directory, document, folded, shapes, x))
   feeds = {name: feed.producer or "" for name, feed in wiring.feeds.items()}
   for name, d in have.items():
@@ -124,7 +124,7 @@ def load(
         f"artifact: {directory}: layer {name} feeds {d.feeds}, which it does not alone in this "
         "model; was the model's code changed? Make it again from its recipe"
       )
-  return deploy.Deployed(wiring=wiring, **tree)
+  return deployment.Deployed(wiring=wiring, **tree)
 
 
 def read(directory: str | os.PathLike) -> dict[str, Any]:

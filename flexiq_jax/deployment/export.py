@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from flexiq_jax.deploy.model import Deployed, apply
+from flexiq_jax.deployment.model import Deployed, apply
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 
-from flexiq_jax.deploy.layers import Mixed
-from flexiq_jax.deploy.model import Deployed
+from flexiq_jax.deployment.layers import Mixed
+from flexiq_jax.deployment.model import Deployed
 from flexiq_jax.kernels import choose_implementation
 
 

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexiq_jax import deploy, graph
-from flexiq_jax.deploy import layers
-from flexiq_jax.deploy.layers import Mixed
+from flexiq_jax import deployment, graph
+from flexiq_jax.deployment import layers
+from flexiq_jax.deployment.layers import Mixed
 from flexiq_jax.kernels import tpu
 from flexiq_jax.kernels.tile_files import Shape
 from flexiq_jax.quant import rules
 from flexiq_jax.quant.grouping import LowSettings
-from tests.deploy.deployed_for_test import (
+from tests.deployment.deployed_for_test import (
   BLOCKS,
   BOTTLENECK,
   LEVELS,
@@ -38,7 +38,7 @@ PLAIN = LowSettings(group_size=3)
 def sums(small, x, granule=2):
   """`run(level, ratio)`: layer -> (integer sums of the mixed rule, of the deployed rule)."""
   model = exact_scales(small.model)
-  deployed = deploy.deploy(model, x[:1], levels=LEVELS, link=False, granule=granule)
+  deployed = deployment.deploy(model, x[:1], levels=LEVELS, link=False, granule=granule)
 
   @jax.jit
   def run(masks, level):
@@ -46,7 +46,7 @@ def sums(small, x, granule=2):
     found = {}
 
     def both(layer, activation, w, contract):
-      own = deploy.deployed_rule(deployed, x, level, out="int32")
+      own = deployment.deployed_rule(deployed, x, level, out="int32")
       if isinstance(deployed.layers[layer.name], Mixed):
         arguments = layer, activation, w, contract
         found[layer.name] = truth(*arguments), own(*arguments)
@@ -92,8 +92,8 @@ def close(small, deployed, x, ratio, run):
 )
 def test_logits_at_every_level_from_one_executable(case):
   small = made(CASES[case])
-  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
-  run = jax.jit(deploy.apply)
+  deployed = deployment.deploy(small.model, small.x[:1], levels=LEVELS)
+  run = jax.jit(deployment.apply)
   before = run._cache_size()
   logits = [close(small, deployed, small.x, ratio, run) for ratio in LEVELS]
   assert run._cache_size() == before + 1
@@ -103,9 +103,9 @@ def test_logits_at_every_level_from_one_executable(case):
 def test_links_change_nothing():
   """Folding orders into producers gives the gathered model, up to the rounding of epilogues."""
   small = made(RESNET)
-  x, run = small.x[:3], jax.jit(deploy.apply)
-  linked = deploy.deploy(small.model, x[:1], levels=LEVELS)
-  gathered = deploy.deploy(small.model, x[:1], levels=LEVELS, link=False)
+  x, run = small.x[:3], jax.jit(deployment.apply)
+  linked = deployment.deploy(small.model, x[:1], levels=LEVELS)
+  gathered = deployment.deploy(small.model, x[:1], levels=LEVELS, link=False)
   orders = [d.order is None for d in linked.layers.values() if isinstance(d, Mixed)]
   assert sum(orders) == 3
   assert all(d.order is not None for d in gathered.layers.values() if isinstance(d, Mixed))
@@ -113,14 +113,14 @@ def test_links_change_nothing():
     a, b = (np.asarray(run(d, x, jnp.int32(level))) for d in (linked, gathered))
     np.testing.assert_allclose(a, b, atol=1e-5 * np.std(a))
   with pytest.raises(ValueError, match=r"layer1/0/conv2 takes codes .* deploy with link=False"):
-    deploy.deployed_rule(linked, x, 0)
+    deployment.deployed_rule(linked, x, 0)
 
 
 def test_requantized_codes_are_those_of_the_quantize_step():
   """A producer's epilogue against float results that the consumer quantizes itself."""
   small = made(VIT)
   linked, gathered = (
-    deploy.deploy(small.model, small.x[:1], levels=LEVELS, link=link) for link in (True, False)
+    deployment.deploy(small.model, small.x[:1], levels=LEVELS, link=link) for link in (True, False)
   )
   d, own = linked.layers["blocks/0/mlp/fc1"], gathered.layers["blocks/0/mlp/fc1"]
   consumer, alone = (m.layers["blocks/0/mlp/fc2"] for m in (linked, gathered))
@@ -147,8 +147,8 @@ def test_requantized_codes_are_those_of_the_quantize_step():
 def test_dynamic_shifts_deploy():
   small = made(RESNET)
   small = dataclasses.replace(small, model=dataclasses.replace(small.model, dynamic=True))
-  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
-  run = jax.jit(deploy.apply)
+  deployed = deployment.deploy(small.model, small.x[:1], levels=LEVELS)
+  run = jax.jit(deployment.apply)
   static = made(RESNET)(small.x, 1.0)
   for ratio in (0.0, 1.0):
     logits = close(small, deployed, small.x, ratio, run)
@@ -160,12 +160,12 @@ def test_dynamic_shifts_deploy():
 
 def test_a_model_of_ones_own_with_a_depthwise_and_a_grouped_convolution():
   own, x = ones_own()
-  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  deployed = deployment.deploy(own, x[:1], levels=LEVELS)
   assert deployed.wiring.between == frozenset()  # in 4 bits itself
   kinds = {name: type(d).__name__ for name, d in deployed.layers.items()}
   assert kinds == dict.fromkeys(SHAPES, "Plain") | {"expand": "Mixed", "project": "Mixed"}
   assert deployed.layers["grouped"].masks.shape == (4, 3)
-  run = jax.jit(deploy.apply)
+  run = jax.jit(deployment.apply)
   for ratio in LEVELS:
     close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)
 
@@ -175,9 +175,9 @@ def test_kernel_of_a_tpu_gives_the_same(case):
   """In interpret mode: the kernel's padding, and codes that it hands on to the next kernel."""
   small = made(CASES[case])
   x = small.x[:2]
-  deployed = deploy.deploy(small.model, x[:1], levels=LEVELS, granule=128)
-  kernel = functools.partial(deploy.apply, implementation="tpu", interpret=True)
-  run, reference = jax.jit(kernel), jax.jit(deploy.apply)
+  deployed = deployment.deploy(small.model, x[:1], levels=LEVELS, granule=128)
+  kernel = functools.partial(deployment.apply, implementation="tpu", interpret=True)
+  run, reference = jax.jit(kernel), jax.jit(deployment.apply)
   for level in range(len(LEVELS)):
     truth = reference(deployed, x, jnp.int32(level))
     np.testing.assert_allclose(run(deployed, x, jnp.int32(level)), truth, atol=1e-5 * np.std(truth))
@@ -187,7 +187,7 @@ def test_measured_tiles_give_the_same(monkeypatch):
   """Of linked layers, too: what the consumer's own tiles read, its producer has written."""
   small = made(VIT)
   x = small.x[:2]
-  deployed = deploy.deploy(small.model, x[:1], levels=LEVELS, granule=128)
+  deployed = deployment.deploy(small.model, x[:1], levels=LEVELS, granule=128)
   assert any(feed.producer for feed in deployed.wiring.feeds.values())
   tokens, own = 2 * 5, tpu.Tiles(m=64, n=128, k=768)
   mixed = {name: d.weights for name, d in deployed.layers.items() if isinstance(d, Mixed)}
@@ -201,8 +201,8 @@ def test_measured_tiles_give_the_same(monkeypatch):
     return run(*args, tiles=tiles, **options)
 
   monkeypatch.setattr(tpu, "mixed_matmul", spy)
-  kernel = functools.partial(deploy.apply, implementation="tpu", interpret=True, tuned=tuned)
-  run_tuned, reference = jax.jit(kernel), jax.jit(deploy.apply)
+  kernel = functools.partial(deployment.apply, implementation="tpu", interpret=True, tuned=tuned)
+  run_tuned, reference = jax.jit(kernel), jax.jit(deployment.apply)
   for level in range(len(LEVELS)):
     truth = reference(deployed, x, jnp.int32(level))
     found = run_tuned(deployed, x, jnp.int32(level))
@@ -214,21 +214,21 @@ def test_measured_tiles_give_the_same(monkeypatch):
 def test_windows_slide_where_channels_fill_registers(dynamic):
   """The second layer takes codes of the first; groups are finer than shift blocks."""
   small = made(WIDE, settings=LowSettings(group_size=16, shift_block=32), dynamic=dynamic)
-  no = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  no = deployment.deploy(small.model, small.x[:1], levels=LEVELS)
   assert not any(d.slides for d in no.layers.values() if isinstance(d, Mixed))
-  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS, granule=128)
+  deployed = deployment.deploy(small.model, small.x[:1], levels=LEVELS, granule=128)
   wide = [d for d in deployed.layers.values() if isinstance(d, Mixed)]
   assert [d.slides for d in wide] == [True, True]
   assert [bool(d.feeds) for d in wide] == [True, False]
   # Two blocks of 32 channels; each is there four times, so that 9 positions take 3 steps.
   assert [d.weights.w8.shape for d in wide] == [(768, 256), (768, 64)]
-  run = jax.jit(deploy.apply)
+  run = jax.jit(deployment.apply)
   for ratio in LEVELS:
     close(small, deployed, small.x, ratio, run)
   if dynamic:
     return
   x = small.x[:2]
-  kernel = jax.jit(functools.partial(deploy.apply, implementation="tpu", interpret=True))
+  kernel = jax.jit(functools.partial(deployment.apply, implementation="tpu", interpret=True))
   for level in range(len(LEVELS)):
     truth = run(deployed, x, jnp.int32(level))
     got = kernel(deployed, x, jnp.int32(level))
@@ -243,34 +243,34 @@ def test_windows_slide_where_channels_fill_registers(dynamic):
 def test_orders_fold_through_a_depthwise_convolution(dynamic):
   own, x = ones_own(depthwise=False)
   own = dataclasses.replace(own, dynamic=dynamic)
-  deployed = deploy.deploy(own, x[:1], levels=LEVELS)
+  deployed = deployment.deploy(own, x[:1], levels=LEVELS)
   assert deployed.wiring.between == {"depthwise"}
   feeds = {n: f.producer for n, f in deployed.wiring.feeds.items() if f.producer}
   assert feeds == {"depthwise": "expand", "project": "depthwise"}
   places = len(deployed.layers["depthwise"].scale)
   assert deployed.layers["expand"].scale.shape == (places,)
-  run = jax.jit(deploy.apply)
+  run = jax.jit(deployment.apply)
   for ratio in LEVELS:
     close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)
   with pytest.raises(ValueError, match="depthwise takes codes"):
-    deploy.deployed_rule(deployed, x, 0)
+    deployment.deployed_rule(deployed, x, 0)
 
 
 def test_padding_of_the_order_passes_through_a_depthwise_convolution():
   settings = LowSettings(group_size=5, shift_block=10)
   own, x = ones_own(depthwise=False, settings=settings)
-  deployed = deploy.deploy(own, x[:1], levels=LEVELS, granule=8)
+  deployed = deployment.deploy(own, x[:1], levels=LEVELS, granule=8)
   assert len(deployed.layers["depthwise"].scale) == 32  # of 12 channels
-  run = jax.jit(deploy.apply)
+  run = jax.jit(deployment.apply)
   for ratio in (0.0, 0.5, 1.0):
     close(lambda x, r: np.asarray(own(x, r)), deployed, x, ratio, run)
 
 
 def test_models_in_bfloat16_are_not_linked_and_agree():
   small = made(("resnet8", {"width": 8, "depths": (1,), "dtype": "bfloat16"}))
-  deployed = deploy.deploy(small.model, small.x[:1], levels=LEVELS)
+  deployed = deployment.deploy(small.model, small.x[:1], levels=LEVELS)
   assert not any(feed.producer for feed in deployed.wiring.feeds.values())
-  run = jax.jit(deploy.apply)
+  run = jax.jit(deployment.apply)
   for ratio in (0.0, 1.0):
     own, truth = np.asarray(run(deployed, small.x, deployed.level(ratio))), small(small.x, ratio)
     # A sum behind another fusion may be rounded to the next bfloat16.

@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flexiq_jax import deploy, kernels
+from flexiq_jax import deployment, kernels
 from flexiq_jax.kernels.gpu.matmul import GpuWeights
 from flexiq_jax.kernels.tile_files import Shape
-from tests.deploy.deployed_for_test import RESNET, SWIN, VIT, made
+from tests.deployment.deployed_for_test import RESNET, SWIN, VIT, made
 
 
 @pytest.mark.parametrize("case", [RESNET, VIT, SWIN], ids=lambda case: case[0])
 def test_products_are_those_of_a_run(case, monkeypatch):
   small = made(case)
   x = jax.ShapeDtypeStruct((3, *small.x.shape[1:]), jnp.float32)
-  deployed = deploy.deploy(small.model, x)
+  deployed = deployment.deploy(small.model, x)
   asked, run = [], kernels.mixed_matmul
 
   def spy(x, w, epilogue, **options):
@@ -23,17 +23,17 @@ def test_products_are_those_of_a_run(case, monkeypatch):
     return run(x, w, epilogue, **options)
 
   monkeypatch.setattr(kernels, "mixed_matmul", spy)
-  jax.eval_shape(deploy.apply, deployed, x, jnp.int32(0))
-  found = deploy.products(deployed, x)
+  jax.eval_shape(deployment.apply, deployed, x, jnp.int32(0))
+  found = deployment.products(deployed, x)
   assert found and sorted(found.values()) == sorted(asked)
 
 
 def test_weights_laid_out_for_a_gpu_are_the_same_products():
   small = made(VIT)
-  deployed = deploy.deploy(small.model, small.x[:1], granule=64)
-  before = deploy.products(deployed, small.x)
-  placed = deploy.place(deployed, "gpu")
+  deployed = deployment.deploy(small.model, small.x[:1], granule=64)
+  before = deployment.products(deployed, small.x)
+  placed = deployment.place(deployed, "gpu")
   assert any(
     isinstance(d.weights, GpuWeights) for d in placed.layers.values() if hasattr(d, "weights")
   )
-  assert deploy.products(placed, small.x) == before
+  assert deployment.products(placed, small.x) == before

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from flexiq_jax.deploy.layers import Mixed
-from flexiq_jax.deploy.model import Deployed
+from flexiq_jax.deployment.layers import Mixed
+from flexiq_jax.deployment.model import Deployed
 from flexiq_jax.graph import layers
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
-from flexiq_jax.deploy import activations
+from flexiq_jax.deployment import activations
 from flexiq_jax.graph import Layer, Traced, aval, reorder
 from flexiq_jax.kernels import Activation
 

@@ -1,0 +1,35 @@
+"""Deployed models: packed integer weights, the mixed matmul, a ratio that is a number.
+
+Beside these names `artifact` and `export`, which take models to disk, are for use from outside.
+"""
+
+from flexiq_jax.deployment.build import deploy
+from flexiq_jax.deployment.layers import Mixed, Plain
+from flexiq_jax.deployment.layouts import rows_before
+from flexiq_jax.deployment.model import Deployed, apply, deployed_rule
+from flexiq_jax.deployment.patches import windows
+from flexiq_jax.deployment.place import place
+from flexiq_jax.deployment.products import products
+from flexiq_jax.deployment.runner import Runner, bucket
+from flexiq_jax.deployment.sizes import Sizes, sizes
+from flexiq_jax.deployment.wiring import Wiring, fold_shapes, wire
+
+__all__ = [
+  "Deployed",
+  "Mixed",
+  "Plain",
+  "Runner",
+  "Sizes",
+  "Wiring",
+  "apply",
+  "bucket",
+  "deploy",
+  "deployed_rule",
+  "fold_shapes",
+  "place",
+  "products",
+  "rows_before",
+  "sizes",
+  "windows",
+  "wire",
+]

@@ -14,6 +14,7 @@ DEVICE_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 DEVICE_OUT ?= build/device
 DEVICE_FLAGS ?=
 
+RUN_FILES := requirements.txt $(wildcard requirements/*.txt)
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 PARITY := $(PARITY_VENV)/.installed-parity
@@ -77,11 +78,11 @@ $(VENV)/bin/python:
 $(PARITY_VENV)/bin/python:
 	$(call make_venv,$(PARITY_VENV))
 
-$(RUN): requirements.txt | $(VENV)/bin/python
+$(RUN): $(RUN_FILES) | $(VENV)/bin/python
 	$(PY) $(PIP) install -r requirements.txt
 	@touch $@
 
-$(DEV): requirements.txt requirements-dev.txt | $(VENV)/bin/python
+$(DEV): $(RUN_FILES) requirements-dev.txt | $(VENV)/bin/python
 	$(PY) $(PIP) install -r requirements-dev.txt
 	@touch $@ $(RUN)
 
@@ -94,7 +95,7 @@ $(GPU): $(DEV)
 	fi
 	@touch $@
 
-$(PARITY): requirements.txt requirements-dev.txt requirements-parity.txt | $(PARITY_VENV)/bin/python
+$(PARITY): $(RUN_FILES) requirements-dev.txt requirements-parity.txt | $(PARITY_VENV)/bin/python
 	$(PARITY_VENV)/bin/python $(PIP) install -r requirements-parity.txt
 	@touch $@
 

@@ -74,6 +74,8 @@ def defaults(name: str, model: str) -> config_dict.ConfigDict:
   config.weights = ""
   # Evaluates an existing recipe.json instead of calibrating and selecting.
   config.recipe = ""
+  # Whether the recipe may have been made for other weights than the model has.
+  config.other_weights = False
 
   # Evaluation images; `limit` takes the first so many (0: all).
   config.data = config_dict.create(name="", root="", split="test", limit=0)

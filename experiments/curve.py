@@ -154,7 +154,10 @@ def _from_recipe(stages: Stages) -> _Methods:
   recipe = stages.inputs.recipe
   assert recipe is not None
   with field("config.recipe"):
-    model = from_recipe(stages.network, recipe, stages.config.dynamic)
+    model = from_recipe(
+      *(stages.network, recipe, stages.config.dynamic),
+      other_weights=stages.config.other_weights,
+    )
   recipes.save(stages.workdir.path / "recipe.json", recipe)
   base = {name: dataclasses.replace(q, low=None) for name, q in model.model.items()}
   return _Methods(

@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments import curve
 from experiments.shared import reporting, setup
-from experiments.shared.checks import require
+from experiments.shared.checks import field, require
 from experiments.shared.rows import Rows, shares
 from experiments.shared.stages import Stages
 from flexiq_jax import deployment, graph, kernels, models
@@ -98,7 +98,11 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
 def _model(stages: Stages) -> AdaptiveModel:
   """The model of the config's recipe, or of one that is found here."""
   if recipe := stages.inputs.recipe:
-    return from_recipe(stages.network, recipe, stages.config.dynamic)
+    with field("config.recipe"):
+      return from_recipe(
+        *(stages.network, recipe, stages.config.dynamic),
+        other_weights=stages.config.other_weights,
+      )
   settings = stages.inputs.settings
   return stages.select(Path("recipe.json"), settings.groups, settings.search)
 

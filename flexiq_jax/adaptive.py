@@ -1,14 +1,16 @@
 """`AdaptiveModel`: a model that runs at any 4-bit ratio, and how it becomes a recipe and back."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flexiq_jax import orders
 from flexiq_jax.network import Network
-from flexiq_jax.orders import Recipe, RecipeLayer, Schedule, Space, require_fit
+from flexiq_jax.orders import LEVELS, Recipe, RecipeLayer, Schedule, Space, recipes, require_fit
 from flexiq_jax.quant import (
   Cut,
   LowSettings,
@@ -22,7 +24,7 @@ from flexiq_jax.quant import (
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class AdaptiveModel:
   """A model that runs at any 4-bit ratio; call it as `model(x, ratio)`.
 
@@ -33,6 +35,11 @@ class AdaptiveModel:
     cuts: layer name -> its channel groups and shifts, from which the 4-bit side was made.
     ranges, settings: how clipping ranges were found, and how channels were grouped and lowered.
     dynamic: whether activation shifts follow the live range.
+    method, seed: how the order was found.
+    drops: level -> percent of the calibration examples' predictions that are not the float model's;
+      empty where that was not measured, or results are no logits.
+    grouped: the `Grouped` that it was made from, with what calibration measured; None where it was
+      made from a recipe.
   """
 
   network: Network
@@ -42,13 +49,80 @@ class AdaptiveModel:
   ranges: RangeSettings
   settings: LowSettings
   dynamic: bool = False
+  method: str = "greedy"
+  seed: int = 0
+  drops: Mapping[float, float] = dataclasses.field(default_factory=dict)
+  grouped: Any = None
 
-  def __call__(self, x: Array, ratio: float) -> Array:
-    """Logits with `ratio` (0..1) of the selectable MACs in 4 bits; compiled once for all ratios."""
+  def __call__(self, x: Array, ratio: Any) -> Array:
+    """What the float model returns, with a share of the MACs in 4 bits.
+
+    Args:
+      x: `[B, ...]`.
+      ratio: share of the selectable MACs in 4 bits, 0..1; compiled once for all ratios. It may be
+        traced, as under `jax.jit`.
+    """
     return self.network.mixed(self.model, self.schedule.masks(ratio), x, self.dynamic)
+
+  def __repr__(self) -> str:
+    space = self.schedule.space
+    return (
+      f"AdaptiveModel({len(self.network.layers)} layers, {len(space.names)} of them with "
+      f"{space.total} groups, {self.method} order)"
+    )
+
+  def __str__(self) -> str:
+    layers, space, settings = self.network.layers, self.schedule.space, self.settings
+    some = len(space.names)
+    macs = sum(layer.macs for layer in layers if layer.name in space.names)
+    share = 100 * macs / sum(layer.macs for layer in layers)
+    shifts = f", shifts of {settings.shift_block} channels" if settings.shift_block else ""
+    used = [f"{sum(self.schedule.boundaries(r).values())} at {100 * r:g} %" for r in LEVELS]
+    drops = [f"{drop:.1f} % at {100 * level:g} %" for level, drop in self.drops.items()]
+    return "\n".join(
+      (
+        f"layers  {len(layers)}; {some} of them may go to 4 bits: {share:.0f} % of MACs",
+        f"groups  {space.total}, of {settings.group_size} channels{shifts}",
+        f"levels  groups in 4 bits: {', '.join(used)}",
+        f"order   {self.method}, seed {self.seed}{', dynamic shifts' if self.dynamic else ''}",
+        f"drop    predictions that change: {', '.join(drops) or 'not measured'}",
+      )
+    )
+
+  def __reduce__(self):
+    raise TypeError(
+      "model: its float model is a function, which cannot be pickled; write it by "
+      "model.save(folder) and read it by flexiq_jax.load(folder, net_or_apply, params)"
+    )
+
+  def save(self, directory: str | os.PathLike, *, name: str = "") -> Path:
+    """Writes the model as `recipe.json` into a folder; read it by `flexiq_jax.load`.
+
+    The float weights are not written.
+
+    Args:
+      directory: made if missing; a recipe in it is replaced.
+      name: of the float model, for people; the folder's if empty.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: there is a file of that name.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+      raise ValueError(f"directory: {directory} is a file; name a folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    name = name or directory.resolve().name
+    recipe = self.recipe(model_name=name, method=self.method, seed=self.seed)
+    recipes.save(directory / "recipe.json", recipe)
+    return directory
 
   def recipe(self, *, model_name: str, method: str, seed: int) -> Recipe:
     """What is to be kept of it (see `orders.recipes`)."""
+    example = self.network.example
+    one = hasattr(example, "shape")
     layers = []
     for layer in self.network.layers:
       q, cut = self.model[layer.name], self.cuts.get(layer.name)
@@ -80,11 +154,15 @@ class AdaptiveModel:
       settings={
         "ranges": dataclasses.asdict(self.ranges),
         "groups": dataclasses.asdict(self.settings),
+        "dynamic": self.dynamic,
       },
       layers=tuple(layers),
       order=tuple(
         (space.names[space.layer[i]], int(i - starts[space.layer[i]])) for i in self.schedule.order
       ),
+      weights=self.network.fingerprint,
+      input=(example.shape, str(example.dtype)) if one else None,
+      drops=self.drops,
     )
 
 
@@ -125,13 +203,32 @@ def recipe_settings(recipe: Recipe) -> tuple[RangeSettings, LowSettings]:
     raise ValueError(f"recipe: its settings do not fit this release ({error})") from None
 
 
-def from_recipe(network: Network, recipe: Recipe, dynamic: bool = False) -> AdaptiveModel:
+def from_recipe(
+  network: Network,
+  recipe: Recipe,
+  dynamic: bool | None = None,
+  *,
+  other_weights: bool = False,
+) -> AdaptiveModel:
   """Quantizes a float model as a recipe says, without calibration examples.
+
+  Args:
+    network: the float model.
+    recipe: the recipe.
+    dynamic: whether activation shifts follow the live range; None takes what the recipe says.
+    other_weights: whether the model may have other weights than those the recipe was made for.
 
   Raises:
     ValueError: the recipe does not fit the model.
   """
   require_fit(recipe, network.layers)
+  other = recipe.weights != network.fingerprint
+  if recipe.weights and network.fingerprint and other and not other_weights:
+    raise ValueError(
+      f"recipe: made for {recipe.model!r} with other weights (SHA-256 {recipe.weights[:12]}..., "
+      f"these have {network.fingerprint[:12]}...); its ranges and order belong to those. Quantize "
+      "anew, or say other_weights=True if it is meant"
+    )
   ranges, settings = recipe_settings(recipe)
   schedule = recipe.schedule()
   layouts = schedule.layer_order()
@@ -153,5 +250,9 @@ def from_recipe(network: Network, recipe: Recipe, dynamic: bool = False) -> Adap
       )
   model = grouping.lower_layers(network.layers, model, cuts, settings)
   return AdaptiveModel(
-    network, model, schedule, cuts=cuts, ranges=ranges, settings=settings, dynamic=dynamic
+    *(network, model, schedule, cuts, ranges, settings),
+    dynamic=recipe.settings.get("dynamic", False) if dynamic is None else dynamic,
+    method=recipe.method,
+    seed=recipe.seed,
+    drops=recipe.drops,
   )

@@ -41,8 +41,8 @@ class Observations:
     codes: layer name -> int64 `[C, 256]` histogram of 8-bit codes in the 8-bit model.
   """
 
-  values: Mapping[str, Values]
-  codes: Mapping[str, np.ndarray]
+  values: Mapping[str, Values] = dataclasses.field(repr=False)
+  codes: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Calibrated:
   """
 
   network: Network
-  batches: Iterable[Array]
+  batches: Iterable[Array] = dataclasses.field(repr=False)
   observations: Observations
   ranges: RangeSettings = dataclasses.field(default_factory=RangeSettings)
 
@@ -104,6 +104,9 @@ class Grouped:
   groups: Mapping[str, Groups]
   settings: LowSettings
 
+  def __repr__(self) -> str:
+    return f"Grouped({self.space.total} groups of {len(self.groups)} layers)"
+
   @functools.cached_property
   def model(self) -> dict[str, rules.QLayer]:
     """The 8-bit layers, grouped ones with their 4-bit side, each group with its own shifts."""
@@ -119,8 +122,12 @@ class Grouped:
     """Error of each group alone, float64 `[T]`: over the calibration batches, or closed-form."""
     if not exact:
       return orders.range_scores(self.space, self.groups)
-    calibrated = self.calibrated
-    return adaptive.scores(calibrated.network, self.model, self.space, calibrated.batches, progress)
+    calibrated, kept = self.calibrated, self.__dict__
+    if "_scores" not in kept:  # a pass over the batches, and a search starts from them again
+      kept["_scores"] = adaptive.scores(
+        calibrated.network, self.model, self.space, calibrated.batches, progress
+      )
+    return kept["_scores"]
 
   def ordered(self, order: np.ndarray, levels: Iterable[float] = recipes.LEVELS) -> AdaptiveModel:
     """The model whose groups go to 4 bits in an order.
@@ -154,7 +161,7 @@ class Grouped:
       }
       model = grouping.lower_layers(network.layers, calibrated.base, cuts, settings)
     return AdaptiveModel(
-      network, model, schedule, cuts=cuts, ranges=calibrated.ranges, settings=settings
+      *(network, model, schedule, cuts, calibrated.ranges, settings), grouped=self
     )
 
 

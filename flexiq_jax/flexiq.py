@@ -1,95 +1,307 @@
-"""The short way: a float model in, a model that runs at any 4-bit ratio out.
+"""The short way: what `import flexiq_jax` offers.
 
-    network = Network(apply, params, x[:1])
-    model = flexiq.quantize(network, [x])
-    logits = model(x, ratio=0.5)
-    better = flexiq.improve(model, x)
+    model = quantize(net_or_apply, params, batches)
+    model = improve(model)
+    logits = model(x, 0.5)
 
-Its steps are objects of their own, for those who keep what lies between them: `Calibrated`,
-`Grouped`, an order from `orders` or `search`, `AdaptiveModel`.
+Its steps are objects of their own, for those who keep what lies between them: `Network`,
+`Calibrated`, `Grouped`, an order from `orders` or `search`, `AdaptiveModel`.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from flexiq_jax import adaptive, orders, search
-from flexiq_jax.adaptive import AdaptiveModel
-from flexiq_jax.calibrated import calibrate
+import jax
+import numpy as np
+from flax import nnx
+
+from flexiq_jax import accuracy, deployment, inputs, orders, search
+from flexiq_jax.adaptive import AdaptiveModel, from_recipe
+from flexiq_jax.calibrated import Grouped, calibrate
+from flexiq_jax.deployment import Runner, artifact
+from flexiq_jax.deployment import export as stablehlo
 from flexiq_jax.network import Network
-from flexiq_jax.orders import Schedule
+from flexiq_jax.orders import LEVELS, recipes
 from flexiq_jax.quant import LowSettings, PassListener, RangeSettings, selectable
+from flexiq_jax.runs.interruption import quiet
+from flexiq_jax.runs.progress import PassProgress
 from flexiq_jax.search import SearchSettings
 
 Array = Any
+_GRANULES = {"cpu": 2, "gpu": 64, "tpu": 128}
 
 
+@quiet
 def quantize(
-  network: Network,
-  batches: Iterable[Array],
+  net: Any,
+  params: Any = None,
+  batches: Any = None,
   *,
-  names: Sequence[str] | None = None,
+  names: Sequence[str] | str | None = None,
   ranges: RangeSettings | None = None,
   settings: LowSettings | None = None,
   dynamic: bool = False,
-  progress: PassListener | None = None,
+  progress: bool = True,
 ) -> AdaptiveModel:
   """Calibrates a float model, scores its channel groups and orders them greedily.
 
+      quantize(apply, params, batches)    quantize(nnx_module, batches)
+
   Args:
-    network: the float model.
-    batches: calibration inputs `[B, ...]` from training data; iterated over several times.
+    net: an NNX module, a Linen module, a pure function `(params, x) -> y`, or a `Network`.
+    params: its parameters; an NNX module and a network have their own.
+    batches: calibration inputs from training data: an array `[n, ...]`, or an iterable of batches
+      `[B, ...]`, read once and kept. Labels beside them (`(x, labels)`) are not used.
     names: layers that may go to 4 bits; all but the first, the last and depthwise ones if None.
     ranges: how clipping ranges are found.
     settings: how channels are grouped and lowered.
     dynamic: choose activation shifts at run time.
-    progress: called as `progress(pass name, examples done)`.
+    progress: whether to show the passes, on standard error.
+
+  Raises:
+    ValueError: something else was given; the message says what would be accepted.
   """
-  names = selectable(network.layers) if names is None else names
-  calibrated = calibrate(network, batches, ranges, progress)
-  grouped = calibrated.group(names, settings or LowSettings())
-  order = orders.greedy(grouped.space, grouped.scores(progress=progress))
-  return dataclasses.replace(grouped.ordered(order), dynamic=dynamic)
+  if batches is None and isinstance(net, nnx.Module | Network):
+    params, batches = None, params
+  if isinstance(net, Network) and params is not None:
+    raise ValueError("params: a Network has its own; quantize(network, batches) is accepted")
+  given = None if isinstance(net, Network) else inputs.as_function(net, params)
+  examples = inputs.batches_of(batches)
+  network = net if given is None else Network(*given, examples[0][:1])
+  chosen = _chosen(network, names)
+  with _passes(examples, progress) as listener:
+    calibrated = calibrate(network, examples, ranges, listener)
+    grouped = calibrated.group(chosen, settings or LowSettings())
+    order = orders.greedy(grouped.space, grouped.scores(progress=listener))
+    return _finished(grouped, order, LEVELS, dynamic=dynamic)
 
 
+@quiet
 def improve(
   model: AdaptiveModel,
-  x: Array,
-  settings: SearchSettings | None = None,
+  batches: Any = None,
   *,
+  method: str | None = None,
+  minutes: float | None = None,
+  distance: str | search.Distance | None = None,
+  loss: search.Distance | None = None,
+  settings: SearchSettings | None = None,
   seed: int = 0,
-  show: Callable[[str], None] | None = None,
+  progress: bool = True,
 ) -> AdaptiveModel:
   """Searches a better order for a model, on all devices.
 
   Args:
-    model: as `quantize` makes it, without shift blocks.
-    x: `[n, ...]` training examples.
+    model: the model. One that was made from a recipe is calibrated anew, with the batches.
+    batches: search examples, as for `quantize`; those the model was calibrated on if None. With
+      `loss`, `(x, labels)`, or an iterable of such pairs.
+    method: in place of the settings': `gram`, `evolution` or `greedy` (no search).
+    minutes: after which the search takes what it has, in place of the settings'.
+    distance: from the 8-bit model's logits, in place of the settings': `l2`, `kl`, or a function
+      `(logits [B, ..., K], logits8 [B, ..., K]) -> [B]`.
+    loss: a function `(logits [B, ..., K], labels [B, ...]) -> [B]` in place of a distance.
     settings: of the search.
     seed: of everything random in it.
-    show: called with a line of progress now and then.
+    progress: whether to show how far it is, on standard error.
 
   Returns:
-    The model with the order that was found.
+    The model with the order that was found; at no level is it worse on the search examples than the
+    model given, or than the greedy order.
 
   Raises:
-    ValueError: as `search`, and for a model with shift blocks.
+    ValueError: as `search.search`; or batches or labels are missing.
   """
-  if any(q.low is not None and q.low.block is not None for q in model.model.values()):
-    raise ValueError(
-      "model: its shift blocks go with the order it has; search in a model whose shift_block is 0, "
-      "then share the shifts along the order that was found (`Grouped.ordered`)"
+  settings = settings or SearchSettings()
+  changes: dict[str, Any] = {"method": method, "max_minutes": minutes}
+  changes["distance"] = None if callable(distance) else distance
+  changes = {name: value for name, value in changes.items() if value is not None}
+  settings = dataclasses.replace(settings, **changes)
+  if loss is not None and distance is not None:
+    raise ValueError("distance, loss: both given; one of them is accepted")
+  found = None if batches is None else list(inputs.pairs(batches))
+  labels = [y for _, y in found or ()]
+  if loss is not None and (not labels or labels[0] is None):
+    raise ValueError("batches: a loss wants labels; give (x, labels), or an iterable of such pairs")
+  grouped, examples = model.grouped, [x for x, _ in found or ()]
+  if grouped is None and found is None:
+    raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
+  with _passes(examples or list(grouped.calibrated.batches), progress) as listener:
+    if grouped is None:
+      calibrated = calibrate(model.network, examples, model.ranges, listener)
+      grouped = calibrated.group(model.schedule.space.names, model.settings)
+    scores = grouped.scores(progress=listener)
+    space = grouped.space
+    # The order of other groups than these says nothing.
+    alike = space.sizes == model.schedule.space.sizes
+    result = search.search(
+      *(grouped.calibrated.network, grouped.model, space, scores),
+      np.concatenate(examples or [np.asarray(x) for x in grouped.calibrated.batches]),
+      settings,
+      seed=seed,
+      distance=loss if loss is not None else distance if callable(distance) else None,
+      labels=None if loss is None else np.concatenate([np.asarray(y) for y in labels]),
+      seeds=[model.schedule.order] if alike else (),
+      show=(lambda line: print(line, file=sys.stderr, flush=True)) if progress else None,
+      mesh=search.population_mesh(),
     )
-  network, space = model.network, model.schedule.space
-  found = search.search(
-    network,
-    model.model,
-    space,
-    adaptive.scores(network, model.model, space, [x]),
-    x,
-    settings or SearchSettings(),
-    seed=seed,
-    show=show,
-    mesh=search.population_mesh(),
-  )
-  return dataclasses.replace(model, schedule=Schedule(space, found.order))
+    levels = {*LEVELS, *settings.levels}
+    how = {"dynamic": model.dynamic, "method": settings.method, "seed": seed}
+    return _finished(grouped, result.order, levels, **how)
+
+
+@quiet
+def load(
+  directory: str | os.PathLike,
+  net: Any,
+  params: Any = None,
+  *,
+  x: Any = None,
+  other_weights: bool = False,
+) -> AdaptiveModel:
+  """Reads a model that `model.save` wrote, or the recipe of a run.
+
+  Args:
+    directory: the folder, or the path of a `recipe.json`.
+    net: the float model, as for `quantize`.
+    params: its parameters, as for `quantize`.
+    x: an example input `[B, ...]`, array or shape; None takes the one that the recipe names.
+    other_weights: whether the model may have other weights than those it was quantized with. Ranges
+      and order are then those of the old ones.
+
+  Raises:
+    FileNotFoundError: there is no recipe.
+    ValueError: it is damaged, or of another model or other weights.
+  """
+  path = Path(directory)
+  recipe = recipes.load(path / "recipe.json" if path.is_dir() else path)
+  if isinstance(net, Network):
+    network = net
+  else:
+    if x is None and recipe.input is None:
+      raise ValueError("x: missing; the recipe does not say what the model takes")
+    x = x if x is not None else jax.ShapeDtypeStruct(*recipe.input)  # type: ignore
+    network = Network(*inputs.as_function(net, params), x)
+  return from_recipe(network, recipe, other_weights=other_weights)
+
+
+@quiet
+def deploy(
+  model: AdaptiveModel,
+  directory: str | os.PathLike | None = None,
+  *,
+  levels: Sequence[float] = LEVELS,
+  granule: int | None = None,
+  sizes: Sequence[int] = deployment.SIZES,
+) -> Runner:
+  """Packs a model for the mixed matmul, and has it run.
+
+  Args:
+    model: the model.
+    directory: where an artifact is written (see `load_runner`); a folder that does not exist yet,
+      or is empty. None writes nothing.
+    levels: ratios at which it is to run, ascending.
+    granule: rows that a shift block is a multiple of (see `deployment.deploy`); None takes that of
+      JAX's default backend.
+    sizes: batch sizes that are compiled (see `Runner`).
+
+  Raises:
+    ValueError: the folder holds something, or levels, granule or sizes are wrong.
+  """
+  granule = granule or _GRANULES[model.network.platform]
+  made = deployment.deploy(model, model.network.example, levels=levels, granule=granule)
+  runner = Runner(made, sizes=sizes)
+  if directory is not None:
+    artifact.save(directory, made, name=Path(directory).resolve().name)
+  return runner
+
+
+@quiet
+def load_runner(
+  directory: str | os.PathLike,
+  net: Any,
+  params: Any = None,
+  *,
+  x: Any,
+  sizes: Sequence[int] = deployment.SIZES,
+) -> Runner:
+  """Reads what `deploy` wrote.
+
+  Args:
+    directory: of the artifact.
+    net: the float model, as for `quantize`.
+    params: its parameters; their shapes are enough.
+    x: an example input `[B, ...]`, array or shape.
+    sizes: batch sizes that are compiled.
+
+  Raises:
+    FileNotFoundError: there is no such artifact.
+    ValueError: it is damaged, or of another model.
+  """
+  return Runner(artifact.load(directory, *inputs.as_function(net, params), x), sizes=sizes)
+
+
+@quiet
+def export(
+  model: AdaptiveModel,
+  directory: str | os.PathLike,
+  *,
+  batch_size: int = 8,
+  levels: Sequence[float] = LEVELS,
+  platforms: Sequence[str] = stablehlo.PLATFORMS,
+) -> Path:
+  """Writes a model as StableHLO, which JAX alone runs (see `deployment.export`).
+
+  Args:
+    model: the model.
+    directory: made if missing.
+    batch_size: of the batches it will take.
+    levels: ratios at which it is to run, ascending.
+    platforms: of `cpu`, `cuda` and `tpu`.
+
+  Returns:
+    The folder.
+  """
+  example = model.network.example
+  x = jax.ShapeDtypeStruct((batch_size, *example.shape[1:]), example.dtype)
+  made = deployment.deploy(model, example, levels=levels)
+  return stablehlo.save(directory, made, x, platforms=platforms)
+
+
+def _chosen(network: Network, names: Sequence[str] | str | None) -> tuple[str, ...]:
+  """The layers that may go to 4 bits."""
+  if names is None:
+    return selectable(network.layers)
+  names = (names,) if isinstance(names, str) else tuple(names)
+  if not names:
+    raise ValueError(
+      "names: empty; None takes all layers but the first, the last and depthwise ones"
+    )
+  return tuple(network.layer(name).name for name in names)
+
+
+@contextlib.contextmanager
+def _passes(batches: Sequence[Array], shown: bool) -> Iterator[PassListener | None]:
+  """A display of the passes over batches, if wanted."""
+  if not shown:
+    yield None
+    return
+  with PassProgress(sum(map(len, batches)), stream=sys.stderr) as listener:
+    yield listener
+
+
+def _finished(
+  grouped: Grouped, order: np.ndarray, levels: Iterable[float], **how: Any
+) -> AdaptiveModel:
+  """The model of an order, with what it does to the predictions on the calibration examples."""
+  model = dataclasses.replace(grouped.ordered(order, levels), **how)
+  batches = list(grouped.calibrated.batches)
+  if not accuracy.has_logits(model, batches[0]):
+    return model
+  found = accuracy.measure(model, [(x, None) for x in batches], LEVELS)
+  drops = {level: round(100 - value, 4) for level, value in found.values.items()}
+  return dataclasses.replace(model, drops=drops)

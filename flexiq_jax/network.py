@@ -2,10 +2,13 @@
 
 import collections
 import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from flexiq_jax import graph
 from flexiq_jax.graph import Layer
@@ -23,6 +26,8 @@ class Network:
     skipped: contractions with parameters that are no layers.
     traces: rule -> how often it was traced, once for each batch shape.
     platform: cpu, gpu or tpu, for which its functions are compiled.
+    example: shape and dtype of its input(s), for one example.
+    fingerprint: of the float weights (see `fingerprint`).
     compiled: rule -> its jitted function: `float` and of `(params, x)`, `uniform` of `(model,
       params, x)`, `mixed` and `dynamic` of `(model, masks, params, x)`.
   """
@@ -41,12 +46,17 @@ class Network:
       ValueError: see `graph.layers`; an unknown platform.
     """
     self.platform = exact.platform_of(platform)
+    self.example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+    self.fingerprint = fingerprint(params)
     self.apply, self.params = graph.fold_batch_norm(apply, params, x)
     self.layers = graph.layers(self.apply, self.params, x)
     self.skipped = graph.skipped(self.apply, self.params, x)
     self.traces: collections.Counter[str] = collections.Counter()
     self._weights = functools.partial(graph.weights, self.apply, self.params, x)
     self._runs = functools.partial(graph.run_lengths, self.apply, self.params, x)
+
+  def __repr__(self) -> str:
+    return f"Network({len(self.layers)} layers, {self.layers[0].name} to {self.layers[-1].name})"
 
   @functools.cached_property
   def weights(self) -> dict[str, Array]:
@@ -105,3 +115,23 @@ class Network:
       "mixed": jax.jit(functools.partial(run_mixed, dynamic=False)),
       "dynamic": jax.jit(functools.partial(run_mixed, dynamic=True)),
     }
+
+
+def fingerprint(params: Any) -> str:
+  """SHA-256 of a model's float weights; "" where there are only shapes.
+
+  It is taken of the parameters as they were given, since folding batch norm rounds differently on
+  other platforms: the SHA-256 of the digests of all floating-point leaves, in the tree's order.
+  A leaf's digest is that of its shape as text, as `(3, 3)`, and of its values as little-endian
+  float32. Counters and random keys do not count, nor does the precision that weights are held in.
+  """
+  whole = hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
+      return ""
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+      values = np.ascontiguousarray(np.asarray(leaf), "<f4")
+      digest = hashlib.sha256(f"{np.shape(leaf)}".encode())
+      digest.update(values.data)
+      whole.update(digest.digest())
+  return whole.hexdigest()

@@ -49,12 +49,17 @@ OURS = {
   "flexiq_jax.search": (*_ORDERS, "flexiq_jax.runs"),
   "flexiq_jax.search.evolution": ("flexiq_jax.orders", *_SEARCH),
   "flexiq_jax.search.gram": (*_QUANT, "flexiq_jax.orders", *_SEARCH, "flexiq_jax.search.evolution"),
-  "flexiq_jax.flexiq": (*_MODEL, "flexiq_jax.search"),
+  "flexiq_jax.inputs": ("flexiq_jax.graph", "flexiq_jax.models"),
+  "flexiq_jax.accuracy": (*_MODEL, "flexiq_jax.inputs", "flexiq_jax.runs"),
+  "flexiq_jax.flexiq": (
+    *(*_MODEL, "flexiq_jax.accuracy", "flexiq_jax.inputs", "flexiq_jax.runs"),
+    *("flexiq_jax.search", "flexiq_jax.deployment"),
+  ),
   "flexiq_jax.methods": (*_MODEL, "flexiq_jax.runs"),
   "flexiq_jax.methods.program": (),
   "flexiq_jax.methods.layerwise": _QUANT,
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
-  "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.runs"),
+  "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.models", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deployment", "flexiq_jax.runs"),
 }
 

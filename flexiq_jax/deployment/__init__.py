@@ -10,11 +10,12 @@ from flexiq_jax.deployment.model import Deployed, apply, deployed_rule
 from flexiq_jax.deployment.patches import windows
 from flexiq_jax.deployment.place import place
 from flexiq_jax.deployment.products import products
-from flexiq_jax.deployment.runner import Runner, bucket
+from flexiq_jax.deployment.runner import SIZES, Runner, bucket
 from flexiq_jax.deployment.sizes import Sizes, sizes
 from flexiq_jax.deployment.wiring import Wiring, fold_shapes, wire
 
 __all__ = [
+  "SIZES",
   "Deployed",
   "Mixed",
   "Plain",

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import deployment, graph
+from flexiq_jax import deployment, graph, models
 from flexiq_jax.deployment.depthwise import Depthwise
 from flexiq_jax.deployment.layers import Mixed, Plain
 from flexiq_jax.graph import reorder, tracing
@@ -64,6 +64,7 @@ def save(directory: str | os.PathLike, deployed: deployment.Deployed, *, name: s
     "folds": {name: list(makers) for name, makers in deployed.wiring.folds.items()},
     "levels": np.asarray(deployed.levels).tolist(),
     "arrays": _encode(arrays),
+    "parameters": _parameters(deployed.wiring.params),
     "files": _digests(directory / "arrays"),
   }
   document["sha256"] = _seal(document)
@@ -110,8 +111,8 @@ def load(
     raise ValueError(f"artifact: {directory} is incomplete: files of `arrays` are missing")
   tree = jax.device_put(restored.tree, device)
   folded, shapes = deployment.fold_shapes(apply, params, x)
-  layers = {layer.name: layer for layer in graph.layers(folded, shapes, x)}
-  _check(directory, document, tree, layers)
+  names = {layer.name for layer in graph.layers(folded, shapes, x)}
+  _check(directory, document, tree, names, shapes)
   have = tree["layers"]
   low = {name for name, d in have.items() if isinstance(d, Mixed) or _lowered(d)}
   linked = any(not isinstance(d, Plain) and d.feeds for d in have.values())
@@ -203,33 +204,32 @@ def _check_files(directory: Path, document: dict[str, Any]) -> None:
     )
 
 
-def _check(directory: Path, document: dict, tree: dict, layers: dict[str, graph.Layer]) -> None:
+def _parameters(params: Any) -> dict[str, list[int]]:
+  """Path -> shape of the parameters of a float model with batch norm folded."""
+  return {path: list(a.shape) for path, a in models.flatten(params).items()}
+
+
+def _check(directory: Path, document: dict, tree: dict, layers: set[str], params: Any) -> None:
   """Checks an artifact against the model it is loaded for, and its boundaries."""
-  have = tree["layers"]
-  for name in [*have, *layers]:
+  have, model = tree["layers"], document["model"]
+  for name in [*have, *sorted(layers)]:
     if name not in layers or name not in have:
       where = "the artifact" if name in have else "the model"
       raise ValueError(
-        f"artifact: {directory} was made for {document['model']!r}; layer {name} is only in {where}"
+        f"artifact: {directory} was made for {model!r}; layer {name} is only in {where}"
+      )
+  made, given = document["parameters"], _parameters(params)
+  for path in [*made, *given]:
+    if made.get(path) != given.get(path):
+      sides = [str(side.get(path, "missing")) for side in (made, given)]
+      raise ValueError(
+        f"artifact: {directory} was made for {model!r} with a parameter {path} of {sides[0]}; in "
+        f"this model it is {sides[1]}"
       )
   for name, d in have.items():
-    layer = layers[name]
-    if isinstance(d, Depthwise):
-      continue  # as wide as the layer it feeds
-    if isinstance(d, Plain):
-      if d.q.w.shape != layer.w_shape:
-        raise ValueError(
-          f"artifact: {directory}: layer {name} has weights {list(d.q.w.shape)}, the model "
-          f"{list(layer.w_shape)}"
-        )
+    if not isinstance(d, Mixed):
       continue
-    places = len(d.weights.x_shift) * d.channels
-    if d.order is not None and int(d.order.max()) + 1 != layer.in_channels:
-      raise ValueError(
-        f"artifact: {directory}: layer {name} has {int(d.order.max()) + 1} channels, the model "
-        f"{layer.in_channels}"
-      )
-    at = np.asarray(d.places)
+    places, at = len(d.weights.x_shift) * d.channels, np.asarray(d.places)
     if len(at) != len(tree["levels"]) or at.min() < 0 or at.max() > places:
       raise ValueError(
         f"artifact: {directory} is damaged: layer {name} has boundaries {at.tolist()}; "

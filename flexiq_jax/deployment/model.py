@@ -6,8 +6,8 @@
 
 The model's own jaxpr runs, with every layer computed by the mixed matmul
 (`deployment.layers`). Where one layer feeds one other (`deployment.links`), the first emits the
-codes of the second, and no activation of theirs is ever a float. One executable serves all levels; a
-level is an index into the arrays that depend on it.
+codes of the second, and no activation of theirs is ever a float. One executable serves all levels;
+a level is an index into the arrays that depend on it.
 """
 
 from collections.abc import Callable
@@ -43,6 +43,9 @@ class Deployed:
   floats: dict[str, Array]
   levels: Array
   wiring: Wiring = struct.field(pytree_node=False)
+
+  def __repr__(self) -> str:
+    return f"Deployed({len(self.layers)} layers, {len(self.levels)} levels)"
 
   def level(self, ratio: float | Array) -> Array:
     """The first level that reaches a ratio, else the last; int32 `[]`; traced ratios, too."""

@@ -72,6 +72,10 @@ class Runner:
     self._numbers = [jax.device_put(np.int32(i)) for i in range(len(self._levels))]
     self.switch(float(self._levels[0]))
 
+  def __repr__(self) -> str:
+    levels = ", ".join(f"{100 * level:g}" for level in self._levels)
+    return f"Runner(at {100 * self.ratio:g} % of {levels}; batches of {self._sizes})"
+
   @property
   def ratio(self) -> float:
     """The level that runs."""

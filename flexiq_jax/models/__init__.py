@@ -10,9 +10,14 @@ A model, its parameters as a nested dict, and logits of images [B, 224, 224, 3]:
     logits = apply(params, images)
 """
 
-from flexiq_jax.models import weights
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from flexiq_jax.models.pure import Apply, Params, flatten, functional, unflatten, with_params
 from flexiq_jax.models.registry import MODELS, ModelSpec, create, get
+
+if TYPE_CHECKING:
+  from flexiq_jax.models import weights
 
 __all__ = [
   "MODELS",
@@ -27,3 +32,9 @@ __all__ = [
   "weights",
   "with_params",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  if name == "weights":  # imported when used: own models need no safetensors and no hub
+    return importlib.import_module("flexiq_jax.models.weights")
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,10 +42,14 @@ def functional(module: nnx.Module) -> tuple[Apply, Params]:
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
   def apply(params: Params, x: jax.Array) -> jax.Array:
-    logits = nnx.merge(graph, _fill(shapes, params))(x)
-    return logits.astype(jnp.float32)
+    results = nnx.merge(graph, _fill(shapes, params))(x)
+    return jax.tree.map(_as_float32, results)
 
   return apply, _nest((path, variable.get_value()) for path, variable in _leaves(state))
+
+
+def _as_float32(a: jax.Array) -> jax.Array:
+  return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
 def with_params(module: nnx.Module, params: Params) -> nnx.Module:

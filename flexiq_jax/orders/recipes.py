@@ -4,7 +4,8 @@ The file holds what calibration and selection decided: each layer's activation q
 channel groups with their activation shifts and mean codes, and the one order of all groups. Weight
 codes, weight shifts and bias corrections are functions of that, of the weights and of the settings
 in the file: a recipe and the float weights give the quantized model again, bit for bit, without
-calibration examples.
+calibration examples. To other weights it would give nonsense, so it holds a fingerprint of its own
+(see `network.fingerprint`).
 
 The key `levels` (groups in 4 bits per layer at the usual ratios) repeats what the order says, for
 readers.
@@ -27,7 +28,7 @@ from flexiq_jax.orders.schedule import Schedule
 from flexiq_jax.orders.space import Space
 
 FORMAT = "flexiq_jax recipe"
-VERSION = 1
+VERSION = 2
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -69,6 +70,9 @@ class Recipe:
     settings: plain values of the range and grouping settings.
     layers: every quantized layer, in execution order.
     order: (layer name, group) pairs, first to go to 4 bits first.
+    weights: fingerprint of the float weights (see `network.fingerprint`); "" is of unknown ones.
+    input: shape `[1, ...]` and dtype of one example, None of a model with several inputs.
+    drops: level -> percent of the calibration examples' predictions that are not the float model's.
   """
 
   model: str
@@ -77,6 +81,12 @@ class Recipe:
   settings: Mapping[str, Any]
   layers: tuple[RecipeLayer, ...]
   order: tuple[tuple[str, int], ...]
+  weights: str = ""
+  input: tuple[tuple[int, ...], str] | None = None
+  drops: Mapping[float, float] = dataclasses.field(default_factory=dict)
+
+  def __repr__(self) -> str:
+    return f"Recipe({self.model!r}, {self.method}, {len(self.layers)} layers)"
 
   def schedule(self) -> Schedule:
     """The schedule over this recipe's groups."""
@@ -104,7 +114,10 @@ def save(path: str | os.PathLike, recipe: Recipe) -> None:
     "model": recipe.model,
     "method": recipe.method,
     "seed": recipe.seed,
+    "weights": recipe.weights,
+    "input": recipe.input,
     "settings": dict(recipe.settings),
+    "drops": {f"{level:g}": drop for level, drop in recipe.drops.items()},
     "levels": {f"{r:.2f}": schedule.boundaries(r) for r in LEVELS},
     "layers": [dataclasses.asdict(layer) for layer in recipe.layers],
     "order": [f"{name}#{group}" for name, group in recipe.order],
@@ -146,6 +159,9 @@ def load(path: str | os.PathLike) -> Recipe:
       settings=read.settings,
       layers=tuple(RecipeLayer(**msgspec.structs.asdict(layer)) for layer in read.layers),
       order=tuple(_group(entry) for entry in read.order),
+      weights=read.weights,
+      input=read.input,
+      drops={float(level): drop for level, drop in read.drops.items()},
     )
     _check(recipe)
   except KeyError as error:
@@ -188,14 +204,16 @@ def require_fit(recipe: Recipe, layers: Sequence[Any]) -> None:
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_Size = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 
 
 class _Layer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
   """`RecipeLayer` in the file."""
 
   name: Annotated[str, msgspec.Meta(min_length=1)]
-  in_channels: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-  out_channels: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+  in_channels: _Size
+  out_channels: _Size
   macs: Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
   x_scale: float
   signed: bool
@@ -213,7 +231,10 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
   model: str
   method: Annotated[str, msgspec.Meta(pattern=r"^\w[\w+.-]*$")]
   seed: _Count
+  weights: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+  input: tuple[tuple[_Size, ...], str] | None
   settings: dict[str, Any]
+  drops: dict[Annotated[str, msgspec.Meta(pattern=r"^(0(\.\d{1,9})?|1)$")], _Percent]
   levels: dict[str, dict[str, int]] = {}
   layers: tuple[_Layer, ...]
   order: tuple[str, ...]
@@ -240,6 +261,8 @@ def _check(recipe: Recipe) -> None:
   for part in ("ranges", "groups"):
     if not isinstance(recipe.settings[part], Mapping):
       raise ValueError(f"settings: {part} is no object")
+  if not isinstance(recipe.settings.get("dynamic", False), bool):
+    raise ValueError("settings: dynamic is neither true nor false")
   names = [layer.name for layer in recipe.layers]
   if len(set(names)) < len(names):
     raise ValueError(f"layer {max(names, key=names.count)} is there more than once")

@@ -7,9 +7,13 @@ a lower ratio are always among those of a higher one (docs/flexiq.md, Invariants
 
 import dataclasses
 import fractions
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax.orders.space import Space
@@ -39,6 +43,9 @@ class Schedule:
         + (f"; group {missing[0]} is missing" if len(missing) else "")
       )
 
+  def __repr__(self) -> str:
+    return f"Schedule({self.space.total} groups of {len(self.space.names)} layers)"
+
   def prefix(self, ratio: float) -> int:
     """How many groups of the order are 4-bit at a ratio in 0..1."""
     before = np.cumsum(self.space.cost[self.order]) - self.space.cost[self.order]
@@ -54,9 +61,19 @@ class Schedule:
     """The masks of several ratios, bool `[V, T]`."""
     return np.stack([self.mask(ratio) for ratio in ratios])
 
-  def masks(self, ratio: float) -> dict[str, np.ndarray]:
-    """Layer name -> bool `[J_l]`."""
+  def masks(self, ratio: Any) -> dict[str, Any]:
+    """Layer name -> bool `[J_l]`; a traced ratio counts in millionths, and within 0..1."""
+    if isinstance(ratio, jax.core.Tracer):
+      return self.space.split(jnp.round(jnp.float32(1e6) * ratio) >= self._first)
     return self.space.split(self.mask(ratio))
+
+  @functools.cached_property
+  def _first(self) -> np.ndarray:
+    """The least ratio in millionths at which each group is 4-bit, int32 `[T]`."""
+    cost = self.space.cost[self.order]
+    first = np.empty(self.space.total, np.int32)
+    first[self.order] = (np.cumsum(cost) - cost) * 10**6 // cost.sum() + 1
+    return first
 
   def boundaries(self, ratio: float) -> dict[str, int]:
     """Layer name -> how many of its groups, taken in schedule order, are in 4 bits."""
@@ -83,6 +100,10 @@ def threshold(space: Space, ratio: float) -> int:
   Raises:
     ValueError: ratio outside 0..1.
   """
+  try:
+    ratio = float(ratio)
+  except (TypeError, ValueError):
+    raise ValueError(f"ratio: {ratio!r:.80}; a number in 0..1 is accepted") from None
   if not 0 <= ratio <= 1:
     raise ValueError(f"ratio: {ratio} is not in 0..1")
   exact = fractions.Fraction(ratio).limit_denominator(10**6)  # 0.1 means a tenth

@@ -9,6 +9,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -79,12 +80,15 @@ class Space:
       )
     return cls(tuple(names), sizes, layer, cost, unit, flat)
 
+  def __repr__(self) -> str:
+    return f"Space({self.total} groups of {len(self.names)} layers)"
+
   @property
   def total(self) -> int:
     """T, the number of groups."""
     return len(self.layer)
 
-  def split(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+  def split(self, flat: Any) -> dict[str, Any]:
     """Values per group `[T]` -> `{layer name: [J_l]}`; works for traced arrays, too."""
     bounds = np.cumsum((0, *self.sizes))
     return {

@@ -40,4 +40,10 @@ def selectable(
     kept |= matched
   if left := tuple(name for name in names if name not in kept):
     return left
-  raise ValueError(f"keep8: none of the {len(names)} layers is left for 4 bits")
+  left = f"none of the {len(names)} layers is left for 4 bits"
+  if keep8:
+    raise ValueError(f"keep8: {left}")
+  raise ValueError(
+    f"names: {left}, since the first, the last and depthwise ones stay 8-bit by default; name "
+    f"some, as names=({names[0]!r},), or in a config keep_first_last=False"
+  )

@@ -7,18 +7,21 @@ looks (`check`).
 """
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TextIO
+from typing import ParamSpec, TextIO, TypeVar
 
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C: 128 + SIGINT
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ENDING = 10.0  # seconds in which a run that was interrupted may end before a signal raises again
 _arrived = threading.Event()
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check() -> None:
@@ -66,3 +69,17 @@ def interruptible(stream: TextIO | None = None) -> Iterator[None]:
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
     if in_main:
       _arrived.clear()
+
+
+def quiet(function: Callable[P, R]) -> Callable[P, R]:
+  """Lets Ctrl-C end a function with a traceback that holds no frame below it."""
+
+  @functools.wraps(function)
+  def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    try:
+      return function(*args, **kwargs)
+    except KeyboardInterrupt:
+      pass
+    raise KeyboardInterrupt(f"{function.__name__} was interrupted")
+
+  return call

@@ -105,14 +105,15 @@ class Progress:
 class PassProgress:
   """Shows the calibration passes one after the other: called as `progress(pass, examples done)`."""
 
-  def __init__(self, total: int, prefix: str = ""):
+  def __init__(self, total: int, prefix: str = "", stream: TextIO | None = None):
     """Prepares the display.
 
     Args:
       total: examples in each pass.
       prefix: in front of the name of the pass.
+      stream: where to write, standard output if None.
     """
-    self._total, self._prefix = total, prefix
+    self._total, self._prefix, self._stream = total, prefix, stream
     self._name, self._done = "", 0
     self._bar: Progress | None = None
 
@@ -123,7 +124,7 @@ class PassProgress:
     if self._bar is None or name != self._name:
       self.__exit__(None, None, None)
       self._name, self._done = name, 0
-      self._bar = Progress(f"{self._prefix}{name}, examples", self._total)
+      self._bar = Progress(f"{self._prefix}{name}, examples", self._total, stream=self._stream)
       self._bar.__enter__()
     self._bar.update(done - self._done)
     self._done = done

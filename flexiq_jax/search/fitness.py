@@ -16,6 +16,8 @@ Distances (`z8`: logits of the 8-bit model, `p8` their softmax):
 |---|---|
 | `l2` | `sum (z - z8)^2` |
 | `kl` | `sum p8 (log p8 - log p)` |
+
+Any other function of `(z, z8)` will do, or, with labels, a loss of `(z, labels)`.
 """
 
 from collections.abc import Callable
@@ -57,7 +59,8 @@ def kl(z: Array, z8: Array) -> Array:
   return (jnp.exp(log_p8) * (jnp.expm1(rise) - rise)).sum(axis=-1)
 
 
-DISTANCES: dict[str, Callable[[Array, Array], Array]] = {"l2": l2, "kl": kl}
+Distance = Callable[[Array, Array], Array]
+DISTANCES: dict[str, Distance] = {"l2": l2, "kl": kl}
 
 
 class Fitness:
@@ -68,7 +71,10 @@ class Fitness:
     forwards: evaluations so far, in passes over all search examples.
     traces: how often the population's function was traced.
     apply, params, model, layers: what is evaluated.
+    distance: name of the distance by which a quadratic model may be measured: the one evaluated,
+      `l2` where that is a function.
     host_examples, reference: search examples, and the 8-bit model's logits `[n, ..., K]` of them.
+    target: what logits are compared with: the reference, or labels.
     platform, form: for which the function is compiled, and how (see above).
     block, blocks: examples in one forward pass, and how many passes they make.
     width: individuals in one forward pass, on each device.
@@ -82,7 +88,8 @@ class Fitness:
     space: Space,
     examples: Array,
     *,
-    distance: str = "l2",
+    distance: str | Distance = "l2",
+    labels: Array | None = None,
     memory: float = 4.0,
     capacity: int = 32,
     block: int = 64,
@@ -97,7 +104,8 @@ class Fitness:
       model: its quantized layers, those of the space with their 4-bit side.
       space: the channel groups.
       examples: `[n, ...]` search examples, training data.
-      distance: a name in `DISTANCES`.
+      distance: a name in `DISTANCES`, or a function `(z [B, ..., K], z8 [B, ..., K]) -> [B, ...]`.
+      labels: `[n, ...]`, which the function is given in place of z8.
       memory: budget in GiB for one call on each device.
       capacity: individuals in one call; more are split over calls.
       block: most examples in one forward pass; the budget may lower it. With no form given, a
@@ -108,11 +116,12 @@ class Fitness:
       mesh: devices that share the individuals, with one axis `population`; None: one device.
 
     Raises:
-      ValueError: an unknown distance or form, a loop of several individuals, no examples, a count
-        below 1, logits that are not finite, or a budget below what one individual on one example
-        takes.
+      ValueError: an unknown distance or form, a distance that is not `[B, ...]`, a loop of several
+        individuals, no examples, a count below 1, logits that are not finite, or a budget below
+        what one individual on one example takes.
     """
-    check_one_of("distance", distance, tuple(DISTANCES))
+    if not callable(distance):
+      check_one_of("distance", distance, tuple(DISTANCES))
     self.platform = network.platform
     self.form, blocks = DEFAULTS[self.platform] if form is None else (form, 1)
     check_one_of("form", self.form, FORMS)
@@ -126,7 +135,8 @@ class Fitness:
         "least 1 of each is accepted"
       )
     self.space, self.examples = space, len(examples)
-    self.distance, self.mesh = distance, mesh
+    self.distance, self.mesh = "l2" if callable(distance) else distance, mesh
+    self._metric = distance if callable(distance) else DISTANCES[distance]
     self.forwards, self.traces = 0.0, 0
     self._devices = mesh.devices.size if mesh else 1
     self.capacity = -(-capacity // self._devices) * self._devices
@@ -135,6 +145,13 @@ class Fitness:
     self.host_examples = np.asarray(examples)
     block = min(block * blocks, self.examples)
     self.reference = self._reference(network, block)
+    self.target = self.reference if labels is None else np.asarray(labels)
+    given = jax.eval_shape(self._metric, self.reference[:3], self.target[:3])
+    if getattr(given, "shape", ())[:1] != self.reference[:3].shape[:1]:
+      raise ValueError(
+        f"distance: its result for 3 examples has shape {list(getattr(given, 'shape', []))}; "
+        "[3] is accepted, a number for each example and no mean over them"
+      )
     self._compile(memory, block, width)
 
   def __call__(self, masks: Array, part: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
@@ -194,12 +211,15 @@ class Fitness:
     none = self.space.split(np.zeros(self.space.total, bool))
     examples = self.host_examples[np.arange(-(-self.examples // step) * step) % self.examples]
     parts = [
-      np.asarray(network.mixed(self.model, none, examples[i : i + step]))
-      for i in range(0, len(examples), step)
+      network.mixed(self.model, none, examples[i : i + step]) for i in range(0, len(examples), step)
     ]
-    reference = np.concatenate(parts)[: self.examples]
-    if reference.ndim < 2:
-      raise ValueError(f"network: its result has shape {reference.shape}, expected [n, ..., K]")
+    if not hasattr(parts[0], "ndim") or parts[0].ndim < 2:
+      what = getattr(parts[0], "shape", type(parts[0]).__name__)
+      raise ValueError(
+        f"network: its result is {what}, expected logits [n, ..., K]; quantize a function that "
+        "returns them alone"
+      )
+    reference = np.concatenate([np.asarray(part) for part in parts])[: self.examples]
     if not np.isfinite(reference).all():
       raise ValueError("model: the 8-bit model's logits are not finite on the search examples")
     return reference
@@ -244,13 +264,13 @@ class Fitness:
     """The compiled function for a block and a width, its constant arguments, and its memory."""
     blocks = -(-self.examples // block)
     rows = np.arange(blocks * block) % self.examples  # the last block repeats examples
-    examples, reference = (
-      a[rows].reshape(blocks, block, *a.shape[1:]) for a in (self.host_examples, self.reference)
+    examples, target = (
+      a[rows].reshape(blocks, block, *a.shape[1:]) for a in (self.host_examples, self.target)
     )
-    values = (examples, reference, self.model, self.params)
+    values = (examples, target, self.model, self.params)
     constants = jax.tree.map(self._put, values)
     one = distance_of(
-      self.apply, self.space, self.distance, split=self.form == "split", platform=self.platform
+      self.apply, self.space, self._metric, split=self.form == "split", platform=self.platform
     )
     population = population_of(one, width=width, mesh=self.mesh)
 
@@ -271,7 +291,7 @@ class Fitness:
 def distance_of(
   apply: graph.Apply,
   space: Space,
-  distance: str,
+  distance: str | Distance,
   *,
   split: bool = False,
   platform: str | None = None,
@@ -280,10 +300,11 @@ def distance_of(
 
   For the arguments see `Fitness`; for `split` and `platform` `rules.mixed_rule`.
   """
+  metric = distance if callable(distance) else DISTANCES[distance]
 
   def one(mask, examples, target, model, params):
     rule = rules.mixed_rule(model, space.split(mask), split=split, platform=platform)
-    d = DISTANCES[distance](graph.with_rule(apply, rule)(params, examples), target)
+    d = metric(graph.with_rule(apply, rule)(params, examples), target)
     return d.reshape(len(examples), -1).sum(axis=1)  # of maps of logits each place counts
 
   return one

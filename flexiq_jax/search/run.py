@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flexiq_jax.quant import rules
 from flexiq_jax.runs import distributed
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search import evolution, gram, log
-from flexiq_jax.search.fitness import Fitness
+from flexiq_jax.search.fitness import Distance, Fitness
 from flexiq_jax.search.record import Found, Record
 from flexiq_jax.search.settings import SearchSettings
 
@@ -39,6 +39,9 @@ def search(
   settings: SearchSettings,
   *,
   seed: int = 0,
+  distance: Distance | None = None,
+  labels: Array | None = None,
+  seeds: Sequence[np.ndarray] = (),
   workdir: Workdir | Path | None = None,
   made_from: Any = None,
   show: Callable[[str], None] | None = None,
@@ -54,6 +57,10 @@ def search(
     examples: `[n, ...]` search examples: training data.
     settings: of the search.
     seed: of everything random in it.
+    distance: a function in place of the settings' distance (see `Fitness`). `gram` then measures
+      squared distances, and chooses among the masks that these propose by the function.
+    labels: `[n, ...]`, for a `distance` that compares logits with them.
+    seeds: orders int `[T]` beside the greedy one; the result is not worse than they are.
     workdir: in whose log the steps go (`search.steps`), and the checkpoints (`search/`); a search
       that was killed there goes on from its last checkpoint. None keeps nothing.
     made_from: plain values that the result depends on besides the settings and the seed.
@@ -76,7 +83,8 @@ def search(
     model,
     space,
     examples[: settings.images or None],
-    distance=settings.distance,
+    distance=distance or settings.distance,
+    labels=labels if labels is None else labels[: settings.images or None],
     memory=settings.memory,
     capacity=settings.capacity,
     block=settings.block,
@@ -105,7 +113,7 @@ def search(
     max_minutes=settings.max_minutes,
     max_forwards=settings.max_forwards,
   )
-  return ALGORITHMS[settings.method](start, scores, settings, [greedy.order])
+  return ALGORITHMS[settings.method](start, scores, settings, [greedy.order, *seeds])
 
 
 def _note(workdir: Workdir, greedy: Found, seed: int) -> None:

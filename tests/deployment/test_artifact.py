@@ -191,6 +191,9 @@ def test_refuses_other_shapes_models_boundaries_and_folders(saved, deployed, tmp
   other = abstract(("resnet8", {"width": 8, "depths": (1,)}))
   with pytest.raises(ValueError, match=r"'resnet8'; layer .* is only in the artifact"):
     artifact.load(saved, *other, SPEC)
+  wider = abstract(("resnet8", {"width": 8, "depths": (2, 1), "num_classes": 7}))
+  with pytest.raises(ValueError, match=r"parameter fc/kernel of \[32, 10\]; in this model .* 7\]"):
+    artifact.load(saved, *wider, SPEC)
   with pytest.raises(ValueError, match="not empty"):
     artifact.save(saved, deployed, name="resnet8")
   layer = deployed.layers[name].replace(places=jnp.array([0, 4, 8, 999], jnp.int32))

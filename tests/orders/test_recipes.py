@@ -45,6 +45,9 @@ def make(sizes=((2, 2, 1), (3,)), order=None, scale=0.1, mean=0.25, **changes):
     settings={"ranges": {"weight": "mse"}, "groups": {"group_size": 4, **changes}},
     layers=tuple(layers),
     order=tuple(flat[i] for i in order),
+    weights="0123456789abcdef" * 4,
+    input=((1, 8, 8, 3), "float32"),
+    drops={0.0: 0.0, 0.25: 1.5},
   )
 
 
@@ -104,7 +107,7 @@ def layer(document, number=1):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda d: d.update(version=2), "has version 2; this release reads 1"),
+    (lambda d: d.update(version=1), "has version 1; this release reads 2"),
     (lambda d: d.pop("version"), "has version None"),
     (lambda d: d.update(format="something"), "is not a recipe"),
     (lambda d: d.pop("layers"), "missing required field `layers`"),
@@ -138,6 +141,13 @@ def layer(document, number=1):
     (lambda d: d.update(method="../../x"), "`$.method`"),
     (lambda d: d["order"].append("layer0/conv#1_0"), "is not NAME#GROUP"),
     (lambda d: d.update(more=1), "unknown field `more`"),
+    (lambda d: d.pop("weights"), "missing required field `weights`"),
+    (lambda d: d.update(weights="0123"), "`$.weights`"),
+    (lambda d: d["input"].pop(), "`$.input`"),
+    (lambda d: d.update(input=[[1, 0], "float32"]), "`$.input[0][1]`"),
+    (lambda d: d["drops"].update({"0.5": 101}), "`$.drops[...]`"),
+    (lambda d: d["drops"].update({"2": 1}), "drops"),
+    (lambda d: d["settings"].update(dynamic=1), "settings: dynamic is neither true nor false"),
     (lambda d: d.update(layers=d["layers"][:1], order=[]), "no channel group may go to 4 bits"),
   ],
 )

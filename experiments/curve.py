@@ -153,7 +153,7 @@ def _from_recipe(stages: Stages) -> _Methods:
   """The model of the recipe that the config names; a copy of the recipe goes to the workdir."""
   recipe = stages.inputs.recipe
   assert recipe is not None
-  with field("config.recipe"):
+  with field("config", ("recipe",)):
     model = from_recipe(
       *(stages.network, recipe, stages.config.dynamic),
       other_weights=stages.config.other_weights,

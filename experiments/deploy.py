@@ -98,7 +98,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
 def _model(stages: Stages) -> AdaptiveModel:
   """The model of the config's recipe, or of one that is found here."""
   if recipe := stages.inputs.recipe:
-    with field("config.recipe"):
+    with field("config", ("recipe",)):
       return from_recipe(
         *(stages.network, recipe, stages.config.dynamic),
         other_weights=stages.config.other_weights,

@@ -4,6 +4,7 @@ import contextlib
 import io
 import pickle
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from flax import nnx
 
 import flexiq_jax as fq
+from experiments import curve
 from flexiq_jax import flexiq
 from tests.graph.models_for_test import randomize
 
@@ -202,6 +204,22 @@ def test_other_weights_are_refused_unless_meant(small, tmp_path):
   exact = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
   wide = jax.tree.map(lambda a: np.asarray(a, np.float64), exact)
   assert fq.Network(apply, exact, x).fingerprint == fq.Network(apply, wide, x).fingerprint
+
+
+def test_a_run_takes_a_recipe_of_other_weights_only_if_its_config_says_so(small, tmp_path):
+  (apply, params), x, model = small
+  recipe = model.recipe(model_name="einsum", method="greedy", seed=0)
+  stages = types.SimpleNamespace(
+    network=fq.Network(apply, params | {"out": 2 * params["out"]}, x),
+    inputs=types.SimpleNamespace(recipe=recipe),
+    config=types.SimpleNamespace(dynamic=False, other_weights=False),
+    workdir=types.SimpleNamespace(path=tmp_path),
+  )
+  with pytest.raises(ValueError, match=r"config\.recipe: made for 'einsum' with other weights"):
+    curve._from_recipe(stages)
+  assert not [*tmp_path.iterdir()]
+  stages.config.other_weights = True
+  assert curve._from_recipe(stages).adaptive["flexiq_greedy"][1] == 0
 
 
 def test_a_loaded_model_is_improved_with_new_examples(small, tmp_path):

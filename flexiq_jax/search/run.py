@@ -113,7 +113,8 @@ def search(
     max_minutes=settings.max_minutes,
     max_forwards=settings.max_forwards,
   )
-  return ALGORITHMS[settings.method](start, scores, settings, [greedy.order, *seeds])
+  others = [order for order in seeds if not np.array_equal(order, greedy.order)]
+  return ALGORITHMS[settings.method](start, scores, settings, [greedy.order, *others])
 
 
 def _note(workdir: Workdir, greedy: Found, seed: int) -> None:

@@ -50,7 +50,7 @@ class Accuracy:
 
 
 @quiet
-def evaluate(model: AdaptiveModel, data: Any, ratios: Sequence[float] | float = LEVELS) -> Accuracy:
+def evaluate(model: AdaptiveModel, data: Any, ratios: Iterable[float] | float = LEVELS) -> Accuracy:
   """Accuracy of a model at some ratios, beside the float model's.
 
   Args:

@@ -211,7 +211,7 @@ def test_recipe_reproduces_the_rows_without_calibration(finished, tmp_path, comp
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda d: d.update(version=7), "has version 7; this release reads 1"),
+    (lambda d: d.update(version=7), "has version 7; this release reads 2"),
     (lambda d: d.update(format="x"), "is not a recipe"),
     (lambda d: d.pop("order"), "is damaged: Object missing required field `order`"),
     (lambda d: d["settings"]["groups"].update(colour="red"), "settings do not fit this release"),

@@ -160,7 +160,7 @@ class AdaptiveModel:
       order=tuple(
         (space.names[space.layer[i]], int(i - starts[space.layer[i]])) for i in self.schedule.order
       ),
-      weights=self.network.fingerprint,
+      fingerprint=self.network.fingerprint,
       input=(example.shape, str(example.dtype)) if one else None,
       drops=self.drops,
     )
@@ -222,11 +222,11 @@ def from_recipe(
     ValueError: the recipe does not fit the model.
   """
   require_fit(recipe, network.layers)
-  other = recipe.weights != network.fingerprint
-  if recipe.weights and network.fingerprint and other and not other_weights:
+  made, given = recipe.fingerprint, network.fingerprint
+  if made and given and made != given and not other_weights:
     raise ValueError(
-      f"recipe: made for {recipe.model!r} with other weights (SHA-256 {recipe.weights[:12]}..., "
-      f"these have {network.fingerprint[:12]}...); its ranges and order belong to those. Quantize "
+      f"recipe: made for {recipe.model!r} with other weights (SHA-256 {made[:12]}..., "
+      f"these have {given[:12]}...); its ranges and order belong to those. Quantize "
       "anew, or say other_weights=True if it is meant"
     )
   ranges, settings = recipe_settings(recipe)

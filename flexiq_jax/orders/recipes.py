@@ -70,7 +70,7 @@ class Recipe:
     settings: plain values of the range and grouping settings.
     layers: every quantized layer, in execution order.
     order: (layer name, group) pairs, first to go to 4 bits first.
-    weights: fingerprint of the float weights (see `network.fingerprint`); "" is of unknown ones.
+    fingerprint: of the float weights (see `network.fingerprint`); "" is of unknown ones.
     input: shape `[1, ...]` and dtype of one example, None of a model with several inputs.
     drops: level -> percent of the calibration examples' predictions that are not the float model's.
   """
@@ -81,7 +81,7 @@ class Recipe:
   settings: Mapping[str, Any]
   layers: tuple[RecipeLayer, ...]
   order: tuple[tuple[str, int], ...]
-  weights: str = ""
+  fingerprint: str = ""
   input: tuple[tuple[int, ...], str] | None = None
   drops: Mapping[float, float] = dataclasses.field(default_factory=dict)
 
@@ -114,7 +114,7 @@ def save(path: str | os.PathLike, recipe: Recipe) -> None:
     "model": recipe.model,
     "method": recipe.method,
     "seed": recipe.seed,
-    "weights": recipe.weights,
+    "fingerprint": recipe.fingerprint,
     "input": recipe.input,
     "settings": dict(recipe.settings),
     "drops": {f"{level:g}": drop for level, drop in recipe.drops.items()},
@@ -159,7 +159,7 @@ def load(path: str | os.PathLike) -> Recipe:
       settings=read.settings,
       layers=tuple(RecipeLayer(**msgspec.structs.asdict(layer)) for layer in read.layers),
       order=tuple(_group(entry) for entry in read.order),
-      weights=read.weights,
+      fingerprint=read.fingerprint,
       input=read.input,
       drops={float(level): drop for level, drop in read.drops.items()},
     )
@@ -231,7 +231,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
   model: str
   method: Annotated[str, msgspec.Meta(pattern=r"^\w[\w+.-]*$")]
   seed: _Count
-  weights: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+  fingerprint: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
   input: tuple[tuple[_Size, ...], str] | None
   settings: dict[str, Any]
   drops: dict[Annotated[str, msgspec.Meta(pattern=r"^(0(\.\d{1,9})?|1)$")], _Percent]

@@ -15,9 +15,7 @@ net = nnx.Sequential(
 )
 images = jax.random.normal(jax.random.key(0), (64, 16, 16, 3))  # training images, or batches
 
-model = fq.quantize(
-  net, images
-)  # or (linen_module, variables, images), or (function, params, images)
+model = fq.quantize(net, images)  # or (linen_module, variables, images), (apply, params, images)
 model = fq.improve(model)  # searches a better order
 print(model)
 logits = model(images, 0.5)  # half of the MACs in 4 bits; the ratio may be traced

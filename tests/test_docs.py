@@ -8,7 +8,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-SOURCES = ("benchmarks", "configs", "docs", "examples", "experiments", "flexiq_jax", "tests")
+FOLDERS = ("benchmarks", "configs", "docs", "examples", "experiments", "flexiq_jax")
+SOURCES = (*FOLDERS, "requirements", "tests")
 
 
 @functools.cache

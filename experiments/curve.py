@@ -66,8 +66,7 @@ def describe(config) -> str:
   described = setup.describe(config)
   _check(config)
   rows = reporting.layer_rows(described.layers, described.groups)
-  notes = [f"not a layer: {s.param}: {s.reason}" for s in described.skipped]
-  return "\n".join([report.layer_table(rows), *notes])
+  return "\n".join([report.layer_table(rows), *reporting.layer_notes(described)])
 
 
 def prepare(config) -> setup.Inputs:

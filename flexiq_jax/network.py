@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import graph
-from flexiq_jax.graph import Layer
+from flexiq_jax.graph import Layer, tracing
 from flexiq_jax.quant import exact, rules
 
 Array = Any
@@ -24,6 +24,7 @@ class Network:
     apply, params: the folded model.
     layers: its layers, in execution order.
     skipped: contractions with parameters that are no layers.
+    shared: layer name -> what has the same weights (see `graph.shared`).
     traces: rule -> how often it was traced, once for each batch shape.
     platform: cpu, gpu or tpu, for which its functions are compiled.
     example: shape and dtype of its input(s), for one example.
@@ -49,8 +50,9 @@ class Network:
     self.example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
     self.fingerprint = fingerprint(params)
     self.apply, self.params = graph.fold_batch_norm(apply, params, x)
-    self.layers = graph.layers(self.apply, self.params, x)
-    self.skipped = graph.skipped(self.apply, self.params, x)
+    self.shared = graph.shared(apply, params, x)  # folded, each layer has a copy
+    traced = tracing.trace(self.apply, self.params, x)
+    self.layers, self.skipped = tuple(traced.layers.values()), traced.skipped
     self.traces: collections.Counter[str] = collections.Counter()
     self._weights = functools.partial(graph.weights, self.apply, self.params, x)
     self._runs = functools.partial(graph.run_lengths, self.apply, self.params, x)

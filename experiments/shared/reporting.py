@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.shared import pictures, setup
 from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.network import Network
 from flexiq_jax.runs import process, report
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
@@ -30,6 +31,14 @@ def layer_rows(layers, groups: Mapping[str, int]) -> list[dict[str, Any]]:
       "bits": "4/8" if layer.name in groups else 8,
     }
     for layer in layers
+  ]
+
+
+def layer_notes(model: Network | setup.Described) -> list[str]:
+  """Remarks to the layer table: what is no layer, and which layers share weights."""
+  notes = [f"Not quantized: `{s.param}`: {s.reason}." for s in model.skipped]
+  return notes + [
+    f"`{name}` shares weights with `{other}`." for name, other in model.shared.items()
   ]
 
 
@@ -80,7 +89,7 @@ def write(
     notes.append("Uniform INT4 keeps the same layers 8-bit, with the same calibration images.")
   if config.recipe:
     notes.append(f"Nothing was calibrated or selected here; the schedule is of `{config.recipe}`.")
-  notes += [f"Not quantized: `{s.param}`: {s.reason}." for s in network.skipped]
+  notes += layer_notes(network)
   memory = process.peak_memory()
   return report.write(
     workdir.path,

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from flax import nnx
 from experiments.shared.checks import Settings, check, field
 from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
+from flexiq_jax.graph import tracing
 from flexiq_jax.orders import recipes
 from flexiq_jax.quant import grouping, selectable
 from flexiq_jax.runs import files, process
@@ -35,6 +36,7 @@ class Described:
     module: the model, abstract.
     layers: its layers.
     skipped: contractions with parameters that are no layers.
+    shared: layer name -> what has the same weights (see `graph.shared`).
     groups: layer name -> number of its channel groups; only layers that may go to 4 bits.
   """
 
@@ -43,6 +45,7 @@ class Described:
   module: Any
   layers: tuple[graph.Layer, ...]
   skipped: tuple
+  shared: Mapping[str, str]
   groups: dict[str, int]
 
   @property
@@ -137,7 +140,8 @@ def describe(config) -> Described:
     )
   apply, params = models.functional(module)
   x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  layers = graph.layers(apply, params, x)
+  traced = tracing.trace(apply, params, x)
+  layers = tuple(traced.layers.values())
   with field("config", config):
     names = selectable(
       layers,
@@ -151,7 +155,8 @@ def describe(config) -> Described:
     settings=settings,
     module=module,
     layers=layers,
-    skipped=graph.skipped(apply, params, x),
+    skipped=traced.skipped,
+    shared=traced.shared,
     groups={
       layer.name: grouping.group_count(
         layer.in_channels, settings.groups, max(1, runs.get(layer.name, 1))

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
+from flexiq_jax import graph
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.deployment import depthwise, layouts, links, patches
 from flexiq_jax.deployment.depthwise import Depthwise
@@ -179,14 +179,9 @@ def _plain(q: QLayer, order: np.ndarray | None, counts: Sequence[int]) -> Plain:
 
 def _still_read(traced: tracing.Traced, tails: Mapping[str, links.Tail]) -> list[str]:
   """Paths of the parameters that are read outside of layers and of the given tails."""
-  jaxpr = traced.jaxpr.jaxpr
-  needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-  biases = {tail.steps[0]: tail.bias for tail in tails.values() if tail.steps}
-  for i in reversed(range(len(jaxpr.eqns))):
-    eqn = jaxpr.eqns[i]
-    if needed.isdisjoint(eqn.outvars):
-      continue
-    skip = eqn.invars[traced.sides[i]] if i in traced.layers else biases.get(i)
-    needed.update(v for v in eqn.invars if not isinstance(v, Literal) and v is not skip)
-  params = zip(traced.paths, jaxpr.invars, strict=False)
-  return [path for path, v in params if v in needed]
+  eqns, inputs = traced.jaxpr.jaxpr.eqns, traced.jaxpr.jaxpr.invars
+  weights = {i: [eqns[i].invars[1 - side]] for i, side in traced.sides.items()}
+  firsts = {tail.steps[0]: tail.bias for tail in tails.values() if tail.steps}
+  biases = {i: [v for v in eqns[i].invars if v is not bias] for i, bias in firsts.items()}
+  read = graph.needed(traced.jaxpr.jaxpr, {**biases, **weights})
+  return [path for path, v in zip(traced.paths, inputs, strict=False) if v in read]

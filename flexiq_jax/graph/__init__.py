@@ -7,7 +7,7 @@ from flexiq_jax.graph.cut import Live, Segments, balanced, cut
 from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.fold import fold_batch_norm
 from flexiq_jax.graph.layer import Layer
-from flexiq_jax.graph.origins import aval
+from flexiq_jax.graph.origins import aval, needed
 from flexiq_jax.graph.reorder import run_lengths
 from flexiq_jax.graph.tracing import (
   Apply,
@@ -16,6 +16,7 @@ from flexiq_jax.graph.tracing import (
   Traced,
   closest,
   layers,
+  shared,
   skipped,
   weights,
   with_rule,
@@ -36,7 +37,9 @@ __all__ = [
   "cut",
   "fold_batch_norm",
   "layers",
+  "needed",
   "run_lengths",
+  "shared",
   "skipped",
   "weights",
   "with_rule",

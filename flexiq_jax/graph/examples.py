@@ -83,7 +83,7 @@ def _outputs(eqn: JaxprEqn, states: list[int], batch: int) -> Sequence[int]:
         return unknown
       known = example_dims(inner, states, batch)
       return [FREE if isinstance(v, Literal) else known[v] for v in inner.outvars]
-  if len(tracked) > 1 and eqn.primitive.name != "dot_general":
+  if len(tracked) > 1 and eqn.primitive.name not in ("dot_general", "gather"):
     return unknown
   dim = _moved(eqn, states, max(tracked), batch)
   return unknown if dim is None else [dim] * len(eqn.outvars)
@@ -132,7 +132,7 @@ def _moved(eqn: JaxprEqn, states: list[int], d: int, batch: int) -> int | None:
   if name == "dot_general":
     return _contracted(eqn, states)
   if name == "gather":
-    return _gathered(eqn, states, d, shape)
+    return _gathered(eqn, states)
   return None
 
 
@@ -169,11 +169,20 @@ def _contracted(eqn: JaxprEqn, states: list[int]) -> int | None:
   return places[0] if len(set(places)) == 1 else None
 
 
-def _gathered(eqn: JaxprEqn, states: list[int], d: int, shape) -> int | None:
-  p = eqn.params
-  numbers = p["dimension_numbers"]
-  gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-  if states[0] != d or states[1] != FREE or d in gone or p["slice_sizes"][d] != shape[d]:
+def _gathered(eqn: JaxprEqn, states: list[int]) -> int | None:
+  """Examples in what is looked up, in the indices (tokens in a table), or in both, paired."""
+  p, numbers = eqn.params, eqn.params["dimension_numbers"]
+  (d, at), before = states[:2], tuple(aval(eqn.invars[0]).shape)
+  batched = tuple(numbers.operand_batching_dims)
+  if at != FREE:
+    paired = batched.index(d) if d in batched else None
+    if d != FREE and (paired is None or numbers.start_indices_batching_dims[paired] != at):
+      return None
+    # Dimensions of the indices, but the last, which holds one index, stand in order in the result.
+    rest = [i for i in range(aval(eqn.outvars[0]).ndim) if i not in numbers.offset_dims]
+    return rest[at] if at < len(rest) else None
+  gone = (*numbers.collapsed_slice_dims, *batched)
+  if d in gone or p["slice_sizes"][d] != before[d]:
     return None
-  kept = [i for i in range(len(shape)) if i not in gone]
+  kept = [i for i in range(len(before)) if i not in gone]
   return numbers.offset_dims[kept.index(d)]

@@ -11,6 +11,7 @@ Scores and scales are measured on w', behind the normalisation (docs/flexiq.md, 
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax.extend.core import JaxprEqn, Literal
 from flexiq_jax.graph import tracing
 from flexiq_jax.graph.describe import Contract
 from flexiq_jax.graph.layer import Array, Layer
-from flexiq_jax.graph.origins import aval
+from flexiq_jax.graph.origins import aval, needed
 
 _LINEAR = ("add", "sub", "mul", "div")
 
@@ -45,8 +46,9 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
   Returns:
     `(folded_apply, folded_params)`, a model with the same results up to rounding (1e-5 relative in
     float32) and the same layer names. `folded_params` is a nested dict: for each layer `kernel`
-    (the parameter's own name; shape `layer.w_shape`, float32) and, where anything was folded,
-    `bias` `[N]`; then the parameters still read elsewhere, under their old paths.
+    (at the path `layer.param`; shape `layer.w_shape`, float32) and, where anything was folded,
+    `bias` `[N]`; then the parameters still read elsewhere, under their old paths, or with `:float`
+    behind it where a layer has that path. Layers that shared a parameter each have a copy.
 
   Raises:
     ValueError: see `graph.layers`.
@@ -70,11 +72,12 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
     return folded
 
   folded = fold(jax.tree.leaves(params))
-  kept = _kept(traced, chains)
+  # What is also read as it is (a table of tokens that is the head, too) gets a path of its own.
+  taken = {p for path in folded for p in itertools.accumulate(path.split("/"), "{}/{}".format)}
+  read = sorted(_kept(traced, chains))
+  kept = {i: traced.paths[i] + ":float" * (traced.paths[i] in taken) for i in read}
   leaves = jax.tree.leaves(params)
-  flat = {traced.paths[i]: leaves[i] for i in kept}
-  if clash := sorted(set(flat) & set(folded)):
-    raise ValueError(f"params: {', '.join(clash)}: also read outside of its layer; cannot fold")
+  flat = {path: leaves[i] for i, path in kept.items()}
 
   def folded_apply(folded_params, x):
     traced = tracing.trace(apply, abstract, x)
@@ -107,9 +110,8 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
         handlers[number] = lambda _, eqn, operands, operand=operand: operands[operand]
       if steps:
         handlers[steps[-1][0]] = end(i, layer)
-    params_in = [given.get(path) for path in traced.paths]
     # A parameter of a layer that was folded away must not be read in its stead.
-    params_in = [p if i in kept else None for i, p in enumerate(params_in)]
+    params_in = [given[kept[i]] if i in kept else None for i in range(len(traced.paths))]
     return tracing.evaluate(traced, [*params_in, *jax.tree.leaves(x)], handlers)
 
   return folded_apply, _nest({**flat, **folded})
@@ -237,17 +239,11 @@ def _window(layer: Layer) -> int:
 def _kept(traced: tracing.Traced, chains: Mapping[int, _Chain]) -> set[int]:
   """Parameter leaves that are still read once layers bring weights and biases of their own."""
   jaxpr = traced.jaxpr.jaxpr
-  needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-  only = {i: [1 - traced.sides[i]] for i in traced.layers}
+  only = {i: [jaxpr.eqns[i].invars[1 - side]] for i, side in traced.sides.items()}
   for chain in chains.values():
-    only.update({number: [operand] for number, operand in chain.steps})
-  for i in reversed(range(len(jaxpr.eqns))):
-    eqn = jaxpr.eqns[i]
-    if needed.isdisjoint(eqn.outvars):
-      continue
-    reads = [eqn.invars[j] for j in only[i]] if i in only else eqn.invars
-    needed.update(v for v in reads if not isinstance(v, Literal))
-  return {i for i, v in enumerate(jaxpr.invars[: len(traced.paths)]) if v in needed}
+    only.update({number: [jaxpr.eqns[number].invars[y]] for number, y in chain.steps})
+  read = needed(jaxpr, only)
+  return {i for i, v in enumerate(jaxpr.invars[: len(traced.paths)]) if v in read}
 
 
 def _nest(flat: Mapping[str, Array]) -> dict:

@@ -32,7 +32,8 @@ class Layer:
 
   Attributes:
     name: path of the layer, `blocks/3/mlp/fc1`; unique in the model.
-    param: path of the parameter that supplies the weights, `blocks/3/mlp/fc1/kernel`.
+    param: path of the weights, `blocks/3/mlp/fc1/kernel`: that of a parameter, or one of their own
+      where a parameter holds the weights of several layers (see `graph.parts`).
     kind: dense, conv, or depthwise (a convolution with one input channel per group).
     in_channels: C, all feature channels of x.
     out_channels: N.

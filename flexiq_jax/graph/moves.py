@@ -107,12 +107,12 @@ def reshaped(first: Moves, before: Sequence[int], after: Sequence[int]) -> Order
   moves = restrict(first, {d: d for d in first.dims if after[d] > 1})
   if moves is None:
     return None
-  runs = [run for run in _runs(before, after) if not set(run[1]).isdisjoint(moves.dims)]
-  new = tuple(d for run in runs for d in run[1])
-  old = tuple(d for run in runs for d in run[0])
+  moved = [run for run in runs(before, after) if not set(run[1]).isdisjoint(moves.dims)]
+  new = tuple(d for run in moved for d in run[1])
+  old = tuple(d for run in moved for d in run[0])
   moves = widen(moves, new, after)
   sources = []
-  for ins, outs in runs:
+  for ins, outs in moved:
     at = [new.index(d) for d in outs]
     flat = row_major(moves.source[at], [after[d] for d in outs])
     own = np.stack(np.unravel_index(np.maximum(flat, 0), [before[d] for d in ins]))
@@ -120,9 +120,9 @@ def reshaped(first: Moves, before: Sequence[int], after: Sequence[int]) -> Order
   return Moves(old, np.concatenate(sources).reshape(len(old), *(before[d] for d in old)))
 
 
-def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
   """Smallest runs of dimensions of two shapes that hold the same entries: `(before, after)`."""
-  runs: list[tuple[list[int], list[int]]] = []
+  found: list[tuple[list[int], list[int]]] = []
   i = j = 0
   while i < len(before) or j < len(after):
     ins, outs = [], []
@@ -134,8 +134,8 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], 
       else:
         b, j = b * after[j], j + 1
         outs.append(j - 1)
-    runs.append((ins, outs))
-  return runs
+    found.append((ins, outs))
+  return found
 
 
 def placed(before: Sequence[int], windows: Sequence[tuple], orders: Sequence[Order]) -> Moves:

@@ -27,6 +27,27 @@ def aval(v: Any) -> Any:
   return v.aval
 
 
+def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+  """Computes the results of an equation."""
+  out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+  return out if eqn.primitive.multiple_results else [out]
+
+
+def needed(jaxpr: Jaxpr, reads: Mapping[int, Sequence[Any]]) -> set[Any]:
+  """Variables that a jaxpr's results need.
+
+  Args:
+    jaxpr: flat.
+    reads: equation number -> the operands that it does read, where those are not all.
+  """
+  found = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+  for i in reversed(range(len(jaxpr.eqns))):
+    eqn = jaxpr.eqns[i]
+    if not found.isdisjoint(eqn.outvars):
+      found.update(v for v in reads.get(i, eqn.invars) if not isinstance(v, Literal))
+  return found
+
+
 def propagate(jaxpr: Jaxpr, inputs: Sequence[Origin]) -> dict[Any, Origin]:
   """Origin of every variable of a jaxpr, given those of its inputs."""
   known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, frozenset())

@@ -8,7 +8,6 @@ A variable is *static* when it depends on parameters and constants alone, otherw
 `graph.origins`).
 """
 
-import collections
 import dataclasses
 import difflib
 import math
@@ -16,23 +15,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
-from jax.extend.core import primitives as prim
+from jax.extend.core import ClosedJaxpr, Literal
 
-from flexiq_jax.graph import examples
+from flexiq_jax.graph import examples, parts
 from flexiq_jax.graph.describe import (
   Contract,
   describe,
-  layer_names,
   leaf_paths,
   why_not,
 )
+from flexiq_jax.graph.inline import inline
 from flexiq_jax.graph.layer import Array, Layer
 from flexiq_jax.graph.origins import (
-  Origin,
-  contracted_params,
+  bind,
   is_contraction,
-  open_jaxpr,
+  needed,
   origin,
   param_side,
   propagate,
@@ -40,18 +37,6 @@ from flexiq_jax.graph.origins import (
 
 Apply = Callable[[Any, Any], Any]
 Rule = Callable[[Layer, Array, Array, Contract], Array]
-
-# Calls that only wrap a jaxpr, and the parameter that holds it.
-_TRANSPARENT = {prim.jit_p: "jaxpr", prim.closed_call_p: "call_jaxpr", prim.call_p: "call_jaxpr"}
-# Calls with a derivative rule of their own: left whole unless a layer is inside.
-_WRAPPED = {
-  prim.custom_jvp_call_p: "call_jaxpr",
-  prim.custom_vjp_call_p: "call_jaxpr",
-  prim.remat_p: "jaxpr",
-}
-
-# Calls that repeat or choose what they hold.
-_CONTROL = ("scan", "while", "cond")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +57,7 @@ class Traced:
     sides: equation number -> which operand (0 or 1) is the parameter.
     skipped: contractions with parameters that are no layers.
     static: variables that depend on parameters and constants alone.
+    shared: layer name -> what has the same weights: another layer's name or a parameter's path.
     paths: path of each parameter leaf.
     out_tree: structure of the model's result.
   """
@@ -81,6 +67,7 @@ class Traced:
   sides: Mapping[int, int]
   skipped: tuple[Skipped, ...]
   static: frozenset
+  shared: Mapping[str, str]
   paths: tuple[str, ...]
   out_tree: Any
 
@@ -95,8 +82,8 @@ def layers(apply: Apply, params: Any, x: Any) -> tuple[Layer, ...]:
       or any other size.
 
   Raises:
-    ValueError: the model has no layer, uses a parameter in two layers, or contracts a parameter
-      inside scan, while or cond.
+    ValueError: the model has no layer, or contracts a parameter inside while or cond or a scan that
+      is too long or runs over the input.
   """
   return tuple(trace(apply, params, x).layers.values())
 
@@ -104,6 +91,15 @@ def layers(apply: Apply, params: Any, x: Any) -> tuple[Layer, ...]:
 def skipped(apply: Apply, params: Any, x: Any) -> tuple[Skipped, ...]:
   """Contractions with a parameter that `layers` does not list, each with the reason."""
   return trace(apply, params, x).skipped
+
+
+def shared(apply: Apply, params: Any, x: Any) -> dict[str, str]:
+  """Layer name -> what has the same weights as that layer, where anything has.
+
+  That is another layer's name, or the path of a parameter that is also read as it is (a table of
+  tokens that is the head, too). Each such layer is quantized by itself, from the same weights.
+  """
+  return dict(trace(apply, params, x).shared)
 
 
 def with_rule(apply: Apply, rule: Rule) -> Apply:
@@ -147,10 +143,12 @@ def trace(apply: Apply, params: Any, x: Any) -> Traced:
   batch = x_leaves[0].shape[0]
   closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, x)
   origins = [frozenset([i]) for i in range(len(paths))] + [None] * len(x_leaves)
-  inline = lambda *args: _inline(closed.jaxpr, closed.consts, args, origins, paths)
-  flattened = jax.make_jaxpr(inline)(*jax.tree.leaves((params, x)))
+  calls = lambda *args: inline(closed.jaxpr, closed.consts, args, origins, paths)
+  flattened = jax.make_jaxpr(calls)(*jax.tree.leaves((params, x)))
   known = propagate(flattened.jaxpr, origins)
-  sizes = [math.prod(leaf.shape) for _, leaf in flat]
+  static = frozenset(v for v, origin in known.items() if origin is not None)
+  pieces, views = parts.parts(flattened.jaxpr, len(paths), static)
+  size = lambda p: (math.prod(flat[p.leaf][1].shape), -p.leaf, p.index, p.rest)
   found, sides, skip, constants = {}, {}, [], 0
   for i, eqn in enumerate(flattened.jaxpr.eqns):
     side = param_side(eqn, known)
@@ -159,12 +157,12 @@ def trace(apply: Apply, params: Any, x: Any) -> Traced:
         is_contraction(eqn) and len({origin(v, known) is None for v in eqn.invars[:2]}) == 2
       )
       continue
-    param = max(origin(eqn.invars[side], known) or (), key=lambda j: (sizes[j], -j))
+    part = max(pieces[eqn.invars[side]], key=size)
     reason = why_not(eqn, side)
     if reason:
-      skip.append(Skipped(paths[param], reason))
+      skip.append(Skipped(paths[part.leaf], reason))
     else:
-      found[i], sides[i] = (eqn, param), side
+      found[i], sides[i] = (eqn, part), side
   if not found:
     hint = (
       f" {constants} contraction(s) use arrays that `apply` closes over: pass them in `params`."
@@ -175,23 +173,21 @@ def trace(apply: Apply, params: Any, x: Any) -> Traced:
       "apply: no layer found: no contraction (dense, einsum, convolution) of the input with a "
       f"parameter.{hint}" + "".join(f" Skipped {s.param}: {s.reason}." for s in skip)
     )
-  used = collections.Counter(param for _, param in found.values())
-  if twice := [paths[p] for p, n in used.items() if n > 1]:
-    raise ValueError(
-      f"params: {', '.join(twice)}: used by more than one layer. Each layer needs a parameter of "
-      "its own, because scales and channel groups belong to one input; copy the parameter."
-    )
-  names = layer_names([paths[param] for _, param in found.values()])
+  used = [part for _, part in found.values()]
+  own = dict(zip(found, parts.names(flattened.jaxpr, used, pieces, paths), strict=True))
   held = [examples.FREE] * len(paths) + [_example_state(leaf, batch) for leaf in x_leaves]
   dims = examples.example_dims(flattened.jaxpr, held, batch)
   table = {
-    i: describe(
-      eqn, sides[i], names[paths[param]], paths[param], batch, dims[eqn.invars[1 - sides[i]]]
-    )
-    for i, (eqn, param) in found.items()
+    i: describe(eqn, sides[i], *own[i], batch, dims[eqn.invars[1 - sides[i]]])
+    for i, (eqn, _) in found.items()
   }
-  static = frozenset(v for v, origin in known.items() if origin is not None)
-  return Traced(flattened, table, sides, tuple(skip), static, paths, jax.tree.structure(out_shape))
+  reads = {i: [eqn.invars[1 - sides[i]]] for i, (eqn, _) in found.items()}
+  read = needed(flattened.jaxpr, reads)
+  kept = {parts.Part(j): p for j, p in enumerate(paths) if flattened.jaxpr.invars[j] in read}
+  same = {own[i][0]: part for i, (eqn, part) in found.items() if eqn.invars[sides[i]] in views}
+  tree = jax.tree.structure(out_shape)
+  shares = parts.shared(same, kept)
+  return Traced(flattened, table, sides, tuple(skip), static, shares, paths, tree)
 
 
 def evaluate(
@@ -220,7 +216,7 @@ def evaluate(
     if i in handlers:
       env[eqn.outvars[0]] = handlers[i](i, eqn, operands)
     elif not any(o is None for o in operands) and eqn.outvars[0] not in env:
-      env.update(zip(eqn.outvars, _bind(eqn, operands), strict=True))
+      env.update(zip(eqn.outvars, bind(eqn, operands), strict=True))
   outs = [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
   return jax.tree.unflatten(traced.out_tree, outs)
 
@@ -249,7 +245,7 @@ def static_values(traced: Traced, param_leaves: Sequence[Array]) -> dict[Any, Ar
   for eqn in jaxpr.eqns:
     if all(v in traced.static for v in eqn.outvars):
       operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-      env.update(zip(eqn.outvars, _bind(eqn, operands), strict=True))
+      env.update(zip(eqn.outvars, bind(eqn, operands), strict=True))
   return env
 
 
@@ -274,44 +270,8 @@ def _call(rule, layer, x, w, contract, eqn):
   return y.astype(aval.dtype)
 
 
-def _bind(eqn: JaxprEqn, operands: Sequence[Array]) -> Sequence[Array]:
-  out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-  return out if eqn.primitive.multiple_results else [out]
-
-
 def _example_state(leaf: Any, batch: int) -> int:
   """Which dimension of an input holds the examples (see `graph.examples`)."""
   if leaf.ndim == 0:
     return examples.FREE
   return 0 if leaf.shape[0] == batch else examples.UNKNOWN
-
-
-def _inline(
-  jaxpr: Jaxpr, consts, args, inputs: Sequence[Origin], paths: Sequence[str]
-) -> list[Array]:
-  """Evaluates a jaxpr with its calls inlined, so that tracing this gives the flat jaxpr."""
-  known = propagate(jaxpr, inputs)
-  env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-  for eqn in jaxpr.eqns:
-    operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-    origins = [origin(v, known) for v in eqn.invars]
-    transparent = _TRANSPARENT.get(eqn.primitive)
-    inside = frozenset() if transparent else contracted_params(eqn, origins)
-    key = transparent or (_WRAPPED.get(eqn.primitive) if inside else None)
-    if key:
-      inner = open_jaxpr(eqn.params[key])
-      outs = _inline(inner[0], inner[1], operands, origins, paths)
-    elif inside:
-      name = eqn.primitive.name
-      why = (
-        "Its repetitions or branches would share one scale and one channel order; unroll it (a "
-        "Python loop, or `nn.scan`/`nnx.scan` replaced by a list of layers)."
-        if name in _CONTROL
-        else "It is computed as a whole, where no rule can reach; write it without."
-      )
-      params = ", ".join(paths[i] for i in sorted(inside))
-      raise ValueError(f"apply: parameter {params} is contracted inside `{name}`. {why}")
-    else:
-      outs = _bind(eqn, operands)
-    env.update(zip(eqn.outvars, outs, strict=True))
-  return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]

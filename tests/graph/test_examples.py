@@ -45,6 +45,21 @@ def looked_up(p, x):
 CONV = ("NHWC", "HWIO", "NHWC")
 
 
+def tokens(x):
+  """Numbers 0 and 1 of the input, `[BATCH, TOKENS]`."""
+  return (x[..., 0] > 0).astype(jnp.int32)
+
+
+def one_by_one(p, x):
+  """Each example by itself: its tokens in a table, then those that it chooses itself."""
+
+  def single(x):
+    found = p["q"][tokens(x)]
+    return jnp.take_along_axis(found, tokens(x)[:3, None], axis=0)
+
+  return jax.vmap(single)(x)
+
+
 def conv(p, x):
   x = x.reshape(BATCH, 2, 3, WIDTH)
   return jax.lax.conv_general_dilated(x, p["conv"], (1, 1), "SAME", dimension_numbers=CONV)
@@ -62,6 +77,13 @@ FOLLOWED = {  # preparation of x, and the entries per example it leaves
   "norm": (norm, 1),
   "gather and sort": (looked_up, 1),
   "convolution": (conv, 1),
+  "tokens": (lambda p, x: p["q"][tokens(x)], 1),
+  "tokens, checked": (lambda p, x: jnp.take(p["q"], tokens(x), axis=0), 1),
+  "columns of a table": (lambda p, x: jnp.take(p["q"], tokens(x), axis=1).transpose(1, 2, 0), 1),
+  "one token": (lambda p, x: jnp.take(p["q"], tokens(x)[:, 0], axis=0)[:, None], 1),
+  "one-hot": (lambda p, x: jax.nn.one_hot(tokens(x), 4) @ p["q"], 1),
+  "tokens folded, looked up": (lambda p, x: p["q"][tokens(x).reshape(-1)], TOKENS),
+  "mapped": (one_by_one, 1),
   "scan over channels": (lambda p, x: jnp.cumsum(x, axis=2), 1),
   "token overwritten": (lambda p, x: jax.lax.dynamic_update_slice(x, x[:, :1], (0, 2, 0)), 1),
   "remat": (lambda p, x: jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x)))(x), 1),
@@ -80,6 +102,8 @@ NOT_FOLLOWED = {
   ),
   "reversed batch": lambda p, x: x[::-1] + x,
   "gathered batch": lambda p, x: x[np.array([0, 0, 1])],
+  "looked up in other examples": lambda p, x: x[tokens(x)[:, 0]],
+  "tokens first, looked up": lambda p, x: p["q"][tokens(x).T],
   "batch attends": lambda p, x: (
     jnp.einsum("bij,cij->bc", x, x)[:, :, None] * p["scale"][None, None]
   ),

@@ -169,12 +169,6 @@ def test_grouped_convolution_scales_the_right_outputs():
   assert relative(folded_apply(folded, x), conv(p, x)) < 1e-5
 
 
-def test_a_parameter_that_is_also_read_elsewhere_is_refused():
-  apply = lambda p, x: jax.nn.relu(x @ p["w"]) + p["w"].sum()
-  with pytest.raises(ValueError, match="params: w: also read outside of its layer; cannot fold"):
-    graph.fold_batch_norm(apply, {"w": jnp.ones((3, 3))}, jnp.ones((2, 3)))
-
-
 def test_bfloat16_models_fold_in_float32():
   apply, params = models_for_test.nnx_model(jnp.bfloat16)
   x = models_for_test.image()

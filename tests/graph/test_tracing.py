@@ -278,3 +278,16 @@ def test_the_full_resnet50_has_its_published_macs():
   layers = graph.layers(apply, params, SPEC((1, 224, 224, 3), jnp.float32))
   assert len(layers) == 54
   assert sum(layer.macs for layer in layers) == pytest.approx(4.09e9, rel=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bool_])
+def test_inputs_that_are_integers_are_layers_with_real_weights(dtype):
+  apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+  params = {"a": jax.random.normal(jax.random.key(0), (4, 3)), "b": jnp.ones((3, 2))}
+  x = jnp.asarray([[0, 200, 0, 3], [1, 0, 9, 0]], dtype)
+  assert graph.layers(apply, params, x) == graph.layers(apply, params, x.astype(jnp.float32))
+  assert not graph.skipped(apply, params, x)
+  folded = graph.fold_batch_norm(apply, params, x.astype(jnp.float32))
+  for run, p in ((apply, params), folded):
+    result = graph.with_rule(run, float_rule)(p, x)
+    np.testing.assert_allclose(result, apply(params, x), rtol=1e-6)

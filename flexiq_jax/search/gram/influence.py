@@ -85,7 +85,8 @@ def influence_rule(
     if not layer.x_rows:
       raise ValueError(
         f"layer {layer.name}: the first dimension of its input is not known to hold the examples, "
-        "so effects on one example cannot be told apart"
+        "so effects on one example cannot be told apart; write the model for one example and map "
+        "it with `jax.vmap`, or search with effects='flips' or method='evolution'"
       )
     return compute(x, gates[layer.name], model[layer.name], masks[layer.name])
 

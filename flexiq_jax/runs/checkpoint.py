@@ -47,17 +47,25 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints in one folder; a context manager."""
 
-  def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 2,
+    remedy: str = "remove it to go on from the one before",
+  ):
     """Opens a folder of checkpoints and makes it if it is missing.
 
     Args:
       directory: the folder.
       keep: how many of the newest checkpoints stay, at least 1.
+      remedy: what a message about a damaged checkpoint advises.
 
     Raises:
       ValueError: keep is below 1, or directory is a file.
     """
     self.directory = Path(directory).absolute()
+    self._remedy = remedy
     if keep < 1:
       raise ValueError(f"keep is {keep}; 1 or more checkpoints are accepted")
     if self.directory.exists() and not self.directory.is_dir():
@@ -161,9 +169,8 @@ class Checkpoints:
     except _MismatchError as error:
       raise ValueError(str(error)) from None
     except Exception as error:  # Orbax and TensorStore have no common base class
-      raise ValueError(
-        f"{where} cannot be read; remove it to go on from the one before: {error}"
-      ) from error
+      advice = f"; {self._remedy}" * bool(self._remedy)
+      raise ValueError(f"{where} cannot be read{advice}: {error}") from error
     restored = [_from_host(read.tree.get(name), leaf) for name, leaf in leaves]
     tree = jax.tree.unflatten(jax.tree.structure(template), restored)
     return Restored(step, tree, read.metadata)
@@ -242,8 +249,8 @@ def _stored_form(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
 
 
 def _from_host(array: np.ndarray | None, leaf: Any) -> Any:
-  if array is None:
-    return leaf  # an array without elements
+  if array is None:  # an array without elements
+    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
   if _is_key(leaf):
     return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
   if isinstance(leaf, jax.Array):

@@ -8,6 +8,7 @@ configs/common.py says what they mean.
 """
 
 import difflib
+import errno
 import os
 import re
 import shlex
@@ -123,6 +124,9 @@ def entry(argv: list[str]) -> None:
   except (ValueError, OSError) as error:
     if _DEBUG.value:
       traceback.print_exc()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      where = error.filename or _WORKDIR.value or "runs"
+      sys.exit(f"error: {where}: {error.strerror}; free some, then run the same command to resume")
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:  # while modules are imported; later `main` itself takes care
     sys.exit(130)

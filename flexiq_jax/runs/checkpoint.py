@@ -13,6 +13,7 @@ Saving is synchronous: when `save` returns, the step is on disk. Of several proc
 may open a folder; `pack` and `unpack` take a tree to the others.
 """
 
+import errno
 import io
 import json
 import os
@@ -24,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flexiq_jax.runs import interruption
+from flexiq_jax.runs import files, interruption
 
+# Bytes that Orbax writes beside the arrays, generously.
+_PER_LEAF, _PER_STEP = 2**10, 2**17
 # Files that are there only when both items of a step are complete.
 _COMPLETE = ("_CHECKPOINT_METADATA", "tree/_METADATA", "tree/manifest.ocdbt", "metadata/metadata")
 
@@ -114,6 +117,7 @@ class Checkpoints:
 
     Raises:
       ValueError: the step is saved already, or a leaf is neither array nor number.
+      OSError: the disk is full (ENOSPC, EDQUOT).
     """
     if step < 0 or step in self.steps():
       raise ValueError(
@@ -122,15 +126,22 @@ class Checkpoints:
       )
     self._move_aside_incomplete()
     arrays = {name: _to_host(name, leaf) for name, leaf in _named_leaves(tree)}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        # Orbax refuses arrays without elements; the template knows all there is to know of them.
-        tree=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
-        metadata=ocp.args.JsonSave(metadata or {}),
-      ),
-      force=True,  # without it a step below the newest one is skipped silently
-    )
+    size = sum(array.nbytes + _PER_LEAF for array in arrays.values()) + _PER_STEP
+    files.require_space(self.directory, size)
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          # Orbax refuses arrays without elements; the template knows all there is to know of them.
+          tree=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
+          metadata=ocp.args.JsonSave(metadata or {}),
+        ),
+        force=True,  # without it a step below the newest one is skipped silently
+      )
+    except Exception as error:  # TensorStore says it in the text alone
+      if "os_error_code='28'" not in str(error):
+        raise
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from None
     interruption.check()  # now that it is on disk
 
   def restore_latest(self, template: Any) -> Restored | None:

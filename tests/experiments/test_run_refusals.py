@@ -1,5 +1,6 @@
 """What a user can get wrong: one message, at once, that names the field and what is accepted."""
 
+import errno
 import json
 import re
 
@@ -174,6 +175,21 @@ def test_out_of_memory(tmp_path, monkeypatch):
   error = refused(*SMALL, f"--workdir={tmp_path}")
   assert error.startswith("the device is out of memory; lower config.batch_size (rows) or ")
   assert "\n" not in error
+
+
+def test_full_disk(tmp_path, monkeypatch, compiled):
+  """In the search: one line with the folder, and no field is blamed."""
+  asked = []
+
+  def full(*_):
+    asked.append(0)
+    if len(asked) > 1:  # the calibration is kept
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr("os.posix_fallocate", full)
+  ended = start(*SMALL, f"--workdir={tmp_path}", compiled)
+  why = "No space left on device; free some, then run the same command to resume"
+  assert (ended.status, ended.error) == (1, f"error: {tmp_path / 'search/gram'}: {why}")
 
 
 def test_bugs_keep_their_traceback(tmp_path, monkeypatch):

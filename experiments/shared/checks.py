@@ -103,6 +103,8 @@ def check(config) -> Settings:
       raise ValueError(f"config.{name}: {value}; 1..{_MOST} is accepted")
   if config.data.limit < 0:
     raise ValueError(f"config.data.limit: {config.data.limit} is negative; 0 takes all images")
+  if config.data.limit > _MOST:
+    raise ValueError(f"config.data.limit: {config.data.limit}; 0..{_MOST} is accepted")
   return Settings(
     model_args=model_args,
     preprocess=preprocess,

@@ -57,6 +57,15 @@ def refused(*arguments):
     ((DIGITS, "--config.seed.x=1"), "--config.seed.x: there is no such field; --dry_run lists all"),
     ((DIGITS, "--config.batch_size=abc"), "--config.batch_size=abc: an integer is accepted"),
     ((DIGITS, "--config.train.warmup=abc"), "--config.train.warmup=abc: a number is accepted"),
+    (
+      (DIGITS, "--config.ratios=0.5"),
+      "--config.ratios=0.5: a tuple of numbers or texts is accepted",
+    ),
+    ((DIGITS, "--config.keep8", "fc"), "for one value --config.keep8=\"('fc',)\""),
+    (
+      (DIGITS, "--config.search.levels=(nan,)"),
+      "--config.search.levels=(nan,): a tuple of numbers",
+    ),
     ((DIGITS, "--config.dynamic=2"), "--config.dynamic=2: true or false is accepted"),
   ],
 )
@@ -140,7 +149,10 @@ def test_config_files_that_raise_are_told_with_their_line(tmp_path, text, messag
     ("ranges.activation", "minmax", "ranges.activation: 'minmax' is not one of max, percentile"),
     ("ranges.percentile", "0", "ranges.percentile: 0.0 is not in (0, 100]"),
     ("keep8", "('layer9/conv',)", "keep8: 'layer9/conv' matches no layer; closest names: layer"),
-    ("keep8", "1", "keep8: 1 is not a regular expression"),
+    ("keep8", "(1,)", "keep8: 1 is not a regular expression"),
+    ("search.levels", "('a',)", "search.levels: ('a',); increasing numbers between 0 and 1"),
+    ("search.probes", "9999999999", "search.probes: 9999999999; at most 2147483647 is accepted"),
+    ("data.limit", "9999999999", "data.limit: 9999999999; 0..2147483647 is accepted"),
     ("keep8", "('layer(',)", "keep8: 'layer(' is not a regular expression (missing )"),
     ("keep8", "('.',)", "keep8: none of the 8 layers is left for 4 bits"),
     ("train.epochs", "0", "train.epochs is 0; an integer from 1 is accepted"),

@@ -274,7 +274,7 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
       return text[: text.index(said)].removesuffix("('") + accepted
   unknown = re.match(r"Unknown command line flag '(config\..*)'", text)
   if unknown:
-    return f"--{unknown[1]}: overrides come behind --config=FILE"
+    return f"--{unknown[1]}: overrides come after --config=FILE"
   return " ".join(text.split())
 
 

@@ -6,7 +6,7 @@ made under other values is made anew.
 
 | stage     | kept as                            | depends on                                 |
 |-----------|------------------------------------|--------------------------------------------|
-| train     | `train/`, a checkpoint an epoch    | data, recipe of the training               |
+| train     | `train/`, a checkpoint per epoch   | data, settings of the training             |
 | calibrate | `calibration/`, one checkpoint     | model, weights, calibration images, ranges |
 | select    | `recipe.json`, `recipes/NAME.json` | the same, grouping, score, layers, search  |
 
@@ -230,7 +230,7 @@ class Stages:
 
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings of a recipe that may be older than one of the fields."""
+  """Settings of a recipe, which may be older than some of the fields."""
   return {**settings, "groups": {"shift_block": 0, "whole_heads": False, **settings["groups"]}}
 
 

@@ -6,8 +6,8 @@
 The folder holds the arrays as an Orbax checkpoint and `artifact.json` (see `deploy.document`),
 which says what they are. It is written last: a folder without it is not complete. It holds the
 SHA-256 of every file of the checkpoint and of itself, which are checked whenever the artifact is
-read. Loading takes the float model's code and the shapes of its parameters, no weights and no
-calibration examples. What runs without that code, too, is an export (`deploy.export`).
+read. Loading takes the float model's code and the shapes of its parameters, but neither weights nor
+calibration examples. An export (`deploy.export`) runs without that code as well.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def save(directory: str | os.PathLike, deployed: deploy.Deployed, *, name: str) 
   Args:
     directory: a folder that does not exist yet, or is empty.
     deployed: the model.
-    name: of the float model, checked by nobody, for people.
+    name: name of the float model, for readers; nothing checks it.
 
   Returns:
     The folder.
@@ -78,11 +78,12 @@ def load(
     apply: the float model, `(params, x) -> y`, as it was given to `Network`.
     params: its parameters, or their shapes.
     x: example input(s), arrays or `jax.ShapeDtypeStruct`s.
-    device: where it is to run; the default device if None.
+    device: the device it is to run on; the default device if None.
 
   Raises:
     FileNotFoundError: there is no such artifact.
-    ValueError: of another version, incomplete, damaged, of another model, or for no such device.
+    ValueError: the artifact is of another version or model, incomplete or damaged, or the device is
+      not supported.
   """
   directory = Path(directory)
   device = device or jax.devices()[0]
@@ -128,7 +129,7 @@ def read(directory: str | os.PathLike) -> Document:
 
 
 def check_device(device: Any) -> None:
-  """Refuses devices that nothing here was made for.
+  """Refuses devices that this package does not support.
 
   Raises:
     ValueError: names the device and what to use.

@@ -1,9 +1,9 @@
 """`artifact.json`: what the arrays of a deployed model are, read by a strict schema.
 
-The file repeats the names, dtypes and shapes of all arrays, so that an artifact can be checked
-before anything of it is allocated. It is sealed: it holds the SHA-256 of all that it says, and has
-to be the very text that `write` writes. So it is for reading and not for editing; another model is
-another artifact.
+The file repeats the names, dtypes and shapes of all arrays, so that an artifact is checked before
+memory is allocated for it. It is sealed: it holds the SHA-256 of its other fields and has to be the
+exact text that `write` wrote. People may read it but not edit it; to change a model, make a new
+artifact.
 
 Dimensions of a layer's arrays, which have to agree:
 
@@ -43,8 +43,9 @@ _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 
-# The fields of each kind of layer and of what it is made of: an array's dtype and dimensions (`...`
-# are any, the same ones in a layer; `?` where there may be none), or the type of what is no array.
+# The fields of each kind of layer and of its parts. A text gives an array's dtype and dimensions;
+# `...` stands for any dimensions, equal within a layer, and `?` marks an array that may be absent.
+# Anything else is the type of a static field.
 _FIELDS: dict[type, dict[str, Any]] = {
   Low: {
     "w": "int8 ...",
@@ -122,7 +123,7 @@ class Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     levels: the ratios at which it runs, ascending.
     arrays: the arrays' names, dtypes and shapes (see `template`).
     files: path below `arrays/` -> SHA-256 of that file.
-    sha256: of all the rest.
+    sha256: SHA-256 of all other fields.
   """
 
   format: str
@@ -207,7 +208,7 @@ def read(path: Path) -> Document:
 
 
 def seal(found: dict[str, Any]) -> str:
-  """SHA-256 of all that a document says, its own seal aside."""
+  """SHA-256 of all fields of a document but `sha256`."""
   said = {key: value for key, value in found.items() if key != "sha256"}
   return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -257,7 +258,7 @@ _Layer: Any = _SCHEMAS[Mixed] | _SCHEMAS[Plain] | _SCHEMAS[Depthwise]
 
 
 def _convert(found: Any, schema: Any) -> Any:
-  """The value by the schema; what is wrong is a ValueError."""
+  """Converts a value by a schema; every fault is a ValueError."""
   try:
     return msgspec.convert(found, schema)
   except (OverflowError, RecursionError) as error:

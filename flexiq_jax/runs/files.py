@@ -35,7 +35,7 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def require_space(folder: Path, size: int) -> None:
-  """Checks that a folder's disk has room, before a library starts that would not say so in a line.
+  """Checks that a folder's disk has room, before a library writes that reports this in many lines.
 
   Raises:
     OSError: ENOSPC or EDQUOT, with the folder.
@@ -95,7 +95,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Held while shared files of a folder are changed; the system frees it if we die."""
+  """A lock on a folder's shared files; the system frees it if this process dies."""
   with (folder / ".lock").open("w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield

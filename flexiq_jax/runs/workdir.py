@@ -3,7 +3,7 @@
 | file            | what it holds                                                             |
 | --------------- | ------------------------------------------------------------------------- |
 | `config.json`   | the config of the run, written once, compared at every later start        |
-| `metrics.jsonl` | one JSON object a line: time, event name, values; appended                |
+| `metrics.jsonl` | one JSON object per line: time, event name, values; appended              |
 | `results.csv`   | one row for each (method, ratio, seed); replaced as a whole, atomically   |
 | `finished`      | JSON, there once the run is complete: the same command is then a no-op    |
 
@@ -86,12 +86,12 @@ class Workdir:
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
-    """Keeps other processes from running here; the system lets go if we die.
+    """Keeps other processes from running here; the system ends it if this process dies.
 
     Temporary files that a killed run left are removed.
 
     Raises:
-      ValueError: one does; names its process, its host and since when.
+      ValueError: another process runs here; names it, its host and its start.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds")
     with (self.path / ".running").open("a+") as file:
@@ -229,7 +229,7 @@ class Workdir:
     return list(self._table().values())
 
   def join(self, runs: Iterable["Workdir"]) -> None:
-    """Makes the rows of other workdirs this one's; of rows alike in `KEY` the first counts."""
+    """Takes the rows of other workdirs instead; of those alike in `KEY` the first counts."""
     table: dict[tuple[str, str, str], dict[str, Any]] = {}
     for run in runs:
       table |= {key: row for key, row in run._table().items() if key not in table}

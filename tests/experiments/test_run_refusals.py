@@ -40,7 +40,7 @@ def refused(*arguments):
     ((DIGITS + "=maybe",), "config argument runlocal='maybe': true or false is accepted"),
     ((DIGITS, "extra"), "unexpected argument 'extra': flags begin with --"),
     ((DIGITS, "--wrkdir=x"), "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
-    (("--config.seed=1",), "--config.seed: overrides come behind --config=FILE"),
+    (("--config.seed=1",), "--config.seed: overrides come after --config=FILE"),
     (
       (DIGITS, "--config.batchsize=3"),
       "--config.batchsize: there is no such field; did you mean batch_size? --dry_run lists all",

@@ -302,7 +302,9 @@ def test_stopped_run_goes_on_where_it_was(finished, tmp_path, compiled):
   assert len(events(tmp_path, "calibrated")) == 1
   assert [e["recipe"] for e in events(tmp_path, "selected")] == ["recipe", "greedy", "naive"]
   done = [(e["method"], e["ratio"], e["seed"]) for e in events(tmp_path, "result")]
-  assert len(done) == len(set(done)) == len(rows(workdir))
+  assert len(set(done)) == len(rows(workdir))
+  # A kill between the event and the table has that row done twice.
+  assert len(done) - len(set(done)) <= done.count(("uniform_int8", None, 0)) - 1
 
 
 def test_wrong_flags_are_told_without_imports_or_noise():

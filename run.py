@@ -4,14 +4,18 @@
 
 The same command with the same workdir resumes a run that was stopped; a finished one is left alone.
 Every field of a config can be overridden, as --config.groups.group_size=8; --dry_run lists them,
-configs/common.py says what they mean.
+configs/common.py says what they mean. Without --workdir a run goes below runs/; runs with other
+overrides go to other folders.
 """
 
+import ast
 import difflib
+import errno
 import os
 import re
 import shlex
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> None:
     raise ValueError(f"unexpected argument {argv[1]!r}: flags begin with --")
   # Here, not above: a wrong flag is told before a second of imports.
   import experiments
-  from experiments.shared import setup
+  from experiments.shared import checks
   from flexiq_jax.runs import distributed, interruption, process
   from flexiq_jax.runs.workdir import Workdir
 
@@ -58,14 +62,18 @@ def main(argv: list[str]) -> None:
     if config.experiment not in experiments.EXPERIMENTS:
       known = ", ".join(experiments.EXPERIMENTS)
       raise ValueError(f"config.experiment: {config.experiment!r} is not one of {known}")
-    experiment = experiments.EXPERIMENTS[config.experiment]
+    checks.check(config)  # before the imports of a job and of what it reads
+    experiment = experiments.job(config.experiment)
     if _DRY_RUN.value:
       layers = experiment.describe(config)
       print("\n".join((*_fields(config.to_dict(), "config"), "", layers)))
       return
+    from experiments.shared import setup
+
     process.enable_compilation_cache(_CACHE.value)
     process.full_precision()
-    named = Path(_WORKDIR.value) if _WORKDIR.value else setup.default_workdir(config)
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    named = Path(_WORKDIR.value or setup.default_workdir(config, overrides))
     with distributed.folder(named) as folder:
       workdir = Workdir(folder)
       plain = config.to_dict()
@@ -98,14 +106,18 @@ def parse(argv: list[str]) -> list[str]:
     The name and what is no flag.
 
   Raises:
-    SystemExit: something is wrong; says in one line what.
+    SystemExit: help was asked for; or something is wrong, and one line says what.
   """
+  if any(re.fullmatch("-h|--?help(short|full)?", argument) for argument in argv[1:]):
+    print(_help())
+    raise SystemExit(0)
   try:
     rest = flags.FLAGS(argv)
     if _CONFIG.value is None:
       raise ValueError("--config is missing: name a config file, as --config=configs/digits.py")
     # A config file that cannot be read is an object that raises whenever it is touched.
     _ = _CONFIG.value.experiment
+    _require_tuples(argv)
     return rest
   except OSError as error:
     message = _raised_in_config(error, argv) or _unreadable_config(argv)
@@ -123,6 +135,9 @@ def entry(argv: list[str]) -> None:
   except (ValueError, OSError) as error:
     if _DEBUG.value:
       traceback.print_exc()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      where = error.filename or _WORKDIR.value or "runs"
+      sys.exit(f"error: {where}: {error.strerror}; free some, then run the same command to resume")
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:  # while modules are imported; later `main` itself takes care
     sys.exit(130)
@@ -133,6 +148,47 @@ def entry(argv: list[str]) -> None:
       "error: the device is out of memory; lower config.batch_size (rows) or "
       f"config.calibration.batch_size ({str(error).splitlines()[0]})"
     )
+
+
+def _help() -> str:
+  """What there is to give: flags, configs and models."""
+  from flexiq_jax import models
+
+  listed = lambda names: textwrap.fill(
+    ", ".join(names), 92, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+  )
+  given = [flag for flag in flags.FLAGS.get_key_flags_for_module(__name__) if flag.name != "config"]
+  return "\n".join(
+    (
+      f"{__doc__}\nFlags:",
+      *(f"  --{flag.name}: {flag.help}" for flag in given),
+      "\nConfigs, in configs/; each file says what it reproduces and which arguments it takes:",
+      listed(_configs()),
+      "\nModels, for --config.model; other sizes by --config.model_args, as width=32:",
+      listed(sorted(models.MODELS)),
+    )
+  )
+
+
+def _configs() -> list[str]:
+  return sorted(p.name for p in (_ROOT / "configs").glob("*.py") if p.stem != "common")
+
+
+def _require_tuples(argv: list[str]) -> None:
+  """Refuses single values for fields that hold several: the flag parser would take them so."""
+  for name, text in re.findall(r"\n--?config\.([\w.]+)[=\n](.*)", "\n".join(["", *argv])):
+    value = _CONFIG.value
+    for part in name.split("."):
+      value = value[part]
+    if not isinstance(value, tuple):
+      continue
+    try:
+      given = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      given = None if text[:1] in ("(", "[") else text
+    if not isinstance(given, tuple | list):
+      example = f'; for one value --config.{name}="({given!r},)"' if given is not None else ""
+      raise ValueError(f"--config.{name}={text}: a tuple of numbers or texts is accepted{example}")
 
 
 def _require_same_model(folder: Path, plain: dict) -> None:
@@ -190,7 +246,7 @@ def _raised_in_config(error: Exception, argv: list[str]) -> str | None:
 
 def _unreadable_config(argv: list[str]) -> str:
   path = _config_path(argv)
-  names = sorted(p.name for p in (_ROOT / "configs").glob("*.py") if p.stem != "common")
+  names = _configs()
   close = difflib.get_close_matches(os.path.basename(path), names, n=1)
   hint = f"did you mean configs/{close[0]}? " if close else ""
   return f"--config: there is no file {path or '(empty)'}; {hint}in configs/: {', '.join(names)}"
@@ -218,7 +274,7 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
       return text[: text.index(said)].removesuffix("('") + accepted
   unknown = re.match(r"Unknown command line flag '(config\..*)'", text)
   if unknown:
-    return f"--{unknown[1]}: overrides come behind --config=FILE"
+    return f"--{unknown[1]}: overrides come after --config=FILE"
   return " ".join(text.split())
 
 

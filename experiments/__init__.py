@@ -8,12 +8,12 @@
 | `collect(inputs, runs, workdir, command, seconds)` | for `table`: their joint report |
 """
 
-from experiments import ablation, compare, curve, deploy, table
+import importlib
+from types import ModuleType
 
-EXPERIMENTS = {
-  "curve": curve,
-  "ablation": ablation,
-  "compare": compare,
-  "deploy": deploy,
-  "table": table,
-}
+EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "table")
+
+
+def job(name: str) -> ModuleType:
+  """The module of one of `EXPERIMENTS`; only its own imports are waited for."""
+  return importlib.import_module(f"experiments.{name}")

@@ -1,8 +1,8 @@
 """What each part of the method is worth: the rows of FlexiQ's Table 7.
 
-A seed draws calibration images, random orders and searches anew; configs/ablation.py makes a table
-over several. Every row is evaluated on the test
-images, on training images that no calibration used (held out), and on the search images.
+Each seed draws calibration images, random orders and searches anew; configs/ablation.py makes a
+table over several seeds. Every row is evaluated on the test images, on training images that
+calibration did not use (held out), and on the search images.
 
 | method | what it adds to the row above |
 |---|---|

@@ -2,8 +2,8 @@
 
 The paper's Table 5 in its post-training part, for one seed, `config.seed`. All methods share the
 float model, the calibration images and the quantizer (per-channel weights, ranges by the config);
-experiments/comparison/tables.py says which tables there are. Which methods: those that
-`config.comparison.methods` names, as in `flexiq_jax.methods.METHODS` or as `package.module:Class`.
+experiments/comparison/tables.py says which tables there are. `config.comparison.methods` names the
+methods, by a name in `flexiq_jax.methods.METHODS` or as `package.module:Class`.
 
 Columns beside the usual ones: `relative` (top-1 in % of float), `bitops` (G per image, MACs times
 bits of both operands), `size` (MB of 2^20 bytes; FlexiQ stores 8-bit codes whatever it runs at),

@@ -1,6 +1,6 @@
 """FlexiQ's accuracy curve: top-1 over the 4-bit ratio, beside uniform INT8, INT4 and random order.
 
-Stages, each kept in the workdir so that a stopped run goes on behind the last complete one: weights
+Stages, each kept in the workdir so that a stopped run goes on after the last complete one: weights
 (training only), calibration (`calibration/`), selection (`recipe.json`, `recipes/`), one row of
 `results.csv` after the other, report.
 

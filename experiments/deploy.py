@@ -6,16 +6,16 @@ calibrates and selects as the experiment `curve` does. Both models see the same 
 | method | what it is |
 |---|---|
 | `float` | the model as loaded |
-| `simulated` | the mixed rule: one int8 contraction a layer, on which searches run |
+| `simulated` | the mixed rule: one int8 contraction per layer, on which searches run |
 | `deployed` | the artifact, loaded again: packed codes, the mixed matmul, codes passed on |
 | `simulated_rounded` | the simulation with each layer's result one float32 rounding larger |
 
-Columns beside the usual ones: `differing` (images whose largest logit is another one than the
-simulated model's), `logit_error` (largest difference of logits, over their standard deviation).
-Integer sums are equal, but a float rounding can move a code, and codes round again in every layer
-behind: what that alone does is what `simulated_rounded` shows beside `deployed`.
-Further tables: bytes on disk and on the device, which layers gather, what a switch of the ratio
-costs. All figures are of the machine that ran them; on a CPU the matmul is the reference.
+Columns beside the usual ones: `differing` (images on which another class has the largest logit than
+in the simulated model), `logit_error` (largest difference of logits, over their standard
+deviation). Integer sums are equal, but a float rounding can move a code, and every later layer
+rounds again. `simulated_rounded` shows how much that alone changes. Further tables: bytes on disk
+and on the device, which layers gather, what a switch of the ratio costs. All figures are of the
+machine that ran them; on a CPU the matmul is the reference.
 """
 
 import collections
@@ -142,7 +142,7 @@ def _compare(inputs, workdir, rows: Rows, model, runner, nudged, ratio: float) -
     again = (lambda _, kept=kept: next(kept)) if found[method] else ways[method]
     rows.add(method, ratio, seed, again, **columns)
     if found[method]:
-      count = inputs.evaluated  # behind them lies padding
+      count = inputs.evaluated  # after them comes padding
       a, b = (np.concatenate(found[name])[:count] for name in ("simulated", method))
       differing = int((a.argmax(axis=1) != b.argmax(axis=1)).sum())
       error = float(np.abs(a - b).max() / a.std())
@@ -248,9 +248,9 @@ def _bytes(folder: Path, deployed: deployment.Deployed, x) -> str:
     ["of these, weight codes", kilobytes(sizes.codes), f"{sizes.bits_per_weight:.2f}"],
     ["deployed, on disk", kilobytes(artifact.bytes_on_disk(folder)), "—"],
   ]
-  table = tables.markdown_table(["what", "KiB", "bits of codes a weight"], cells)
+  table = tables.markdown_table(["what", "KiB", "bits of codes per weight"], cells)
   return table + (
-    "\n\nBoth widths are kept, 8-bit codes and packed 4-bit codes: 12 bits a weight, and padding "
+    "\n\nBoth widths are kept, 8-bit codes and packed 4-bit codes: 12 bits per weight, and padding "
     "to whole shift blocks. INT8 counts the layers' weights in one byte and the rest in float32."
   )
 

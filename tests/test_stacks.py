@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flexiq_jax.deploy import artifact
 
 from experiments.shared import reporting
 from flexiq_jax import deploy, flexiq, models
-from flexiq_jax.deploy import artifact
 from flexiq_jax.network import Network
 from flexiq_jax.quant import LowSettings
 from flexiq_jax.search import SearchSettings

@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   budget = args.budget
   if budget is None:
     budget = 0.0 if args.small else driver.BUDGET
-  plan = driver.Plan(
+  job = driver.Job(
     steps=args.steps, folder=args.out, small=args.small, budget=budget, command=command
   )
-  driver.run(plan, say=lambda line: print(line, flush=True))
+  driver.run(job, say=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ _MARGIN = 4.0  # of a limit that a step leaves to its own end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Job:
   """What is to be run.
 
   Attributes:
@@ -48,37 +48,37 @@ class Plan:
   command: str = "make device"
 
 
-def run(plan: Plan, say: Callable[[str], None] = print) -> Summary:
-  """Runs a plan; every failure of a step is in the summary and in no exception."""
+def run(job: Job, say: Callable[[str], None] = print) -> Summary:
+  """Runs a job; every failure of a step is in the summary and in no exception."""
   began = time.monotonic()
-  (plan.folder / "partial").mkdir(parents=True, exist_ok=True)
-  for step in plan.steps:  # of an earlier run
-    for old in (plan.folder / f"{step.name}.json", _partial(plan, step)):
+  (job.folder / "partial").mkdir(parents=True, exist_ok=True)
+  for step in job.steps:  # of an earlier run
+    for old in (job.folder / f"{step.name}.json", _partial(job, step)):
       old.unlink(missing_ok=True)
-  machine = describe(plan)
-  small = plan.small or machine["platform"] == "cpu"
+  machine = describe(job)
+  small = job.small or machine["platform"] == "cpu"
   if "error" in machine:
     say(f"the device could not be asked: {machine['error']}")
   say(f"device: {machine['device_kind']} ({machine['platform']}){', small' * small}")
   done: list[Record] = []
-  summary = _summary(plan, machine, small, done, began)
-  with _beside(plan, machine, small):
-    for i, step in enumerate(plan.steps):
-      seconds = plan.budget - (time.monotonic() - began)
-      timed = plan.budget and not small
-      limit = allowed(plan.steps[i:], seconds) if timed else _limit(step, small)
-      record = run_step(plan, step, machine, small, limit)
+  summary = _summary(job, machine, small, done, began)
+  with _beside(job, machine, small):
+    for i, step in enumerate(job.steps):
+      seconds = job.budget - (time.monotonic() - began)
+      timed = job.budget and not small
+      limit = allowed(job.steps[i:], seconds) if timed else _limit(step, small)
+      record = run_step(job, step, machine, small, limit)
       done.append(record)
-      records.write(plan.folder / f"{step.name}.json", record)
-      summary = _summary(plan, machine, small, done, began)
-      records.write(plan.folder / "summary.json", summary)
+      records.write(job.folder / f"{step.name}.json", record)
+      summary = _summary(job, machine, small, done, began)
+      records.write(job.folder / "summary.json", summary)
       why = f": {record.why}" if record.why else "" if record.complete else ", in part"
       say(f"{step.name}: {record.status} in {record.seconds:.0f} s{why}")
       for one in (record.result or {}).get("claims", []):
         say(f"  {one['claim']}: {one['result']}")
   counts = {s: sum(r.status == s for r in done) for s in records.STATUSES}
   told = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in counts.items() if n)
-  say(f"{len(done)} steps in {summary.seconds:.0f} s: {told}; {plan.folder / 'summary.json'}")
+  say(f"{len(done)} steps in {summary.seconds:.0f} s: {told}; {job.folder / 'summary.json'}")
   return summary
 
 
@@ -88,18 +88,18 @@ def allowed(steps: Sequence[Step], left: float) -> float:
   return max(0.0, min(left, max(own, left - others)))
 
 
-def run_step(plan: Plan, step: Step, machine: dict, small: bool, limit: float) -> Record:
+def run_step(job: Job, step: Step, machine: dict, small: bool, limit: float) -> Record:
   """Runs one step and tells how it ended."""
   if step.accelerator and machine["platform"] == "cpu":
     return _record(step, "skipped", f"no accelerator here: {step.accelerator}", 0.0, limit)
   if limit < 2 * _MARGIN:
     return _record(step, "skipped", f"{limit:.0f} s of the budget were left", 0.0, limit)
-  command = [plan.python, "-m", "benchmarks.device.worker", step.module, "--step", step.name]
-  command += ["--folder", str(plan.folder.resolve()), "--seconds", f"{limit - _MARGIN:.1f}"]
+  command = [job.python, "-m", "benchmarks.device.worker", step.module, "--step", step.name]
+  command += ["--folder", str(job.folder.resolve()), "--seconds", f"{limit - _MARGIN:.1f}"]
   command += ["--small"] * small
   command += ["--options", *step.options] if step.options else []
-  log = plan.folder / f"{step.name}.log"
-  env = environment(plan.folder, machine["platform"])
+  log = job.folder / f"{step.name}.log"
+  env = environment(job.folder, machine["platform"])
   started = time.monotonic()
   status, why = call(command, env, log, limit)
   left = limit - (time.monotonic() - started)
@@ -110,7 +110,7 @@ def run_step(plan: Plan, step: Step, machine: dict, small: bool, limit: float) -
     status, why = call(command, env | {"FLEXIQ_DEVICE_TORCH": "0"}, log, left)
     why = why or f"peers of torch left out after {first}" * (status == "done")
   seconds = time.monotonic() - started
-  partial = records.read_partial(_partial(plan, step))
+  partial = records.read_partial(_partial(job, step))
   result = partial.get("result")
   if status == "done" and partial.get("skipped"):
     status, why = "skipped", partial["skipped"]
@@ -185,14 +185,14 @@ def environment(folder: pathlib.Path, platform: str | None) -> dict[str, str]:
   return env
 
 
-def describe(plan: Plan) -> dict[str, Any]:
+def describe(job: Job) -> dict[str, Any]:
   """The machine, as a process of its own sees it; a CPU if that process fails."""
-  partial = plan.folder / "partial" / "machine.json"
+  partial = job.folder / "partial" / "machine.json"
   partial.unlink(missing_ok=True)
-  command = [plan.python, "-m", "benchmarks.device.worker", "machine", "--step", "machine"]
-  command += ["--folder", str(plan.folder.resolve()), "--seconds", "60"]
-  log = plan.folder / "machine.log"
-  _, why = call(command, environment(plan.folder, None), log, 60)
+  command = [job.python, "-m", "benchmarks.device.worker", "machine", "--step", "machine"]
+  command += ["--folder", str(job.folder.resolve()), "--seconds", "60"]
+  log = job.folder / "machine.log"
+  _, why = call(command, environment(job.folder, None), log, 60)
   found = records.read_partial(partial).get("result")
   if found is None:
     return {"platform": "cpu", "device_kind": "unknown", "error": f"{why}\n{tail(log)}"}
@@ -200,17 +200,17 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _beside(plan: Plan, machine: dict[str, Any], small: bool):
+def _beside(job: Job, machine: dict[str, Any], small: bool):
   """Prepares the models on the CPU while other steps have the accelerator."""
-  wanted = any(step.module == "whole_models" for step in plan.steps)
+  wanted = any(step.module == "whole_models" for step in job.steps)
   if not wanted or small:
     yield
     return
-  command = [plan.python, "-m", "benchmarks.device.worker", "prepare", "--step", "prepare"]
-  command += ["--folder", str(plan.folder.resolve()), "--seconds", "400"]
+  command = [job.python, "-m", "benchmarks.device.worker", "prepare", "--step", "prepare"]
+  command += ["--folder", str(job.folder.resolve()), "--seconds", "400"]
   command += ["--options", machine["platform"], machine["device_kind"]]
-  with (plan.folder / "prepare.log").open("w") as output:
-    process = start(command, environment(plan.folder, "cpu"), output)
+  with (job.folder / "prepare.log").open("w") as output:
+    process = start(command, environment(job.folder, "cpu"), output)
     try:
       yield
     finally:
@@ -229,8 +229,8 @@ def _limit(step: Step, small: bool) -> float:
   return step.small_limit if small else step.limit
 
 
-def _partial(plan: Plan, step: Step) -> pathlib.Path:
-  return plan.folder / "partial" / f"{step.name}.json"
+def _partial(job: Job, step: Step) -> pathlib.Path:
+  return job.folder / "partial" / f"{step.name}.json"
 
 
 def _record(step, status, why, seconds, limit, tail="", complete=False, result=None) -> Record:
@@ -246,12 +246,12 @@ def _record(step, status, why, seconds, limit, tail="", complete=False, result=N
   )
 
 
-def _summary(plan: Plan, machine, small: bool, done: list[Record], began: float) -> Summary:
+def _summary(job: Job, machine, small: bool, done: list[Record], began: float) -> Summary:
   return Summary(
     version=records.VERSION,
     made="measured",
     date=datetime.date.today().isoformat(),
-    command=plan.command,
+    command=job.command,
     small=small,
     machine=machine,
     seconds=time.monotonic() - began,

@@ -8,12 +8,13 @@
 | `wide` | 2, 3, 4, 6, 8 | as the weights | 8 bits | average bits |
 | `float8` | 8, float | as the weights | float | share in 8 bits |
 
-What the budgets are says `flexiq_jax.methods.Task`. Limits of size are CLADO's own experiment; 8
+`flexiq_jax.methods.Task` says what the budgets are. Limits of size are CLADO's own experiment; 8
 bits and float are what compilers offer, and QuantuneV2's other pair. A table has the methods that
 fit it.
 
 A row's `ratio` in results.csv is its budget: (8 - average bits) / 4, which for FlexiQ is the 4-bit
-ratio, or the size, or the share. Methods of other tables than `main` have its name in front.
+ratio, or the size, or the share. In tables other than `main`, the table's name stands before the
+method's.
 """
 
 import dataclasses
@@ -130,7 +131,7 @@ def _title(bits: tuple[int, ...]) -> str:
 
 
 def _methods(given) -> dict[str, type[Method]]:
-  """The methods of a config by their names, in the order of `METHODS`, others behind."""
+  """The methods of a config by their names, in the order of `METHODS`; others come last."""
   with field("config.comparison.methods"):
     found = {method.name: method for method in map(methods.find, given)}
   if not found:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flexiq_jax import data, models
 from flexiq_jax.quant import LowSettings, RangeSettings
+from flexiq_jax.runs import files
 from flexiq_jax.search import METHODS, SearchSettings
 from flexiq_jax.training import TrainSettings
 
@@ -103,6 +104,8 @@ def check(config) -> Settings:
       raise ValueError(f"config.{name}: {value}; 1..{_MOST} is accepted")
   if config.data.limit < 0:
     raise ValueError(f"config.data.limit: {config.data.limit} is negative; 0 takes all images")
+  if config.data.limit > _MOST:
+    raise ValueError(f"config.data.limit: {config.data.limit}; 0..{_MOST} is accepted")
   return Settings(
     model_args=model_args,
     preprocess=preprocess,
@@ -150,8 +153,8 @@ def field(name: str, known: Container[str] = ()) -> Iterator[None]:
     yield
   except (ValueError, OSError) as error:
     text = str(error)
-    if text.startswith("config."):
-      raise
+    if text.startswith("config.") or getattr(error, "errno", None) in files.FULL:
+      raise  # no field makes a disk full
     first = re.match(r"(\w+)(: | is )", text)
     joint = "." if first and first[1] in known else ": "
     raise ValueError(f"{name}{joint}{text}") from error

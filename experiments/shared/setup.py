@@ -216,20 +216,31 @@ def data_name(config) -> str:
 
 def provenance(config) -> dict[str, str]:
   """What tells a run's rows apart from those of other runs, as columns."""
-  text = json.dumps(files.to_plain(config.to_dict()), sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
   commit = process.git_commit(Path(__file__)) or ""
   return {
     "model": config.model,
     "data": data_name(config),
-    "config": f"{config.name}-{digest}",
+    "config": f"{config.name}-{_digest(config.to_dict())}",
     "commit": commit,
   }
 
 
-def default_workdir(config) -> Path:
-  """Where a run goes that names no workdir."""
-  return Path("runs") / config.name / config.model / f"seed{config.seed}"
+def default_workdir(config, overrides: Mapping[str, Any]) -> Path:
+  """Where a run goes that names no workdir.
+
+  Args:
+    config: the config.
+    overrides: dotted field -> value from the command line. Model and seed are in the path; for the
+      rest it gets a digest, so that another run of the same config goes elsewhere.
+  """
+  path = Path("runs") / config.name / config.model / f"seed{config.seed}"
+  other = {k: v for k, v in overrides.items() if k not in ("name", "model", "seed")}
+  return path.with_name(f"{path.name}-{_digest(other)}") if other else path
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+  text = json.dumps(files.to_plain(values), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _build(config, settings: Settings) -> nnx.Module:

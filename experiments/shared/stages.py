@@ -6,7 +6,7 @@ made under other values is made anew.
 
 | stage     | kept as                            | depends on                                 |
 |-----------|------------------------------------|--------------------------------------------|
-| train     | `train/`, a checkpoint an epoch    | data, recipe of the training               |
+| train     | `train/`, a checkpoint per epoch   | data, settings of the training             |
 | calibrate | `calibration/`, one checkpoint     | model, weights, calibration images, ranges |
 | select    | `recipe.json`, `recipes/NAME.json` | the same, grouping, score, layers, search  |
 
@@ -32,7 +32,7 @@ from flexiq_jax.calibrated import Calibrated, Grouped, Observations, calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import recipes
 from flexiq_jax.quant import BINS, LowSettings, Values
-from flexiq_jax.runs import checkpoint, distributed
+from flexiq_jax.runs import checkpoint, distributed, files
 from flexiq_jax.runs.checkpoint import Checkpoints
 from flexiq_jax.runs.files import to_plain
 from flexiq_jax.runs.progress import PassProgress, Progress
@@ -179,7 +179,8 @@ class Stages:
         model_name=self.config.model, method=search.method, seed=self.config.seed
       )
       recipe = dataclasses.replace(recipe, settings=made_from)
-      recipes.save(path, recipe)
+      with files.named(path):
+        recipes.save(path, recipe)
       # The recipe takes its place.
       shutil.rmtree(self.workdir.path / "search", ignore_errors=True)
     return from_recipe(self.network, recipe, self.config.dynamic)
@@ -229,7 +230,7 @@ class Stages:
 
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings of a recipe that may be older than one of the fields."""
+  """Settings of a recipe, which may be older than some of the fields."""
   return {**settings, "groups": {"shift_block": 0, "whole_heads": False, **settings["groups"]}}
 
 

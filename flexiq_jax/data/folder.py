@@ -70,7 +70,7 @@ def _read_table(table: Path) -> tuple[list[str], np.ndarray, list[int]]:
   except UnicodeDecodeError as error:
     line = error.object.count(b"\n", 0, error.start) + 1
     raise ValueError(
-      f"{table}, line {line} or behind it: not UTF-8 ({error.reason}); save it as UTF-8"
+      f"{table}, line {line} or later: not UTF-8 ({error.reason}); save it as UTF-8"
     ) from None
 
 

@@ -1,6 +1,7 @@
 """Deployed models: packed integer weights, the mixed matmul, a ratio that is a number.
 
-Beside these names `artifact` and `export`, which take models to disk, are for use from outside.
+Code elsewhere may use these names and the modules `artifact` and `export`, which write models to
+disk.
 """
 
 from flexiq_jax.deployment.build import deploy

@@ -1,8 +1,9 @@
 """Recognises activation functions in a jaxpr by what they compute, not by who wrote them.
 
-Every variable behind a starting one becomes a nested tuple: `("max", 0.0, "x")`. Calls are looked
-through, numbers are rounded to what float32 keeps, operands of commutative operations are sorted.
-The same is done with the functions below, so a function is found again wherever the tuples agree.
+Every variable that depends on a starting one becomes a nested tuple: `("max", 0.0, "x")`. Calls are
+replaced by what they call, numbers are rounded to float32, and operands of commutative operations
+are sorted. The functions below are written in the same form, so a function is recognised wherever
+the tuples agree.
 """
 
 import functools
@@ -48,7 +49,7 @@ _LONGEST = 16
 
 
 def expression(eqn: JaxprEqn, operands: Sequence[Expression | None]) -> Expression | None:
-  """What an equation computes, from what its operands are; None if it is not followed.
+  """What an equation computes, as a tuple of its operands; None for an operation not known here.
 
   Args:
     eqn: an equation of one result.
@@ -77,7 +78,7 @@ def expression(eqn: JaxprEqn, operands: Sequence[Expression | None]) -> Expressi
 
 
 def of_jaxpr(jaxpr: Jaxpr, inputs: Sequence[Expression | None]) -> Expression | None:
-  """The expression of a jaxpr's only result; None if it is not followed."""
+  """The expression of a jaxpr's only result; None if an operation is not known here."""
   known: dict[Any, Expression | None] = dict(zip(jaxpr.invars, inputs, strict=True))
   for eqn in jaxpr.eqns:
     found = expression(eqn, [_operand(v, known) for v in eqn.invars])

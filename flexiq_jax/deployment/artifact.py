@@ -3,37 +3,30 @@
     artifact.save("deployed", model, name="resnet20")
     model = artifact.load("deployed", apply, params, x[:1])
 
-The folder holds the arrays as an Orbax checkpoint and `artifact.json`, which says what they are.
-It is written last: a folder without it is not complete. It holds the SHA-256 of every file of the
-checkpoint and of itself, which are checked whenever the artifact is read. Loading takes the float
-model's code and the shapes of its parameters, no weights and no calibration examples. What runs
-without that code, too, is an export (`deployment.export`).
+The folder holds the arrays as an Orbax checkpoint and `artifact.json` (see `deployment.document`),
+which says what they are. It is written last: a folder without it is not complete. It holds the
+SHA-256 of every file of the checkpoint and of itself, which are checked whenever the artifact is
+read. Loading takes the float model's code and the shapes of its parameters, but neither weights nor
+calibration examples. An export (`deployment.export`) runs without that code as well.
 """
 
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import deployment, graph, models
-from flexiq_jax.deployment.depthwise import Depthwise
+from flexiq_jax.deployment import document as documents
+from flexiq_jax.deployment.document import Document
 from flexiq_jax.deployment.layers import Mixed, Plain
 from flexiq_jax.graph import reorder, tracing
-from flexiq_jax.kernels import Weights
-from flexiq_jax.quant import rules
-from flexiq_jax.runs import files
 from flexiq_jax.runs.checkpoint import Checkpoints
 
-FORMAT = "flexiq_jax deployed model"
-VERSION = 2
 PLATFORMS = ("cpu", "gpu", "tpu")
-_TYPES = {t.__name__: t for t in (Mixed, Plain, Depthwise, Weights, rules.QLayer, rules.Low)}
 
 
 def save(directory: str | os.PathLike, deployed: deployment.Deployed, *, name: str) -> Path:
@@ -42,33 +35,31 @@ def save(directory: str | os.PathLike, deployed: deployment.Deployed, *, name: s
   Args:
     directory: a folder that does not exist yet, or is empty.
     deployed: the model.
-    name: of the float model, checked by nobody, for people.
+    name: name of the float model, for readers; nothing checks it.
 
   Returns:
     The folder.
 
   Raises:
-    ValueError: the folder holds something.
+    ValueError: the folder holds something, or the model is `place`d for one device.
   """
   directory = Path(directory)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f"directory: {directory} is not empty; name another folder")
   arrays = {"layers": deployed.layers, "floats": deployed.floats, "levels": deployed.levels}
+  entries = documents.entries(arrays)
   with Checkpoints(directory / "arrays", keep=1) as checkpoints:
     checkpoints.save(0, arrays)
-  document = {
-    "format": FORMAT,
-    "version": VERSION,
-    "model": name,
-    "dynamic": deployed.wiring.dynamic,
-    "folds": {name: list(makers) for name, makers in deployed.wiring.folds.items()},
-    "levels": np.asarray(deployed.levels).tolist(),
-    "arrays": _encode(arrays),
-    "parameters": _parameters(deployed.wiring.params),
-    "files": _digests(directory / "arrays"),
-  }
-  document["sha256"] = _seal(document)
-  files.write_text(directory / "artifact.json", json.dumps(document, indent=1) + "\n")
+  documents.write(
+    directory / "artifact.json",
+    model=name,
+    dynamic=deployed.wiring.dynamic,
+    folds={name: list(makers) for name, makers in deployed.wiring.folds.items()},
+    levels=np.asarray(deployed.levels).tolist(),
+    arrays=entries,
+    parameters=_parameters(deployed.wiring.params),
+    files=_digests(directory / "arrays"),
+  )
   return directory
 
 
@@ -87,26 +78,25 @@ def load(
     apply: the float model, `(params, x) -> y`, as it was given to `Network`.
     params: its parameters, or their shapes.
     x: example input(s), arrays or `jax.ShapeDtypeStruct`s.
-    device: where it is to run; the default device if None.
+    device: the device it is to run on; the default device if None.
 
   Raises:
     FileNotFoundError: there is no such artifact.
-    ValueError: of another version, incomplete, damaged, of another model, or for no such device.
+    ValueError: the artifact is of another version or model, incomplete or damaged, or the device is
+      not supported.
   """
   directory = Path(directory)
   device = device or jax.devices()[0]
   check_device(device)
   document = read(directory)
-  try:
-    template = _decode(document["arrays"])
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise ValueError(f"artifact: {directory} is damaged: artifact.json: {error!r}") from None
   _check_files(directory, document)
-  with Checkpoints(directory / "arrays", keep=1) as checkpoints:
+  with Checkpoints(directory / "arrays", keep=1, remedy="") as checkpoints:
     try:
-      restored = checkpoints.restore_latest(template)
+      restored = checkpoints.restore_latest(document.template())
     except ValueError as error:
-      raise ValueError(f"artifact: {directory} is damaged: {error}") from error
+      raise ValueError(
+        f"artifact: {directory} is damaged: {error}; make it again from its recipe"
+      ) from error
   if restored is None:
     raise ValueError(f"artifact: {directory} is incomplete: files of `arrays` are missing")
   tree = jax.device_put(restored.tree, device)
@@ -116,7 +106,7 @@ def load(
   have = tree["layers"]
   low = {name for name, d in have.items() if isinstance(d, Mixed) or _lowered(d)}
   linked = any(not isinstance(d, Plain) and d.feeds for d in have.values())
-  wiring = deployment.wire(folded, shapes, x, low, link=linked, dynamic=document["dynamic"])
+  wiring = deployment.wire(folded, shapes, x, low, link=linked, dynamic=document.dynamic)
   wiring = dataclasses.replace(wiring, folds=_folds(directory, document, folded, shapes, x))
   feeds = {name: feed.producer or "" for name, feed in wiring.feeds.items()}
   for name, d in have.items():
@@ -128,36 +118,18 @@ def load(
   return deployment.Deployed(wiring=wiring, **tree)
 
 
-def read(directory: str | os.PathLike) -> dict[str, Any]:
+def read(directory: str | os.PathLike) -> Document:
   """What `artifact.json` says.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: it is no artifact, or of another version.
+    ValueError: it is no artifact, of another version, or damaged.
   """
-  path = Path(directory) / "artifact.json"
-  if not path.is_file():
-    raise FileNotFoundError(f"artifact: {path} does not exist; was it written to its end?")
-  try:
-    document = json.loads(path.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"artifact: {path} is damaged: not JSON ({error})") from None
-  if not isinstance(document, dict) or document.get("format") != FORMAT:
-    raise ValueError(f"artifact: {path} is no artifact (its `format` is not {FORMAT!r})")
-  if document.get("version") != VERSION:
-    raise ValueError(
-      f"artifact: {path} has version {document.get('version')!r}; this release reads {VERSION}; "
-      "make it again from its recipe"
-    )
-  if document.get("sha256") != _seal(document):
-    raise ValueError(
-      f"artifact: {path} is damaged: it is not what was written; make it again from its recipe"
-    )
-  return document
+  return documents.read(Path(directory) / "artifact.json")
 
 
 def check_device(device: Any) -> None:
-  """Refuses devices that nothing here was made for.
+  """Refuses devices that this package does not support.
 
   Raises:
     ValueError: names the device and what to use.
@@ -174,24 +146,20 @@ def bytes_on_disk(directory: str | os.PathLike) -> int:
   return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())
 
 
-def _seal(document: dict[str, Any]) -> str:
-  """SHA-256 of all that a document says, but for the one it holds."""
-  said = {key: value for key, value in document.items() if key != "sha256"}
-  return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
 def _digests(folder: Path) -> dict[str, str]:
   """SHA-256 of every file of a folder, by its path in it."""
   paths = sorted(path for path in folder.rglob("*") if path.is_file())
-  return {
-    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in paths
-  }
+  return {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
 
 
-def _check_files(directory: Path, document: dict[str, Any]) -> None:
+def _digest(path: Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_files(directory: Path, document: Document) -> None:
   """Compares the files of the arrays with those that were written."""
-  folder, written = directory / "arrays", document["files"]
+  folder, written = directory / "arrays", document.files
   if not folder.is_dir():
     raise ValueError(f"artifact: {directory} is incomplete: it has no folder `arrays`")
   have = _digests(folder)
@@ -204,27 +172,32 @@ def _check_files(directory: Path, document: dict[str, Any]) -> None:
     )
 
 
-def _parameters(params: Any) -> dict[str, list[int]]:
+def _parameters(params: Any) -> dict[str, tuple[int, ...]]:
   """Path -> shape of the parameters of a float model with batch norm folded."""
-  return {path: list(a.shape) for path, a in models.flatten(params).items()}
+  return {path: tuple(a.shape) for path, a in models.flatten(params).items()}
 
 
-def _check(directory: Path, document: dict, tree: dict, layers: set[str], params: Any) -> None:
+def _check(directory: Path, document: Document, tree: dict, layers: set[str], params: Any) -> None:
   """Checks an artifact against the model it is loaded for, and its boundaries."""
-  have, model = tree["layers"], document["model"]
+  have, levels = tree["layers"], np.asarray(tree["levels"]).tolist()
+  if levels != list(document.levels):
+    raise ValueError(
+      f"artifact: {directory} is damaged: artifact.json has levels {list(document.levels)}, the "
+      f"arrays {levels}; make it again from its recipe"
+    )
   for name in [*have, *sorted(layers)]:
     if name not in layers or name not in have:
       where = "the artifact" if name in have else "the model"
       raise ValueError(
-        f"artifact: {directory} was made for {model!r}; layer {name} is only in {where}"
+        f"artifact: {directory} was made for {document.model!r}; layer {name} is only in {where}"
       )
-  made, given = document["parameters"], _parameters(params)
+  made, given = document.parameters, _parameters(params)
   for path in [*made, *given]:
     if made.get(path) != given.get(path):
-      sides = [str(side.get(path, "missing")) for side in (made, given)]
+      sides = [str(list(side[path])) if path in side else "missing" for side in (made, given)]
       raise ValueError(
-        f"artifact: {directory} was made for {model!r} with a parameter {path} of {sides[0]}; in "
-        f"this model it is {sides[1]}"
+        f"artifact: {directory} was made for {document.model!r} with a parameter {path} of "
+        f"{sides[0]}; in this model it is {sides[1]}"
       )
   for name, d in have.items():
     if not isinstance(d, Mixed):
@@ -238,10 +211,10 @@ def _check(directory: Path, document: dict, tree: dict, layers: set[str], params
 
 
 def _folds(
-  directory: Path, document: dict, apply: graph.Apply, params: Any, x: Any
+  directory: Path, document: Document, apply: graph.Apply, params: Any, x: Any
 ) -> dict[str, tuple[str, ...]]:
   """Which layers write in the order of others; checked against the model it is loaded for."""
-  folds = document.get("folds", {})
+  folds = document.folds
   if not folds:
     return {}
   traced = tracing.trace(apply, params, x)
@@ -255,32 +228,9 @@ def _folds(
         f"artifact: {directory}: {', '.join(makers)} write in the order of {name}; in this model "
         f"{', '.join(have) or 'nothing'} would; was its code changed? Make it again from its recipe"
       )
-  return {name: tuple(makers) for name, makers in folds.items()}
+  return folds
 
 
 def _lowered(d: Any) -> bool:
   """Whether a layer without a kernel has groups in 4 bits."""
   return isinstance(d, Plain) and d.masks is not None
-
-
-def _encode(tree: Any) -> Any:
-  """What a tree of arrays is made of, as JSON can hold it."""
-  if dataclasses.is_dataclass(tree):
-    fields = {f.name: _encode(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
-    return {"type": type(tree).__name__, **fields}
-  if isinstance(tree, dict):
-    return {"type": "dict", **{key: _encode(value) for key, value in tree.items()}}
-  if tree is None or isinstance(tree, (bool, int, str)):
-    return tree
-  return {"type": "array", "dtype": str(tree.dtype), "shape": list(tree.shape)}
-
-
-def _decode(entry: Any) -> Any:
-  """The tree again, with `jax.ShapeDtypeStruct`s for arrays."""
-  if not isinstance(entry, dict):
-    return entry
-  kind = entry["type"]
-  if kind == "array":
-    return jax.ShapeDtypeStruct(tuple(entry["shape"]), jnp.dtype(entry["dtype"]))
-  fields = {key: _decode(value) for key, value in entry.items() if key != "type"}
-  return fields if kind == "dict" else _TYPES[kind](**fields)

@@ -35,16 +35,16 @@ def deploy(
   """Packs an adaptive model for the mixed matmul.
 
   Args:
-    model: the model; lowered with shift blocks where a kernel wants them.
+    model: the model; kernels need one whose groups were lowered with shift blocks.
     x: example input(s) with a leading batch dimension (arrays or `jax.ShapeDtypeStruct`s).
     levels: ratios at which it is to run.
-    link: fold channel orders into producers and let them emit codes; False gathers what the model
-      itself does not have in order, which `deployed_rule` needs.
+    link: fold channel orders into the layers before and let these emit codes; False gathers
+      channels that the model itself does not have in order, which `deployed_rule` needs.
     granule: rows of K that a shift block is a multiple of: even for the reference, 128 for TPUs,
       where windows then slide over pixels.
 
   Raises:
-    ValueError: levels that do not ascend within 0..1; see `layout.lay_out` and `layout.pack`.
+    ValueError: the levels do not ascend within 0..1, or see `layouts.lay_out` and `layouts.pack`.
   """
   levels = tuple(float(r) for r in levels)
   if not levels or list(levels) != sorted(set(levels)) or not 0 <= levels[0] <= levels[-1] <= 1:
@@ -70,7 +70,7 @@ def deploy(
   wiring = dataclasses.replace(wiring, folds=folds)
 
   def outputs(name: str) -> np.ndarray | None:
-    """The order of a layer's output channels: that of the layer it feeds, at once or by another."""
+    """The order of a layer's output channels: that of the layer it feeds, directly or not."""
     consumer = consumers.get(name)
     if consumer is None:
       return folded.get(name)
@@ -120,16 +120,16 @@ def _fold(
   linked: set[str],
   producers: set[str],
 ) -> dict[str, reorder.Change]:
-  """Folds orders into layers that feed others by way of more than their own tails.
+  """Folds orders into layers that feed others through more operations than their own tails.
 
   Args:
     traced: the model.
     laid: layer name -> layout.
-    linked: layers that take another one's codes.
+    linked: layers that take the codes of another layer.
     producers: layers that emit codes.
 
   Returns:
-    Layer name -> what its order takes elsewhere.
+    Layer name -> what changes elsewhere because of its order.
   """
   changes: dict[str, reorder.Change] = {}
   taken = set(producers)

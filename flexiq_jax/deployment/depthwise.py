@@ -1,12 +1,12 @@
 """Depthwise convolutions between two linked layers, in the channel order of the layer they feed.
 
 A depthwise convolution reads and writes channel by channel, so an order of its outputs is one of
-its inputs as well and folds on into the layer before:
+its inputs as well and folds further, into the layer before:
 
     expand (1x1) -- codes --> depthwise -- codes --> project (1x1)
 
 It stays in 8 bits and has no kernel: XLA multiplies the int8 codes. Bias, activation function and
-the codes of the next layer are what an epilogue computes.
+the codes of the next layer are computed as in an epilogue.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Depthwise:
       where the producer brings them in this order.
     scale: float32 `[P]`, activation scale times weight scale.
     bias: float32 `[P]` or None.
-    activation: activation function behind the bias.
+    activation: activation function applied after the bias.
     feeds: name of the layer whose codes this one emits.
   """
 
@@ -77,11 +77,11 @@ def run(
   consumer: Requantize | None,
   platform: str | None = None,
 ) -> Array | Activations:
-  """The layer's result behind its tail.
+  """The layer's result after its tail.
 
   Args:
     d: the layer.
-    layer: its static facts.
+    layer: its description.
     contract: its contraction.
     codes: int32, 8-bit codes of places, in the equation's layout with P channels.
     consumer: makes the codes of the layer it feeds; None for float32.
@@ -114,7 +114,7 @@ def quantized(d: Depthwise, x: Array) -> Array:
 
 
 def emitted(d: Depthwise, codes: Activations, shape: tuple[int, ...]) -> Array:
-  """What a producer emitted -> int32 codes of places, of the given shape but for the channels."""
+  """What a producer emitted -> int32 codes of places; the shape is as given, channels aside."""
   unsigned = codes.x8.astype(jnp.int32) + (0 if d.q.signed else 128)
   return unsigned.reshape(*shape[:-1], -1)
 

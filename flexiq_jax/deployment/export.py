@@ -41,8 +41,8 @@ def export(
     deployed: the model.
     x: shape and dtype of the batch; its size is fixed.
     platforms: of `cpu`, `cuda` and `tpu`.
-    implementation: of the mixed matmul. The reference is the same on all platforms; a kernel can be
-      exported for its own platform alone.
+    implementation: of the mixed matmul. The reference runs on all platforms; a kernel can only be
+      exported for its own platform.
 
   Returns:
     The export; `weights` are those of `flat`.

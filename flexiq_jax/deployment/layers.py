@@ -25,7 +25,7 @@ Array = Any
 
 @struct.dataclass
 class Mixed:
-  """A layer in both precisions, in its layout (see `deployment.layout` for the symbols).
+  """A layer in both precisions, in its layout (see `deployment.layouts` for the symbols).
 
   Attributes:
     weights: `kernels.Weights`, packed, `[K, N']`, or what `deployment.place` made of them; N'
@@ -40,7 +40,7 @@ class Mixed:
     bias: float32 `[N']` or None.
     channels: S, the places of a shift block.
     signed: whether activation codes are signed.
-    activation: activation function behind the bias.
+    activation: activation function applied after the bias.
     feeds: name of the layer whose codes this one emits; empty for none.
   """
 
@@ -108,7 +108,7 @@ def quantized(
 ) -> Activations:
   """Real activations `[..., C]` (of a convolution `[B, *space, C]`) -> operands of the matmul.
 
-  A linked layer's come in layout order already, `[..., P]`.
+  Activations of a linked layer are in layout order already, `[..., P]`.
   """
   place, flat = d.places[level], x.reshape(-1, x.shape[-1])
   if not dynamic:
@@ -151,8 +151,9 @@ def lowered(
   Args:
     d: the layer.
     layer: its static facts.
-    params: of its equation; empty for dense layers.
-    codes: int8 and int4, unsigned ones less 128 and 8, zero where the other one counts.
+    params: parameters of its equation; empty for dense layers.
+    codes: int8 and int4; unsigned codes are reduced by 128 and 8. Each is zero where the other
+      precision is in use.
     shape: sizes of the dimensions before the channels.
     level: int32 `[]`.
   """
@@ -198,7 +199,7 @@ def run_mixed(
     out: dtype of the result.
     tail: whether bias and activation function are computed, too.
     consumer: makes the codes of the layer that the result feeds (see `requantize`).
-    window: of a layer that slides it (see `patches.window`).
+    window: the window, of a layer whose kernel slides it (see `patches.window`).
     **kernel: which implementation (see `kernels.mixed_matmul`).
 
   Returns:
@@ -237,7 +238,7 @@ def _implementation(d: Mixed, implementation=None, platform=None, **_) -> str:
 
 
 def _granule(d: Mixed, **kernel: Any) -> int:
-  """What a layer's kernel reads at a time, where that saves writing (see `Requantize`)."""
+  """How many channels a layer's kernel reads at a time; 0 where that saves no writing."""
   k, n = d.weights.w8.shape
   # Where patches are made beforehand, rows of K are no places.
   if _implementation(d, **kernel) != "tpu" or (k != len(d.shift) and not d.slides):

@@ -6,9 +6,9 @@ level is a prefix. Each channel stands for its window's rows of K:
     block 0                      block 1
     c7 c7 c7 c2 c2 c2 ... 0 0    c5 c5 c5 ...
 
-Where a kernel slides windows over pixels itself (`kernels.windows`), a block goes position by
-position instead, each with all its channels. Blocks of few channels hold each of them several
-times, for as many positions side by side:
+Where a kernel slides windows over pixels itself (`kernels.windows`), a block is ordered by window
+position instead, and each position has all channels of the block. A block of few channels holds
+each channel several times, once for each of several positions side by side:
 
     block 0: c7 c2 ... | c7 c2 ... | ...
 
@@ -89,9 +89,9 @@ def lay_out(
     layer: the layer; one contraction group.
     low: its 4-bit side; channels of one shift block share their shifts.
     groups: int `[J]`, its channel groups in schedule order.
-    granule: of what number of rows a shift block is made, even.
-    slides: whether a kernel can slide this layer's window over pixels; then places of a block are
-      made of the granule, too.
+    granule: even number of rows of which a shift block holds a multiple.
+    slides: whether a kernel can slide this layer's window over pixels; then the places of a block
+      are a multiple of the granule, too.
 
   Raises:
     ValueError: an odd granule, a layer of several contraction groups, or groups of a shift block
@@ -111,7 +111,7 @@ def lay_out(
   if len(firsts) != len(set(blocks)):
     raise ValueError(
       f"layer {layer.name}: the groups of a shift block do not lie next to each other in schedule "
-      "order; was the schedule changed behind `Grouped.ordered`?"
+      "order; was the schedule changed after `Grouped.ordered`?"
     )
   window = math.prod(layer.window)
   number = np.cumsum(np.isin(np.arange(len(blocks)), firsts)) - 1
@@ -182,10 +182,11 @@ def corrections(
   outputs: np.ndarray | None = None,
   dynamic: bool = False,
 ) -> np.ndarray:
-  """What joins the integer sum at each level, exactly.
+  """What is added to the integer sum at each level.
 
-  Bias corrections of the groups in 4 bits; and for unsigned codes, which enter as `q - 128` and
-  `code - 8`, what that takes away. With dynamic shifts the kernel adds the 4-bit part.
+  These are the bias corrections of the groups in 4 bits. Unsigned codes enter as `q - 128` and
+  `code - 8`, so what this takes away is added too; with dynamic shifts the kernel adds its 4-bit
+  part.
 
   Args:
     layer: the layer.

@@ -1,15 +1,15 @@
 """Which layer feeds which: where a channel order folds into the producer, and where it gathers.
 
-Behind a layer's contraction stands its *tail*: a bias for each output channel, then an activation
+A layer's contraction is followed by its *tail*: a bias for each output channel, then an activation
 function. A kernel's epilogue computes both. Where the tail's result is the input of one other layer
 and of nothing else, the two layers are *linked*: the producer's output channels take the consumer's
 order offline, and its epilogue emits the consumer's codes. Everywhere else the consumer's quantize
 step gathers the channels.
 
-Of the models here, linked are the inner convolutions of ResNet blocks, fc1 -> fc2 of MLPs and, by
-way of the depthwise convolution, those of MobileNet blocks. Attention's v -> proj is not: the
-result stays real. But where channel groups are whole heads, the order folds into queries, keys and
-values (`graph.reorder`), and nothing is gathered there either.
+In the models of this project, the inner convolutions of ResNet blocks are linked, fc1 -> fc2 of
+MLPs, and the 1x1 convolutions of MobileNet blocks through the depthwise one. Attention's v -> proj
+is not linked: its result stays real. But where channel groups are whole heads, the order folds into
+queries, keys and values (`graph.reorder`), and nothing is gathered there either.
 """
 
 import collections
@@ -29,7 +29,7 @@ _MOVES = ("reshape", "transpose", "squeeze", "slice", "convert_element_type")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tail:
-  """What follows a layer's contraction and belongs into its epilogue.
+  """What follows a layer's contraction and is computed in its epilogue.
 
   Attributes:
     bias: static variable of N values, or None.
@@ -150,7 +150,7 @@ def _why_not(
 
 
 def _computed_by(v: Any, makers: Mapping[Any, JaxprEqn]) -> str:
-  """Names the operation behind reshapes and the like."""
+  """Names the operation whose result reaches the layer through reshapes and the like."""
   while v in makers and makers[v].primitive.name in _MOVES:
     v = makers[v].invars[0]
   if v not in makers:
@@ -159,7 +159,7 @@ def _computed_by(v: Any, makers: Mapping[Any, JaxprEqn]) -> str:
   meaning = {
     "add": ", a residual sum or a normalisation",
     "dot_general": ": attention, across whose heads no order folds (groups.whole_heads keeps them)",
-    "custom_jvp_call": ", an activation function of something else than a layer's result",
+    "custom_jvp_call": ", an activation function of something other than a layer's result",
     "div": ", a mean over positions",
   }
   return f"its input comes from `{name}`{meaning.get(name, '')}"

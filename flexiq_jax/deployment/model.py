@@ -4,10 +4,10 @@
     run = jax.jit(deployment.apply)
     logits = run(deployed, x, deployed.level(0.5))
 
-The model's own jaxpr runs, with every layer computed by the mixed matmul
-(`deployment.layers`). Where one layer feeds one other (`deployment.links`), the first emits the
-codes of the second, and no activation of theirs is ever a float. One executable serves all levels;
-a level is an index into the arrays that depend on it.
+The model's own jaxpr runs, with every layer computed by the mixed matmul (`deployment.layers`).
+Where one layer feeds only one other (`deployment.links`), the first emits the codes of the second,
+and the activation between them is never a float. One executable serves all levels; a level is an
+index into the arrays that depend on it.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Deployed:
     layers: layer name -> its weights.
     floats: path -> parameter that stays in floating point (norms, embeddings, biases elsewhere).
     levels: float32 `[L]`, the ratios at which it runs, ascending.
-    wiring: the rest; static.
+    wiring: everything that is no array; static.
   """
 
   layers: dict[str, Mixed | Plain | Depthwise]
@@ -48,7 +48,7 @@ class Deployed:
     return f"Deployed({len(self.layers)} layers, {len(self.levels)} levels)"
 
   def level(self, ratio: float | Array) -> Array:
-    """The first level that reaches a ratio, else the last; int32 `[]`; traced ratios, too."""
+    """The first level that reaches a ratio, traced or not, else the last level; int32 `[]`."""
     # A ratio like 0.1 and the level made of it differ by rounding at most.
     reached = self.levels >= jnp.asarray(ratio, jnp.float32) - 1e-6
     return jnp.where(reached.any(), jnp.argmax(reached), len(self.levels) - 1).astype(jnp.int32)
@@ -71,7 +71,7 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
   level = jnp.asarray(level, jnp.int32)
   tails = links.tails(traced)
   emitted: dict[str, Any] = {}  # consumer -> what its producer made
-  ended: dict[str, Array] = {}  # layer -> its result behind the tail
+  ended: dict[str, Array] = {}  # layer -> its result after the tail
 
   def at(i, eqn, operands):
     layer, side = traced.layers[i], traced.sides[i]
@@ -125,7 +125,7 @@ def deployed_rule(
     **kernel: see `apply`.
 
   Raises:
-    ValueError: a layer takes another one's codes.
+    ValueError: a layer takes the codes or the order of another layer.
   """
   linked = [name for name, feed in deployed.wiring.feeds.items() if feed.producer]
   if linked := [*linked, *deployed.wiring.folds]:

@@ -1,10 +1,10 @@
 """Convolutions as matrix products: patches of integer codes, channel by channel (im2col).
 
-Rows of K are (channel, window position), so that a channel is a run of rows and a shift block of
-channels a run of rows too. Borders are padded with the code of zero, whichever that is at each
-place: unsigned codes lie 128 or 8 lower than what they mean (see `layout.corrections`), and then
-one constant corrects every pixel. Convolutions of stride 1 that keep the size of their image need
-no patches where a kernel knows windows (`window`).
+Rows of K are (channel, window position), so that a channel is a run of rows and a shift block is
+one as well. Borders are padded with the code of zero, which differs between places: unsigned codes
+are stored 128 or 8 lower than their value (see `layouts.corrections`). So one constant corrects
+every pixel. Convolutions of stride 1 that keep the size of their image need no patches where a
+kernel knows windows (`window`).
 """
 
 import math
@@ -48,8 +48,8 @@ def window(layer: Layer, params: Mapping[str, Any], shape: Sequence[int]) -> Win
     shape: of its activation.
 
   Returns:
-    The window; None of layers that are no convolution, and of those that do not keep the size of
-    their line or image or skip pixels of it.
+    The window; None for a layer that is no convolution, that changes the size of its line or image,
+    or that skips pixels.
   """
   if len(layer.window) not in (1, 2) or math.prod(layer.window) == 1 or layer.groups != 1:
     return None
@@ -100,7 +100,7 @@ def rows(
     codes: `[..., P]`; of a convolution `[B, *space, P]`.
     block: rows of K of a shift block.
     channels: places of a shift block.
-    fill: `[P]`, what to pad the borders with.
+    fill: `[P]`, the codes that borders are padded with.
 
   Returns:
     `[M, K]`.

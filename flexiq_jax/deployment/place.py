@@ -1,4 +1,4 @@
-"""Weights as a platform's kernel wants them, once for all calls."""
+"""Brings weights into the order that a platform's kernel reads, once for all calls."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ def place(
 ) -> Deployed:
   """Lays the weights of a deployed model out for where it is to run.
 
-  GPU kernels read them in another order than the one in which they are kept; without this step
-  every call would bring them into it. Nothing changes for a CPU or a TPU.
+  GPU kernels read weights in an order of their own; without this step every call would reorder
+  them. Nothing changes for a CPU or a TPU.
 
   Args:
     deployed: the model, as it is kept.
@@ -23,7 +23,7 @@ def place(
     implementation: of the mixed matmul (see `kernels.mixed_matmul`); None chooses.
 
   Raises:
-    ValueError: for a GPU, a model that was laid out for TPUs.
+    ValueError: the platform is a GPU and the model was laid out for TPUs.
   """
   layers = {}
   for name, d in deployed.layers.items():

@@ -1,7 +1,7 @@
 """How many bytes a deployed model takes, beside float32 and INT8.
 
 The deployed model holds the weights of its mixed layers twice, as 8-bit and as packed 4-bit codes:
-12 bits a weight, where INT8 has 8 and FlexiQ's GPU kernel 8 as well. In return a kernel reads
+12 bits per weight, where INT8 and FlexiQ's GPU kernel have 8. In return a kernel reads
 each channel at the width in use.
 """
 

@@ -21,7 +21,7 @@ class Wiring:
     apply: the float model with batch norm folded, `(params, x) -> y`.
     params: its parameters, shapes alone.
     feeds: layer name -> the layer that emits its codes, or why there is none.
-    between: depthwise layers that emit the codes of a layer on the mixed matmul.
+    between: depthwise layers that emit the codes of a layer that runs on the mixed matmul.
     dynamic: whether activation shifts are chosen at run time.
     folds: layer name -> the layers that write in its order, through what lies between; their
       results stay real numbers (see `graph.reorder`).

@@ -1,7 +1,7 @@
 """The mixed 4/8-bit matmul: a reference and kernels for TPU and GPU behind one function.
 
-Beside these names the modules `tpu`, `gpu`, `tile_files` and `tuning` are for use from outside;
-they load their backend's part of Pallas.
+Code elsewhere may use these names and the modules `tpu`, `gpu`, `tile_files` and `tuning`, which
+load their backend's part of Pallas.
 """
 
 from flexiq_jax.kernels.api import choose_implementation, mixed_matmul, quantize_lower

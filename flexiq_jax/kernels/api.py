@@ -6,7 +6,7 @@
 | `gpu` | Hopper GPUs | Mosaic GPU: int8 wgmma, 4-bit weights read packed |
 | `reference` | any backend | one int8 product in plain jnp |
 
-Without a name the fastest one that can run the layer is taken.
+Where no implementation is named, the fastest that can run the layer is taken.
 """
 
 import functools
@@ -44,8 +44,8 @@ def mixed_matmul(
     epilogue: what follows the integer sum.
     window: of a convolution whose rows of x are pixels; None where x has all rows of K.
     implementation: a name of the table above; None chooses (see `choose_implementation`).
-    platform: cpu, gpu or tpu, where the program is compiled or exported for another one than the
-      present; None is the default backend.
+    platform: cpu, gpu or tpu, where the program is compiled or exported for a platform other than
+      the present one; None is the default backend.
     tuned: tiles measured on the device (`tile_files.read`); other shapes take tiles by rule, and
       the reference has none.
     interpret: run a kernel in interpret mode, on a CPU: True, or for `gpu` the parameters of JAX's
@@ -55,8 +55,8 @@ def mixed_matmul(
     `[M, N]` of dtype `epilogue.out`; with `epilogue.requantize` the next layer's operands.
 
   Raises:
-    ValueError: operands that do not belong together, or an unknown implementation.
-    NotImplementedError: the named implementation cannot run here, or not these operands.
+    ValueError: operands do not fit each other, or the implementation is unknown.
+    NotImplementedError: the named implementation cannot run here, or cannot take these operands.
   """
   platform = platform or jax.default_backend()
   name = implementation or choose_implementation(w, platform)
@@ -97,7 +97,7 @@ def quantize_lower(
 ) -> Activations:
   """Real activations -> operands of the mixed matmul (see `lower.quantize_lower`).
 
-  On a TPU it is a kernel, where channels and places fill whole registers.
+  On a TPU this is a kernel where channels and places fill whole registers.
 
   Args:
     x: float `[M, C]`.
@@ -128,8 +128,8 @@ def choose_implementation(w: Any, platform: str | None = None) -> str:
 
   Args:
     w: the layer's weights; kernels take shift blocks of whole register tiles only.
-    platform: cpu, gpu or tpu; None is the default backend. Of another platform than the present
-      one a generation is assumed that has a kernel.
+    platform: cpu, gpu or tpu; None is the default backend. For a platform other than the present
+      one, a device generation that has a kernel is assumed.
   """
   platform = platform or jax.default_backend()
   present = jax.devices()[0] if platform == jax.default_backend() else None

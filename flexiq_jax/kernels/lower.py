@@ -1,7 +1,7 @@
-"""The step before a mixed matmul: quantize, permute, lower, and keep each channel's one precision.
+"""The step before a mixed matmul: quantize, permute, lower, and keep one precision per channel.
 
-Elementwise behind the gather, so that XLA makes one loop of it that reads x once; where a producer
-already emits codes in layout order, its epilogue does the same (`finish`).
+Everything after the gather is elementwise, so XLA makes one loop of it that reads x once. Where a
+producer emits codes in layout order already, its epilogue does the same work (`finish`).
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def split_codes(codes: Array, shift: Array, low: Array, signed: bool) -> tuple[A
     codes: int32 `[..., K]`, 8-bit codes.
     shift: int32, broadcasts against codes: activation shift of each entry.
     low: bool, broadcasts against codes: which entries are in 4 bits.
-    signed: whether codes are signed; unsigned ones lose 128 and 8.
+    signed: whether codes are signed; 128 and 8 are subtracted from unsigned ones.
 
   Returns:
     int8 `[..., K]`, zero where low; int4 `[..., K]`, zero elsewhere.

@@ -16,9 +16,9 @@ boundary need one product, the block that holds it needs both. With a window (`w
 column for each channel only, rows of w are (block, window position, channel), and the boundary
 counts columns of x.
 
-Unsigned activations enter as `q - 128` and `code - 8`. What that takes away is constant for a
-boundary and an output, and sits in `Epilogue.correction`; only where 4-bit codes meet a shift that
-is chosen at run time, the kernel adds it before the shift (`low_offsets`).
+Unsigned activations enter as `q - 128` and `code - 8`. For each boundary and output this changes
+the sum by a constant, which `Epilogue.correction` adds back. Only where the shift of 4-bit codes is
+chosen at run time does the kernel add it, before the shift (`low_offsets`).
 """
 
 from typing import Any, Literal
@@ -63,8 +63,8 @@ class Weights:
     block: S.
     offset: what was taken off the activations' 4-bit codes: 8 for unsigned ones, else 0.
     taps: window positions of a shift block, position by position; 1 where x has all rows of K.
-    copies: how often x holds each channel, one column behind the other, where a block has fewer
-      channels than a register: as many positions then go side by side.
+    copies: how often x holds each channel, in neighbouring columns, where a block has fewer
+      channels than a register has lanes: so many window positions then lie side by side.
   """
 
   w8: Array
@@ -91,9 +91,9 @@ class Requantize:
     boundary: int32 `[]`, how many of the N outputs are in 4 bits there.
     shift: int32 `[N]`, the next layer's activation shift of each output.
     signed: whether the next layer's codes are signed.
-    granule: the next layer's kernel reads whole blocks of so many channels, in one precision or,
-      around its boundary, in both; what it does not read is not written and holds anything. 0:
-      both are written everywhere.
+    granule: the next layer's kernel reads blocks of so many channels, each in one precision, and
+      the block that holds its boundary in both. What it does not read is not written and undefined.
+      0 writes both precisions everywhere.
   """
 
   scale: Array
@@ -109,7 +109,7 @@ class Epilogue:
 
   Attributes:
     scale: float32 `[N]`, activation scale times weight scale.
-    correction: int32 `[N]`, joins the integer sum: offsets of unsigned codes, bias corrections.
+    correction: int32 `[N]`, added to the integer sum: offsets of unsigned codes, bias corrections.
     bias: float32 `[N]` or None.
     requantize: makes the result the next layer's codes instead of `out`.
     activation: none, relu, relu6, gelu (exact) or gelu_tanh.
@@ -145,7 +145,7 @@ def low_offsets(w: Weights, boundary: Array) -> Array:
 
 
 def check(x: Activations, w: Weights, epilogue: Epilogue) -> None:
-  """Checks that operands belong together.
+  """Checks that operands fit each other.
 
   Raises:
     ValueError: naming the field, what it is and what was expected.

@@ -1,4 +1,4 @@
-"""Two 4-bit codes a byte, paired along the rows: how packed weights are stored.
+"""Two 4-bit codes per byte, paired along the rows: how packed weights are stored.
 
 Packed row r holds row 2r in its low nibble and row 2r + 1 in its high nibble. This is the order in
 which a TPU's registers hold int4 (`pltpu.bitcast`), so unpacking costs nothing there.

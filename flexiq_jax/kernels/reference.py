@@ -1,7 +1,7 @@
 """The mixed matmul in plain jnp, for any backend: what the kernels are compared with.
 
-Both precisions shifted back fit int8 (docs/flexiq.md, step C), so it is one int8 product, whatever
-the boundary. Nothing is skipped: right everywhere, and faster at 4 bits nowhere.
+Codes of both precisions, shifted back, fit int8 (docs/flexiq.md, step C), so one int8 product
+serves every boundary. It is right on every backend, but 4 bits are no faster than 8.
 """
 
 from typing import Any

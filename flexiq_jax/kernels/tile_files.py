@@ -1,8 +1,8 @@
 """Measured tiles: what `tuning.autotune` found for a kind of device, kept as `FOLDER/DEVICE.json`.
 
-A product whose shape has an entry takes its tiles; any other one takes tiles by rule, and so does a
-convolution whose window slides. Files are of one kind of device: tiles of another one may not even
-fit.
+A product whose shape has an entry takes its tiles. Every other product takes tiles by rule, and so
+does a convolution whose window slides. A file belongs to one kind of device; its tiles may not even
+fit on others.
 """
 
 import dataclasses

@@ -84,7 +84,7 @@ def autotune(
     folder: where `DEVICE.json` lies or is made; written after every shape.
     kind: device kind; None is the present device.
     seconds: measures tiles on a shape; None measures on the present device.
-    progress: takes a line for each shape.
+    progress: called with one line of text for each shape.
 
   Returns:
     Everything that the file now holds.

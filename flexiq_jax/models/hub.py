@@ -13,7 +13,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
-  """Finds the local file behind a source, fetching it if need be.
+  """Finds the local file of a source and fetches it first where that is needed.
 
   Args:
     source: a path, in which `~` and environment variables are expanded; or `hf:owner/repo`,

@@ -286,7 +286,7 @@ def _arguments(build: Callable[..., nnx.Module]) -> tuple[str, ...]:
 
 
 def _class(build: Callable[..., nnx.Module]) -> type:
-  """The class behind a partial."""
+  """The class that a partial calls."""
   while isinstance(build, functools.partial):
     build = build.func
   assert isinstance(build, type)

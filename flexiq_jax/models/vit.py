@@ -51,7 +51,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One pre-norm encoder block: attention and MLP, each behind a LayerNorm and a residual."""
+  """One pre-norm encoder block: attention and MLP, each after a LayerNorm, with a residual."""
 
   def __init__(self, width, heads, hidden, *, dtype, rngs):
     args = {"dtype": dtype, "rngs": rngs}

@@ -35,6 +35,8 @@ from flexiq_jax.models.mobilenet import MobileNetV2
 from flexiq_jax.models.pure import Params, flatten, functional, unflatten
 
 _MAX_LISTED = 10
+# What NumPy holds, as safetensors call it.
+_DTYPES = {"BOOL", "BF16", "F16", "F32", "F64"} | {f"{u}{n}" for u in "IU" for n in (8, 16, 32, 64)}
 _HEADS = re.compile(r"^(fc|classifier|head)/")
 Tensors = dict[str, np.ndarray]
 
@@ -70,7 +72,7 @@ def load(source: str | os.PathLike[str], model: str | nnx.Module, params: Params
       "padding='torch'; use mobilenet_v2_tf or efficientnet_lite0_tf, or pass the module itself, "
       "made with padding='tf_same'"
     )
-  tensors = _dequantize(original)
+  tensors = _dequantize(path, original)
   flat = flatten(params)
   places = names.translate(family, tensors, flat)
   if from_tf:
@@ -101,7 +103,9 @@ def _read(path: pathlib.Path) -> Tensors:
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       wanted = [key for key in list(file.keys()) if not names.IGNORED.search(key)]
-      return {key: file.get_tensor(key) for key in wanted}
+      kinds = {key: file.get_slice(key).get_dtype() for key in wanted}
+      foreign = [key for key in wanted if kinds[key] not in _DTYPES]
+      tensors = {} if foreign else {key: file.get_tensor(key) for key in wanted}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     with open(path, "rb") as file:
       pickled = file.read(2) in (b"PK", b"\x80\x02")
@@ -111,15 +115,27 @@ def _read(path: pathlib.Path) -> Tensors:
       else "it is damaged, cut short or of another format; fetch or export it again"
     )
     raise ValueError(f"{path} cannot be read as safetensors ({error}): {advice}") from error
+  if foreign:
+    raise ValueError(
+      f"{path} holds {kinds[foreign[0]]} in {_listed(foreign)}; convert these to float32 (with "
+      "their scales, where they have any) and save the file again"
+    )
+  return tensors
 
 
-def _dequantize(tensors: Tensors) -> Tensors:
+def _dequantize(path: pathlib.Path, tensors: Tensors) -> Tensors:
   """Turns each pair of weight_q (int8, output channels first) and weight_scale into a weight."""
   result = {}
   for name, tensor in tensors.items():
     stem, _, leaf = name.rpartition(".")
     scale = tensors.get(f"{stem}.weight_scale")
     if leaf == "weight_q" and scale is not None:
+      outputs = tensor.shape[0] if tensor.ndim else 1
+      if scale.size not in (1, outputs):
+        raise ValueError(
+          f"{path}: {stem}.weight_scale has {scale.size} values; 1 or {outputs} are accepted, as "
+          f"{name} is {list(tensor.shape)}, output channels first; export the file again"
+        )
       scale = scale.reshape(-1, *(1,) * (tensor.ndim - 1))
       result[f"{stem}.weight"] = tensor.astype(np.float32) * scale
     elif leaf != "weight_scale" or f"{stem}.weight_q" not in tensors:

@@ -1,6 +1,6 @@
 """Quantization without state: 8-bit codes, the 4-bit codes inside them, layers computed on both.
 
-Beside these names the modules are for use from outside; most of what they hold are functions.
+Code elsewhere may use these names and the modules, most of which hold functions.
 """
 
 from flexiq_jax.quant.calibration import BINS, PassListener, RangeSettings, Values

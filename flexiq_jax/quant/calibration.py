@@ -1,6 +1,6 @@
-"""What calibration examples tell of a model: ranges, 8-bit scales, code histograms, local errors.
+"""What calibration examples tell about a model: ranges, 8-bit scales, histograms, local errors.
 
-Four passes over the same examples, each a compiled function applied batch by batch:
+Four of these steps pass over the examples, each by a compiled function applied batch by batch:
 
 1. `observe_values`: range of every layer's input, then a histogram of it (two passes);
 2. `quantize`: weight and activation scales, 8-bit codes (no pass);
@@ -133,7 +133,7 @@ def quantize(
 
   Args:
     layers: from `graph.layers`.
-    weights: from `graph.weights`, behind folded batch norm.
+    weights: from `graph.weights`, with batch norm folded in.
     values: from `observe_values`.
     settings: how clipping ranges are found.
     bits: width of weights and activations, 2..8.

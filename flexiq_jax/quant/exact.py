@@ -18,8 +18,8 @@ for a layer on a platform, the one to take first.
 A part's sum is at most 128 times the sum of its weights' magnitudes, so float32 counts it exactly
 while those are at most 2^17 for every output. `parts` finds from the codes how many are needed.
 
-`bfloat16` is listed behind the integer ways: it relies on tensor cores that keep 24 bits while they
-add, which is known of few. TensorFloat-32 and Winograd's algorithm, which a library may take for a
+`bfloat16` is listed after the integer ways: it relies on tensor cores that keep 24 bits while they
+add, which is known for few. TensorFloat-32 and Winograd's algorithm, which a library may take for a
 convolution of floats, would not be exact, so there is no way of that kind for GPUs.
 """
 
@@ -53,7 +53,7 @@ def platform_of(platform: str | None) -> str:
 
 
 def parts(layer: Layer, w: np.ndarray, low: np.ndarray | None = None) -> int:
-  """In how many runs of input channels a layer's sums are to be cut for `float_result`.
+  """Into how many runs of input channels `float_result` has to cut a layer's sums.
 
   Args:
     layer: the layer.
@@ -250,7 +250,7 @@ def _float_result(layer, contract, x, w, count):
       )
       # Else XLA makes slices of one convolution out of them, for which cuDNN has nothing.
       piece = jax.lax.optimization_barrier(piece)
-    # The conversion right behind is what makes cuDNN's convolution of it.
+    # The conversion that follows at once lets XLA take cuDNN's convolution.
     y = contract(*piece, jnp.int32).astype(jnp.float32).astype(jnp.int32)
     total = y if total is None else total + y
   return total

@@ -32,12 +32,13 @@ class LowSettings:
       it is a divisor, and for 0, every group has shifts of its own.
     activation_shift: `range`, `mse` or `naive` (see `quant.lowering`).
     weight_shift: the same.
-    weight_shift_per: `group`, one weight shift shared over outputs, or `output`, one per (group,
-      output channel); of a shift block instead of a group where there are shift blocks.
+    weight_shift_per: `group`, one weight shift for all outputs, or `output`, one per (group, output
+      channel). Where there are shift blocks, read "shift block" for "group".
     sort: sort channels by shift and error before cutting them into groups.
-    bias_correction: take the mean output error of the groups in 4 bits out again (see `lower`).
-    whole_heads: behind an attention, groups are made of whole heads, as many as reach G channels,
-      so that deployment can fold their order into queries, keys and values.
+    bias_correction: correct the mean output error of the groups in 4 bits (see `lower`).
+    whole_heads: in a layer that reads an attention's result, groups are made of whole heads, as
+      many as reach G channels, so that deployment can fold their order into queries, keys and
+      values.
   """
 
   group_size: int = 4

@@ -59,11 +59,11 @@ def quantize(x: Array, scale: Array, bits: int, signed: bool = True) -> Array:
 
 
 def divisor(x: Array, scale: Array) -> Array:
-  """A scale that x is divided by as it stands, of x's shape.
+  """The scale spread to x's shape, so that x is really divided by it.
 
-  XLA turns a division by a scalar or a row that nothing else reads into a product with its inverse,
-  which may round a value to another code than another program does. It leaves a divisor alone that
-  might depend on x.
+  XLA turns a division by a scalar or a row that nothing else reads into a product with its inverse.
+  Two programs could then round the same value to different codes. XLA does not do so with a divisor
+  that might depend on x.
   """
   return jnp.where(jnp.isnan(x), jnp.float32(1), scale)
 
@@ -118,8 +118,8 @@ def activation_scale(
     method: `max`; `percentile` of the magnitudes; `mse`, least squared error with every bin's
       values at its centre; `joint`, least squared error of the 4-bit codes inside the 8-bit ones
       plus `JOINT_WEIGHT` times that of the 8-bit ones. A 4-bit step is a power of two times the
-      8-bit step, so a few per cent of the 8-bit scale, which 8 bits hardly feel, decide how well
-      4 bits fit. At other widths `joint` is `mse`.
+      8-bit step, so changing the 8-bit scale by a few per cent, which hardly matters in 8 bits,
+      decides how well 4 bits fit. At other widths `joint` is `mse`.
     percentile: used by `percentile`.
   """
   centers = (edges[1:] + edges[:-1]) / 2

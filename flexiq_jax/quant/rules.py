@@ -11,7 +11,7 @@
 A product only ever pairs operands of the same channel, and a 4-bit code shifted back, `q4 << e`,
 fits the 8-bit grid. One int8 contraction on operands chosen per channel therefore *is* the mixed
 layer, bit for bit (docs/flexiq.md, step C); the mask is an ordinary traced array. The groups' bias
-corrections join the integer sum; behind it comes one multiplication by the scales.
+corrections are added to the integer sum, which is then multiplied by the scales.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,7 +59,7 @@ class QLayer:
     bits: width of both operands.
     signed: whether activation codes are signed; unsigned ones are 0..2^bits - 1.
     parts: runs of input channels whose sums float32 counts exactly (see `exact.parts`), with any of
-      them in 4 bits; None where nobody looked at the codes.
+      them in 4 bits; None where the codes were not examined.
   """
 
   w: Array
@@ -148,9 +148,9 @@ def mixed_rule(
     masks: layer name -> bool `[J]`, true for groups in 4 bits. Layers without a mask stay 8-bit.
     dynamic: choose activation shifts at run time, per example: the smaller of the static shift and
       the one the range of the example's own 4-bit channels needs (docs/flexiq.md, step G).
-    split: contract each precision by itself, with zeros for the other one's channels: twice the
-      products and the same sums, but no weights that depend on a mask, so that `jax.vmap` over
-      masks has none to batch.
+    split: contract each precision by itself, with zeros for the channels of the other. This takes
+      twice the products for the same sums, but weights do not depend on the mask, so `jax.vmap`
+      over masks need not batch them.
     platform: cpu, gpu or tpu, for which the program is compiled; None is JAX's default backend.
 
   Raises:
@@ -223,7 +223,7 @@ def _scaled(layer: Layer, q: QLayer, acc: Array) -> Array:
 def _live_shift(layer: Layer, codes: Array, low: Low, mask: Array, signed: bool) -> Array:
   """Range shift of each example's live codes in each shift block, spread over x.
 
-  Of a block that is only partly in 4 bits, those channels count that are.
+  In a block that is only partly in 4 bits, only the channels in 4 bits count.
   """
   if not layer.x_rows:
     raise ValueError(

@@ -13,6 +13,7 @@ Saving is synchronous: when `save` returns, the step is on disk. Of several proc
 may open a folder; `pack` and `unpack` take a tree to the others.
 """
 
+import errno
 import io
 import json
 import os
@@ -24,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flexiq_jax.runs import interruption
+from flexiq_jax.runs import files, interruption
 
+# Bytes that Orbax writes beside the arrays, generously.
+_PER_LEAF, _PER_STEP = 2**10, 2**17
 # Files that are there only when both items of a step are complete.
 _COMPLETE = ("_CHECKPOINT_METADATA", "tree/_METADATA", "tree/manifest.ocdbt", "metadata/metadata")
 
@@ -47,17 +50,25 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints in one folder; a context manager."""
 
-  def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 2,
+    remedy: str = "remove it to go on from the one before",
+  ):
     """Opens a folder of checkpoints and makes it if it is missing.
 
     Args:
       directory: the folder.
       keep: how many of the newest checkpoints stay, at least 1.
+      remedy: what a message about a damaged checkpoint advises.
 
     Raises:
       ValueError: keep is below 1, or directory is a file.
     """
     self.directory = Path(directory).absolute()
+    self._remedy = remedy
     if keep < 1:
       raise ValueError(f"keep is {keep}; 1 or more checkpoints are accepted")
     if self.directory.exists() and not self.directory.is_dir():
@@ -106,6 +117,7 @@ class Checkpoints:
 
     Raises:
       ValueError: the step is saved already, or a leaf is neither array nor number.
+      OSError: the disk is full (ENOSPC, EDQUOT).
     """
     if step < 0 or step in self.steps():
       raise ValueError(
@@ -114,15 +126,22 @@ class Checkpoints:
       )
     self._move_aside_incomplete()
     arrays = {name: _to_host(name, leaf) for name, leaf in _named_leaves(tree)}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        # Orbax refuses arrays without elements; the template knows all there is to know of them.
-        tree=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
-        metadata=ocp.args.JsonSave(metadata or {}),
-      ),
-      force=True,  # without it a step below the newest one is skipped silently
-    )
+    size = sum(array.nbytes + _PER_LEAF for array in arrays.values()) + _PER_STEP
+    files.require_space(self.directory, size)
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          # Orbax refuses arrays without elements; the template knows all there is to know of them.
+          tree=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
+          metadata=ocp.args.JsonSave(metadata or {}),
+        ),
+        force=True,  # without it a step below the newest one is skipped silently
+      )
+    except Exception as error:  # TensorStore says it in the text alone
+      if "os_error_code='28'" not in str(error):
+        raise
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from None
     interruption.check()  # now that it is on disk
 
   def restore_latest(self, template: Any) -> Restored | None:
@@ -161,9 +180,8 @@ class Checkpoints:
     except _MismatchError as error:
       raise ValueError(str(error)) from None
     except Exception as error:  # Orbax and TensorStore have no common base class
-      raise ValueError(
-        f"{where} cannot be read; remove it to go on from the one before: {error}"
-      ) from error
+      advice = f"; {self._remedy}" * bool(self._remedy)
+      raise ValueError(f"{where} cannot be read{advice}: {error}") from error
     restored = [_from_host(read.tree.get(name), leaf) for name, leaf in leaves]
     tree = jax.tree.unflatten(jax.tree.structure(template), restored)
     return Restored(step, tree, read.metadata)
@@ -242,8 +260,8 @@ def _stored_form(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
 
 
 def _from_host(array: np.ndarray | None, leaf: Any) -> Any:
-  if array is None:
-    return leaf  # an array without elements
+  if array is None:  # an array without elements
+    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
   if _is_key(leaf):
     return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
   if isinstance(leaf, jax.Array):

@@ -1,8 +1,8 @@
 """Several processes that run one program, on one machine or on many (`jax.distributed`).
 
 Every process computes the same things in the same order, and a search's population is spread over
-the devices of all (`search.population_mesh`). Whatever processes could see differently, files, the
-time, or rounding, is looked at by the main process, number 0, and told to the others.
+the devices of all (`search.population_mesh`). What could differ between processes (files, the time,
+rounding) is read by the main process alone, number 0, and sent to the others.
 
 A process that fails leaves at once instead of waiting for the others at the exit, as JAX does.
 JAX's coordination service, which lives in the main process, then ends them: within seconds where it
@@ -95,8 +95,8 @@ def is_main() -> bool:
 def together() -> Iterator[None]:
   """Starts and ends a program together with the other processes, if there are any.
 
-  Others than the main one are silent on standard output. At the end they wait for the main one,
-  however long it goes on alone. Where the block raises, this process does not wait for the others.
+  Only the main process writes to standard output. At the end the others wait for it, however long
+  it goes on alone. Where the block raises, this process does not wait for the others.
   """
   initialize()
   if not several():

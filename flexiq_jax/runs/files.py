@@ -1,16 +1,70 @@
 """Files that survive a crash: atomic text, lines of JSON, values that JSON can hold."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, or none that this user may take
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}|.+\.part|.+\.orbax-checkpoint-tmp|\d+\.incomplete-\d+")
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Puts a path to errors of a disk that is full, which the system gives without one.
+
+  Raises:
+    OSError: as it was, with the path.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in FULL or error.filename is not None:
+      raise
+    raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+def require_space(folder: Path, size: int) -> None:
+  """Checks that a folder's disk has room, before a library writes that reports this in many lines.
+
+  Raises:
+    OSError: ENOSPC or EDQUOT, with the folder.
+  """
+  probe = folder / f".space.{uuid.uuid4().hex}"
+  with named(folder):
+    try:
+      with probe.open("xb") as file:
+        if hasattr(os, "posix_fallocate"):
+          os.posix_fallocate(file.fileno(), 0, size)  # a quota shows only where space is taken
+        elif shutil.disk_usage(folder).free < size:
+          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+      probe.unlink(missing_ok=True)
+
+
+def remove_left_over(folder: Path) -> None:
+  """Removes the temporary files and folders that a killed run left below a workdir.
+
+  Workdirs below it, which other processes may run in, are left alone.
+  """
+  for path in folder.iterdir():
+    if _LEFT_OVER.fullmatch(path.name):
+      if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        path.unlink(missing_ok=True)
+    elif path.is_dir() and not path.is_symlink() and not (path / "config.json").exists():
+      remove_left_over(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -27,11 +81,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
   # In the same folder, since a rename is atomic within a file system only.
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
   try:
-    with temporary.open("x", encoding="utf-8", newline="") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with named(path):
+      with temporary.open("x", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
@@ -40,7 +95,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Held while shared files of a folder are changed; the system frees it if we die."""
+  """A lock on a folder's shared files; the system frees it if this process dies."""
   with (folder / ".lock").open("w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
@@ -88,10 +143,23 @@ def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]
 def parse(line: bytes) -> dict[str, Any] | None:
   """A JSON object from one line, or None where the line is something else."""
   try:
-    record = json.loads(line)
-  except ValueError:
+    record = _decode(line)
+  except (ValueError, RecursionError):
     return None
   return record if isinstance(record, dict) else None
+
+
+def _decode(text: bytes) -> Any:
+  """JSON in which no object has a key twice."""
+
+  def pairs(items):
+    found = dict(items)
+    if len(found) < len(items):
+      keys = [key for key, _ in items]
+      raise ValueError(f"key {max(keys, key=keys.count)!r} stands more than once in an object")
+    return found
+
+  return json.loads(text, object_pairs_hook=pairs)
 
 
 def cut_half_line(path: Path) -> None:
@@ -119,9 +187,12 @@ def read_json(path: Path) -> dict[str, Any]:
   """Reads a file that holds one JSON object.
 
   Raises:
-    ValueError: it holds something else.
+    ValueError: it holds something else, or a key twice, or is nested too deeply.
   """
-  record = parse(path.read_bytes())
-  if record is None:
+  try:
+    record = _decode(path.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is no JSON object ({error}): restore the file or delete it") from None
+  if not isinstance(record, dict):
     raise ValueError(f"{path} is no JSON object: restore the file or delete it")
   return record

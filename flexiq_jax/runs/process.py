@@ -83,9 +83,9 @@ def peak_memory() -> dict[str, int]:
 def full_precision() -> None:
   """Makes float32 products of models really float32, where nobody has chosen a precision.
 
-  By default accelerators multiply float32 in bfloat16 (TPUs) or TensorFloat-32 (NVIDIA GPUs), which
-  would be the float model's accuracy, and its attention's, of that. JAX's own setting
-  (`JAX_DEFAULT_MATMUL_PRECISION`) goes before.
+  By default accelerators multiply float32 in bfloat16 (TPUs) or TensorFloat-32 (NVIDIA GPUs); the
+  accuracy of the float model, and of attention in any model, would then be that of those formats.
+  JAX's own setting (`JAX_DEFAULT_MATMUL_PRECISION`) has precedence.
   """
   if jax.config.values["jax_default_matmul_precision"] is None:
     jax.config.update("jax_default_matmul_precision", "highest")

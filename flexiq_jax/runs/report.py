@@ -21,7 +21,7 @@ from flexiq_jax.runs import files, process, tables
 
 FILES = {  # what the files of a workdir are, for the last section
   "config.json": "the config of the run",
-  "metrics.jsonl": "events with time stamps, one JSON object a line",
+  "metrics.jsonl": "events with time stamps, one JSON object per line",
   "results.csv": "the results, one row for each method, ratio and seed",
   "recipe.json": "the schedule, to evaluate or deploy without searching again",
   "finished": "marker: the run is complete",
@@ -107,7 +107,7 @@ def layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
   """The layers of a model as a plain table with a line of totals.
 
   Args:
-    layers: one mapping a layer, from the input on, with `name`, `kind` (dense, conv, depthwise),
+    layers: one mapping per layer, from the input on, with `name`, `kind` (dense, conv, depthwise),
       `in_channels`, `out_channels`, `macs` of one example, `parameters` (their number), `groups`
       (channel groups, 0 or None in a layer that stays 8-bit) and `bits` (a number, or a text as
       `4/8`). What is missing or None is an empty cell.

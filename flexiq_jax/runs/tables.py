@@ -99,8 +99,8 @@ def curves(
     column: the y axis.
 
   Returns:
-    For each method `(ratios [R] ascending, values [S, R])`, a seed a row, nan where a seed lacks
-    that ratio.
+    For each method `(ratios [R] ascending, values [S, R])`, one row per seed, nan where a seed
+    lacks that ratio.
   """
   points: dict[str, dict[tuple[Any, float], float]] = {}
   for row in rows:

@@ -3,7 +3,7 @@
 | file            | what it holds                                                             |
 | --------------- | ------------------------------------------------------------------------- |
 | `config.json`   | the config of the run, written once, compared at every later start        |
-| `metrics.jsonl` | one JSON object a line: time, event name, values; appended                |
+| `metrics.jsonl` | one JSON object per line: time, event name, values; appended              |
 | `results.csv`   | one row for each (method, ratio, seed); replaced as a whole, atomically   |
 | `finished`      | JSON, there once the run is complete: the same command is then a no-op    |
 
@@ -62,6 +62,8 @@ class Workdir:
   def __init__(self, path: str | os.PathLike[str]):
     """Makes the folder where it is missing and proves that it can be written.
 
+    A folder whose run is finished may be on storage that cannot be written.
+
     Args:
       path: folder of the run.
 
@@ -70,6 +72,8 @@ class Workdir:
     """
     self.path = Path(path)
     self.about: dict[str, str] = {}
+    if (self.path / "finished").exists():
+      return
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       with tempfile.TemporaryFile(dir=self.path) as probe:
@@ -82,10 +86,12 @@ class Workdir:
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
-    """Keeps other processes from running here; the system lets go if we die.
+    """Keeps other processes from running here; the system ends it if this process dies.
+
+    Temporary files that a killed run left are removed.
 
     Raises:
-      ValueError: one does; names its process, its host and since when.
+      ValueError: another process runs here; names it, its host and its start.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds")
     with (self.path / ".running").open("a+") as file:
@@ -100,6 +106,8 @@ class Workdir:
       file.truncate(0)
       file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
       file.flush()
+      with files.locked(self.path):
+        files.remove_left_over(self.path)
       yield
 
   def config(self, config: Mapping[str, Any], *, overrule: bool = False) -> bool:
@@ -135,7 +143,9 @@ class Workdir:
       self.event("config_overruled", changes=[list(change) for change in changes])
     # A marker without its config, or of another config, says nothing about this run.
     (self.path / "finished").unlink(missing_ok=True)
-    files.write_text(path, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    text = json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with files.locked(self.path):  # not while another process clears up (see `held`)
+      files.write_text(path, text)
     return resumes
 
   def event(self, event: str, **values: Any) -> None:
@@ -153,7 +163,7 @@ class Workdir:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"time": now, "event": event} | files.to_plain(values), allow_nan=False)
     path = self.path / "metrics.jsonl"
-    with files.locked(self.path), path.open("ab") as file:
+    with files.locked(self.path), files.named(path), path.open("ab") as file:
       files.cut_half_line(path)
       file.write(line.encode() + b"\n")
       file.flush()
@@ -219,7 +229,7 @@ class Workdir:
     return list(self._table().values())
 
   def join(self, runs: Iterable["Workdir"]) -> None:
-    """Makes the rows of other workdirs this one's; of rows alike in `KEY` the first counts."""
+    """Takes the rows of other workdirs instead; of those alike in `KEY` the first counts."""
     table: dict[tuple[str, str, str], dict[str, Any]] = {}
     for run in runs:
       table |= {key: row for key, row in run._table().items() if key not in table}
@@ -248,7 +258,7 @@ class Workdir:
     if record is None:
       return None
     return (
-      f"{self.path}: this run finished at {record['time']}; nothing to do. To run it again, "
+      f"{self.path}: this run finished at {record.get('time')}; nothing to do. To run it again, "
       "name another workdir or delete this one."
     )
 

@@ -117,7 +117,8 @@ class SearchSettings:
     check_one_of("effects", self.effects, ("probes", "flips"))
     check_one_of("mode", self.mode, ("progressive", "joint"))
     levels = self.levels
-    rising = all(a < b for a, b in itertools.pairwise(levels))
+    numbers = all(isinstance(level, int | float) for level in levels)
+    rising = numbers and all(a < b for a, b in itertools.pairwise(levels))
     if not levels or not rising or not all(0 < level < 1 for level in levels):
       raise ValueError(f"levels: {tuple(levels)}; increasing numbers between 0 and 1 are accepted")
     for field in ("block", "probes", "candidates", "checkpoint_every", "generations"):
@@ -148,3 +149,5 @@ class SearchSettings:
 def _at_least(least: int, field: str, value: float) -> None:
   if not value >= least:
     raise ValueError(f"{field}: {value}; at least {least} is accepted")
+  if value >= 2**31:
+    raise ValueError(f"{field}: {value}; at most {2**31 - 1} is accepted")

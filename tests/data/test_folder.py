@@ -82,7 +82,7 @@ def test_a_wrong_table_is_refused(tmp_path, text, message):
 def test_a_table_in_another_encoding_is_refused(tmp_path):
   _save(tmp_path / "a.png")
   (tmp_path / "labels.csv").write_bytes("file,label\na.png,0\né.png,1\n".encode("latin-1"))
-  with pytest.raises(ValueError, match=r"labels\.csv, line 3 or behind it: not UTF-8 .*save it as"):
+  with pytest.raises(ValueError, match=r"labels\.csv, line 3 or later: not UTF-8 .*save it as"):
     data.open_source("folder", root=tmp_path)
 
 

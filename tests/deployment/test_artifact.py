@@ -1,5 +1,7 @@
 """A deployed model on disk and as an export: the same results, and refusals."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -14,7 +16,7 @@ import pytest
 from flax import nnx
 
 from flexiq_jax import deployment, models
-from flexiq_jax.deployment import artifact, export
+from flexiq_jax.deployment import artifact, document, export
 from tests.deployment.deployed_for_test import (
   LEVELS,
   RESNET,
@@ -24,6 +26,7 @@ from tests.deployment.deployed_for_test import (
   ones_own,
   own_network,
 )
+from tests.mutants_for_test import MUTANTS, mutants_are_told
 
 SPEC = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 
@@ -43,11 +46,16 @@ def saved(deployed, tmp_path_factory):
   return artifact.save(tmp_path_factory.mktemp("saved") / "resnet", deployed, name="resnet8")
 
 
+@functools.cache
+def shapes_of(name, arguments):
+  module = nnx.eval_shape(lambda: models.create(name, **dict(arguments)))
+  return models.functional(module)
+
+
 def abstract(case=RESNET):
   """The float model's code and shapes; there are no weights."""
   name, arguments = case
-  module = nnx.eval_shape(lambda: models.create(name, **arguments))
-  return models.functional(module)
+  return shapes_of(name, tuple(arguments.items()))
 
 
 def load(path, **options):
@@ -109,16 +117,25 @@ def copy(saved, tmp_path):
 
 
 def edit(path, change):
-  document = json.loads((path / "artifact.json").read_text())
-  change(document)
-  document["sha256"] = artifact._seal(document)
-  (path / "artifact.json").write_text(json.dumps(document))
+  reseal(path, changed(path, change))
+
+
+def changed(path, change):
+  found = json.loads((path / "artifact.json").read_text())
+  change(found)
+  return found
+
+
+def reseal(path, found):
+  """Writes a document that says something else, whole in itself."""
+  found["sha256"] = document.seal(found)
+  (path / "artifact.json").write_text(document._text(found))
 
 
 def test_refuses_other_versions_and_formats(saved, tmp_path):
   path = copy(saved, tmp_path)
   edit(path, lambda d: d.update(version=99))
-  with pytest.raises(ValueError, match="version 99; this release reads 2"):
+  with pytest.raises(ValueError, match="version 99; this release reads 3"):
     load(path)
   edit(path, lambda d: d.update(format="other"))
   with pytest.raises(ValueError, match="no artifact"):
@@ -152,7 +169,7 @@ def test_any_flipped_bit_is_refused(saved, tmp_path):
   path, rng = copy(saved, tmp_path), np.random.default_rng(0)
   load(path)
   files = sorted(p for p in path.rglob("*") if p.is_file() and p.stat().st_size)
-  for draw in range(100):
+  for draw in range(500):
     file = files[draw % len(files)]
     whole = file.read_bytes()
     bit = int(rng.integers(8 * len(whole)))
@@ -163,6 +180,103 @@ def test_any_flipped_bit_is_refused(saved, tmp_path):
       load(path)
     file.write_bytes(whole)
   load(path)  # whole again
+
+
+def told(path):
+  """Loads what may be refused; (whether it was, with what message)."""
+  try:
+    load(path)
+  except ValueError as error:
+    return str(error)
+  return ""
+
+
+@pytest.mark.parametrize("count", MUTANTS)
+def test_mutants_are_read_or_told(saved, tmp_path, count):
+  """Whole in themselves, so that what they say is looked at."""
+  path = copy(saved, tmp_path)
+  found, template = json.loads((path / "artifact.json").read_text()), artifact.read(path).template()
+  read = []
+
+  def tried(made):
+    if isinstance(made, dict):
+      reseal(path, made)
+    else:
+      (path / "artifact.json").write_text(json.dumps(made))
+    read.append((made, artifact.read(path).template()))
+
+  mutants_are_told(found, tried, count, starts="artifact: ")
+  assert 0.003 < len(read) / count < 0.5  # names, functions and digests may be others
+  for one, of in read if count > 1000 else read[:5]:
+    reseal(path, one)
+    message = told(path)
+    assert message.startswith("artifact: ") or not message
+    # Other arrays than those of the files are none that may be loaded.
+    same = jax.tree.leaves_with_path(of) == jax.tree.leaves_with_path(template)
+    assert message or (same and one["files"] == found["files"])
+
+
+def test_what_arrays_a_layer_has_is_as_its_class_says():
+  for kind, fields in document._FIELDS.items():
+    assert list(fields) == [f.name for f in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (
+      lambda d, e: e.update(signed="conv"),
+      "layer NAME: Expected `bool`, got `str` - at `$.signed`",
+    ),
+    (
+      lambda d, e: e.update(channels=10**12),
+      "layer NAME: Expected `int` <= 2147483647 - at `$.chan",
+    ),
+    (
+      lambda d, e: e.update(channels=10**6),
+      "layer NAME: channels is 1000000; 1..36 are accepted in",
+    ),
+    (lambda d, e: e.update(channels=True), "layer NAME: Expected `int`, got `bool`"),
+    (lambda d, e: e.update(activation="tanh"), "layer NAME: Invalid enum value 'tanh'"),
+    (lambda d, e: e.update(type="Other"), "layer NAME: Invalid value 'Other' - at `$.type`"),
+    (lambda d, e: e.update(colour=1), "layer NAME: Object contains unknown field `colour`"),
+    (
+      lambda d, e: e["scale"].update(shape=[10**9]),
+      "scale is float32 [1000000000]; float32 [8] is",
+    ),
+    (lambda d, e: e["scale"].update(dtype="object"), "Expected `str` matching regex"),
+    (
+      lambda d, e: e["weights"].update(block=9),
+      "layer NAME: w8 has 72 rows; 18 are accepted, 2 bl",
+    ),
+    (lambda d, e: d["levels"].append(0.5), "levels: [0.0, 0.30000001192092896, 0.5, 1.0, 0.5] do"),
+    (lambda d, e: d.update(levels=[]), "Expected `array` of length >= 1 - at `$.levels`"),
+    (lambda d, e: d.update(dynamic=0), "Expected `bool`, got `int` - at `$.dynamic`"),
+    (lambda d, e: d.update(more=0), "Object contains unknown field `more`"),
+    (lambda d, e: d.pop("folds"), "Object missing required field `folds`"),
+    (lambda d, e: d["files"].update(x="1"), "`$.files[...]`"),
+  ],
+)
+def test_damage_is_told(saved, tmp_path, change, message):
+  path, name = copy(saved, tmp_path), "layer1/0/conv1"
+  edit(path, lambda d: change(d, d["arrays"]["layers"][name]))
+  with pytest.raises(ValueError) as error:
+    artifact.read(path)
+  assert str(error.value).startswith(f"artifact: {path / 'artifact.json'} is damaged: ")
+  assert message.replace("NAME", name) in str(error.value)
+  assert str(error.value).endswith("; make it again from its recipe")
+
+
+def test_documents_that_are_deep_or_say_a_thing_twice_are_refused(saved, tmp_path):
+  path = copy(saved, tmp_path)
+  file = path / "artifact.json"
+  text = file.read_text()
+  file.write_text(text.replace('"dynamic": false', '"dynamic": false,\n "dynamic": false'))
+  with pytest.raises(ValueError, match="it is not what was written"):
+    artifact.read(path)
+  file.write_text('{"format": ' + "[" * 100_000 + "]" * 100_000 + "}")
+  with pytest.raises(ValueError, match="not JSON"):
+    artifact.read(path)
 
 
 def test_another_models_arrays_are_refused(saved, deployed, tmp_path):

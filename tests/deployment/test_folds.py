@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from flexiq_jax import deployment, models
-from flexiq_jax.deployment import artifact
+from flexiq_jax.deployment import artifact, document
 from flexiq_jax.deployment.layers import Mixed
 from flexiq_jax.orders import Schedule
 from flexiq_jax.quant.grouping import LowSettings
@@ -140,10 +140,10 @@ def test_artifacts_know_their_folds(tmp_path):
     np.testing.assert_array_equal(
       run(loaded, x, jnp.int32(level)), run(deployed(), x, jnp.int32(level))
     )
-  document = json.loads((path / "artifact.json").read_text())
+  found = json.loads((path / "artifact.json").read_text())
   for name, makers in ((PROJ[0], [QKV[1]]), (QKV[0], [PROJ[0]]), ("blocks/9", [QKV[0]])):
-    other = document | {"folds": {name: makers}}
-    other["sha256"] = artifact._seal(other)
-    (path / "artifact.json").write_text(json.dumps(other))
+    other = found | {"folds": {name: makers}}
+    other["sha256"] = document.seal(other)
+    (path / "artifact.json").write_text(document._text(other))
     with pytest.raises(ValueError, match=f"{makers[0]} write in the order of {name}; in this"):
       load(path)

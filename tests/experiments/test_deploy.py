@@ -59,7 +59,7 @@ def test_report_and_artifact(finished):
   assert re.search(r"100 changes of the ratio.*in 1 compiled program", text)
   assert "| layer1/0/conv2 | codes in order | from layer1/0/conv1 |" in text
   document = artifact.read(finished / "artifact")
-  assert (document["model"], document["levels"]) == ("resnet8", [0.0, 0.5, 1.0])
+  assert (document.model, document.levels) == ("resnet8", (0.0, 0.5, 1.0))
 
 
 def test_recipe_of_a_finished_run_is_deployed(finished, tmp_path, compiled):

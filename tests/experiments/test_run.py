@@ -176,13 +176,41 @@ def test_dry_run_shows_config_and_layers_and_writes_nothing(tmp_path):
   assert lines == ["--config.ratios='(0.0, 0.5, 1.0)'"]
 
 
-def test_default_workdir_is_named(tmp_path, monkeypatch, compiled):
-  config = ROOT / "configs/digits.py:runlocal"
+def test_help_names_configs_and_models():
+  ended = start("--help")
+  assert (ended.status, ended.error) == (0, "")
+  for name in ("digits.py", "resnet20_cifar10.py", "mobilenet_v2", "--dry_run: ", "--workdir: "):
+    assert name in ended.out
+
+
+def test_wrong_values_are_told_before_anything_is_read(tmp_path, monkeypatch):
+  def read(*_, **__):
+    raise AssertionError("read")
+
+  monkeypatch.setattr("flexiq_jax.data.open_source", read)
+  monkeypatch.setattr("experiments.shared.setup.describe", read)
+  for dry in ((), ("--dry_run",)):
+    ended = start(*SMALL, "--config.search.method=genetic", f"--workdir={tmp_path / 'w'}", *dry)
+    assert ended.error.startswith("error: config.search.method: 'genetic' is not one of greedy")
+
+
+def test_default_workdir_is_named_and_follows_from_overrides(tmp_path, monkeypatch):
+  """Runs that differ go to different folders, and the same run to the same."""
+  config = f"--config={ROOT / 'configs/digits.py'}:runlocal"
   monkeypatch.chdir(tmp_path)
-  ended = start(f"--config={config}", *SMALL[1:], "--config.ratios=(0.0,)", compiled)
-  assert ended.status == 0
-  assert "workdir: runs/digits_runlocal/resnet8/seed0\n" in ended.out
-  assert (tmp_path / "runs/digits_runlocal/resnet8/seed0/finished").is_file()
+  found = []
+  monkeypatch.setattr(
+    "experiments.curve.run", lambda inputs, workdir, _: found.append(workdir.path)
+  )
+  method, size = "--config.search.method=greedy", "--config.groups.group_size=8"
+  for overrides in ((), (method, size), (size, method), (size,), ("--config.seed=1", size)):
+    ended = start(config, *overrides)
+    assert ended.status == 0 and f"workdir: {found[-1]}\n" in ended.out
+  plain, both, again, other, seed = (path.as_posix() for path in found)
+  assert plain == "runs/digits_runlocal/resnet8/seed0"
+  assert both == again and both != other
+  assert re.fullmatch(r"runs/digits_runlocal/resnet8/seed0-[0-9a-f]{8}", both)
+  assert seed == other.replace("seed0", "seed1")
 
 
 def test_recipe_reproduces_the_rows_without_calibration(finished, tmp_path, compiled):
@@ -274,7 +302,9 @@ def test_stopped_run_goes_on_where_it_was(finished, tmp_path, compiled):
   assert len(events(tmp_path, "calibrated")) == 1
   assert [e["recipe"] for e in events(tmp_path, "selected")] == ["recipe", "greedy", "naive"]
   done = [(e["method"], e["ratio"], e["seed"]) for e in events(tmp_path, "result")]
-  assert len(done) == len(set(done)) == len(rows(workdir))
+  assert len(set(done)) == len(rows(workdir))
+  # A kill between the event and the table has that row done twice.
+  assert len(done) - len(set(done)) <= done.count(("uniform_int8", None, 0)) - 1
 
 
 def test_wrong_flags_are_told_without_imports_or_noise():

@@ -1,5 +1,6 @@
 """What a user can get wrong: one message, at once, that names the field and what is accepted."""
 
+import errno
 import json
 import re
 
@@ -39,7 +40,7 @@ def refused(*arguments):
     ((DIGITS + "=maybe",), "config argument runlocal='maybe': true or false is accepted"),
     ((DIGITS, "extra"), "unexpected argument 'extra': flags begin with --"),
     ((DIGITS, "--wrkdir=x"), "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
-    (("--config.seed=1",), "--config.seed: overrides come behind --config=FILE"),
+    (("--config.seed=1",), "--config.seed: overrides come after --config=FILE"),
     (
       (DIGITS, "--config.batchsize=3"),
       "--config.batchsize: there is no such field; did you mean batch_size? --dry_run lists all",
@@ -56,6 +57,15 @@ def refused(*arguments):
     ((DIGITS, "--config.seed.x=1"), "--config.seed.x: there is no such field; --dry_run lists all"),
     ((DIGITS, "--config.batch_size=abc"), "--config.batch_size=abc: an integer is accepted"),
     ((DIGITS, "--config.train.warmup=abc"), "--config.train.warmup=abc: a number is accepted"),
+    (
+      (DIGITS, "--config.ratios=0.5"),
+      "--config.ratios=0.5: a tuple of numbers or texts is accepted",
+    ),
+    ((DIGITS, "--config.keep8", "fc"), "for one value --config.keep8=\"('fc',)\""),
+    (
+      (DIGITS, "--config.search.levels=(nan,)"),
+      "--config.search.levels=(nan,): a tuple of numbers",
+    ),
     ((DIGITS, "--config.dynamic=2"), "--config.dynamic=2: true or false is accepted"),
   ],
 )
@@ -139,7 +149,10 @@ def test_config_files_that_raise_are_told_with_their_line(tmp_path, text, messag
     ("ranges.activation", "minmax", "ranges.activation: 'minmax' is not one of max, percentile"),
     ("ranges.percentile", "0", "ranges.percentile: 0.0 is not in (0, 100]"),
     ("keep8", "('layer9/conv',)", "keep8: 'layer9/conv' matches no layer; closest names: layer"),
-    ("keep8", "1", "keep8: 1 is not a regular expression"),
+    ("keep8", "(1,)", "keep8: 1 is not a regular expression"),
+    ("search.levels", "('a',)", "search.levels: ('a',); increasing numbers between 0 and 1"),
+    ("search.probes", "9999999999", "search.probes: 9999999999; at most 2147483647 is accepted"),
+    ("data.limit", "9999999999", "data.limit: 9999999999; 0..2147483647 is accepted"),
     ("keep8", "('layer(',)", "keep8: 'layer(' is not a regular expression (missing )"),
     ("keep8", "('.',)", "keep8: none of the 8 layers is left for 4 bits"),
     ("train.epochs", "0", "train.epochs is 0; an integer from 1 is accepted"),
@@ -174,6 +187,21 @@ def test_out_of_memory(tmp_path, monkeypatch):
   error = refused(*SMALL, f"--workdir={tmp_path}")
   assert error.startswith("the device is out of memory; lower config.batch_size (rows) or ")
   assert "\n" not in error
+
+
+def test_full_disk(tmp_path, monkeypatch, compiled):
+  """In the search: one line with the folder, and no field is blamed."""
+  asked = []
+
+  def full(*_):
+    asked.append(0)
+    if len(asked) > 1:  # the calibration is kept
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr("os.posix_fallocate", full)
+  ended = start(*SMALL, f"--workdir={tmp_path}", compiled)
+  why = "No space left on device; free some, then run the same command to resume"
+  assert (ended.status, ended.error) == (1, f"error: {tmp_path / 'search/gram'}: {why}")
 
 
 def test_bugs_keep_their_traceback(tmp_path, monkeypatch):

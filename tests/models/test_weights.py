@@ -1,6 +1,7 @@
 """Weight files: each dialect fills the tree, and each fault has its message."""
 
 import functools
+import json
 import re
 import time
 
@@ -200,6 +201,32 @@ def test_int8_weights_are_dequantized_and_the_background_class_is_dropped(tmp_pa
       else:
         actual = actual.transpose(2, 0, 1)
       np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [0, 2, 15, 17])
+def test_scales_of_another_length_are_refused(tmp_path, length):
+  module, params = template("resnet20")
+  state, _ = torch_state(params)
+  outputs = len(state["conv1.weight"])
+  state["conv1.weight_q"] = state.pop("conv1.weight").astype(np.int8)
+  state["conv1.weight_scale"] = np.ones(length, np.float32)
+  message = (
+    rf"conv1.weight_scale has {length} values; 1 or {outputs} are accepted, as conv1.weight_q"
+  )
+  with pytest.raises(ValueError, match=message):
+    weights.load(save(tmp_path, state), module, params)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "C64"])
+def test_types_that_numpy_has_not_are_refused_by_name(tmp_path, kind):
+  module, params = template("resnet20")
+  size = 2 * (8 if kind == "C64" else 1)
+  entry = {"dtype": kind, "shape": [2], "data_offsets": [0, size]}
+  head = json.dumps({"conv1.weight": entry}).encode()
+  path = tmp_path / "model.safetensors"
+  path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(size))
+  with pytest.raises(ValueError, match=f"holds {kind} in conv1.weight; convert these to float32"):
+    weights.load(path, module, params)
 
 
 def test_a_name_is_as_good_as_a_module(tmp_path):

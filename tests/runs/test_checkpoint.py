@@ -1,5 +1,6 @@
 """Checkpoints: exact round trips, half-written steps, clear refusals."""
 
+import errno
 import os
 import shutil
 
@@ -145,3 +146,33 @@ def test_wrong_use_is_refused(tmp_path):
       checkpoints.save(4, {"a/b": 1, "a": {"b": 2}})
     checkpoints.save(2, {"a": 2})  # an earlier step is saved too, never skipped silently
     assert checkpoints.steps() == [2, 3]
+
+
+@pytest.mark.parametrize("told_by", ["system", "library"])
+def test_a_full_disk_is_one_error_with_the_folder(tmp_path, monkeypatch, told_by):
+  def full(*_, **__):
+    if told_by == "system":
+      raise OSError(errno.ENOSPC, "No space left on device")
+    raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
+
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, {"a": 1})
+    with monkeypatch.context() as patch:
+      if told_by == "system":
+        patch.setattr(os, "posix_fallocate", full)
+      else:
+        patch.setattr(checkpoints._manager, "save", full)
+      with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'") as error:
+        checkpoints.save(2, {"a": 2})
+    assert error.value.errno == errno.ENOSPC
+    assert checkpoints.steps() == [1]
+    checkpoints.save(2, {"a": 2})
+
+
+def test_a_damaged_step_of_another_kind_is_told_with_its_own_remedy(tmp_path):
+  with Checkpoints(tmp_path, remedy="make it again") as checkpoints:
+    checkpoints.save(4, {"a": np.arange(1000.0)})
+    for file in (tmp_path / "4/tree").rglob("d/*"):
+      file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"4 cannot be read; make it again: "):
+      checkpoints.restore_latest({"a": np.zeros(1000)})

@@ -1,6 +1,7 @@
 """The run folder: nothing written is lost, nothing is mixed up."""
 
 import csv
+import errno
 import json
 import pathlib
 import subprocess
@@ -308,3 +309,35 @@ def test_one_process_runs_in_a_workdir(tmp_path):
     other.kill()
   with Workdir(tmp_path).held():  # a dead process holds nothing
     pass
+
+
+def test_a_finished_run_on_storage_that_cannot_be_written_says_so(tmp_path, monkeypatch):
+  made = Workdir(tmp_path)
+  made.config(CONFIG)
+  made.finish()
+
+  def read_only(*args, **kwargs):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  monkeypatch.setattr(module.tempfile, "TemporaryFile", read_only)
+  monkeypatch.setattr(files, "write_text", read_only)
+  again = Workdir(tmp_path)
+  assert again.config(CONFIG) is True
+  assert "this run finished at" in (again.finished_message() or "")
+  (tmp_path / "finished").unlink()
+  with pytest.raises(ValueError, match="cannot be written"):
+    Workdir(tmp_path)
+
+
+def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path):
+  left = tmp_path / f".results.csv.{32 * 'a'}"
+  left.touch()
+  with Workdir(tmp_path).held():
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', "[]", '{"a": ' + "[" * 100_000])
+def test_a_config_that_is_none_is_told(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=r"config\.json is no JSON object.*restore the file"):
+    Workdir(tmp_path).config({"a": 1})

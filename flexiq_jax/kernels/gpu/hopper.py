@@ -2,9 +2,9 @@
 
 A tensor core of Hopper multiplies int8 and nothing narrower. A 4-bit code shifted back, `w4 << e`,
 fits int8, so weights are read packed, and widened and shifted on their way to the tensor core. The
-shift belongs to a whole word of weights there, four at a time, and costs one instruction; behind
-the product it would cost one for every entry of the accumulator and break the run of products that
-share it. One int32 accumulator then takes all of K, and is exact.
+shift belongs to a whole word of four weights there and costs one instruction. After the product it
+would cost one for every entry of the accumulator and break the run of products that share it. One
+int32 accumulator then takes all of K, and is exact.
 
 | warpgroup | does |
 |---|---|
@@ -196,7 +196,7 @@ finish, tiles, interpret,
     lax.fori_loop(jnp.maximum(steps - ring, 0), steps, drain, None)
 
   def multiply(total, slot, weights):
-    """Adds a step's product; weights lie with K along their rows, as wgmma wants int8."""
+    """Adds a step's product; K runs along the rows of the weights, as wgmma takes int8."""
     for half in range(2):
       x, w = x_ring.at[slot, :, pl.ds(half * HALF, HALF)], weights.at[slot, group, half]
       if interpret:

@@ -8,8 +8,8 @@ to the same place of two tiles, and no code changes its lane.
 
 x_low is the activations' 4-bit codes shifted back (`x4 << shift` fits int8, for static and for
 run-time shifts), made in one elementwise pass that XLA fuses with what precedes it. What 4 bits
-save on Hopper is the reading of weights; activations stay a byte. The kernel reads each K tile in
-the precision that is in use, the tile that holds the boundary in both.
+save on Hopper is the reading of weights; an activation stays one byte. The kernel reads each K tile
+in the precision that is in use, the tile that holds the boundary in both.
 
 With unsigned codes and run-time shifts x_low is `((x4 + 8) << shift) - 128`, which fits int8 too;
 the 128 comes back as a constant for each output, whatever the shifts.
@@ -236,6 +236,6 @@ def _up(size: int, granule: int) -> int:
 
 
 def _pad(a: Array, shape: tuple[int, ...]) -> Array:
-  """`a` with zeros behind it, up to `shape`."""
+  """`a` with zeros after it, up to `shape`."""
   widths = [(0, to - size) for size, to in zip(a.shape, shape, strict=True)]
   return jnp.pad(a, widths) if any(after for _, after in widths) else a

@@ -1,7 +1,7 @@
 """What the TPU kernel does with a tile of integer sums: scale, activate, store or requantize.
 
-It runs once an output, whatever K is, and takes as long as some hundred rows of K, so operations
-are counted:
+It runs once per output, whatever K is, and takes as long as the products of some hundred rows of K,
+so it should take few operations:
 
 * Scales of the next layer are folded into this one's where the activation function allows (none,
   ReLU, ReLU6), and a constant of GELU's into them elsewhere.
@@ -84,7 +84,7 @@ def vectors(epilogue: Epilogue, erf: bool = False) -> dict[str, Array]:
 
 
 def least_code(activation: str, signed: bool) -> int:
-  """The smallest 8-bit code behind an activation function, where it is linear elsewhere."""
+  """The smallest 8-bit code after an activation function that is linear above it."""
   return 0 if activation in ("relu", "relu6") else quantizer.code_range(8, signed)[0]
 
 

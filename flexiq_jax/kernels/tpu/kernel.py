@@ -2,15 +2,15 @@
 
 What shapes the speed (v5e; `benchmarks/kernels.py` prints the schedules):
 
-* The matrix unit takes 128 rows of K a pass in int8 and 256 in int4. Runs of K that share a shift
+* The matrix unit takes 128 rows of K per pass in int8 and 256 in int4. Runs of K that share a shift
   must therefore be 256 long, or 4 bits gain nothing: `block_k` is a multiple of that where K is.
-* Filling and draining the unit costs about 140 cycles a block, so tiles are large.
+* Filling and draining the unit costs about 140 cycles per block, so tiles are large.
 * Windows of a convolution are unfolded on the way into the matrix unit (`windows.py`).
-* Reading and writing the accumulator takes one store a register and pass, just hidden behind an
-  int4 pass; the first block starts from the correction instead of zeroing it beforehand.
+* Reading and writing the accumulator takes one store per register and pass, which an int4 pass just
+  hides; the first block starts from the correction, so that nothing has to be zeroed.
 
 On a matrix unit of 256 x 256 (v6e, v7x) a pass takes 256 rows of K in int8 and 512 in int4, and the
-vector units bind first:
+vector units limit the speed first:
 
 * The compiler reorders int4 operands, weights anew for each product: there products are long.
 * Sums of several runs of K would be held at once, in memory: they are written and read between.

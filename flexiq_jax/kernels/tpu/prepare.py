@@ -2,7 +2,7 @@
 
 XLA makes one loop of this step where channels keep their order. To gather them it transposes the
 activations there and back. The matrix unit needs no such thing: 8-bit codes times a matrix that
-holds one 1 a column are the codes in another order, exactly.
+holds one 1 per column are exactly the codes in another order.
 
     codes [m, C] int8  x  one-hot [C, n] int8  ->  permuted codes [m, n] int32
 

@@ -58,7 +58,7 @@ class Sweep:
 
   @property
   def margin(self) -> int:
-    """Rows of x that are kept before and behind a tile."""
+    """Rows of x that are kept before and after a tile."""
     return 0 if self.window is None else margin(self.window)
 
   @property

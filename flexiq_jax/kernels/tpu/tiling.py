@@ -52,7 +52,7 @@ def choose_tiles(
     n: outputs.
     block: rows of K in a shift block.
     kind: the device, as `jax.Device.device_kind` has it. A matrix unit of 256 x 256 (v6e, v7x)
-      takes 512 rows of K a pass in int4; there the accumulator is what binds, and blocks are long.
+      takes 512 rows of K per pass in int4; there the accumulator is the limit, and blocks are long.
     window: of a convolution; None where x has all rows of K.
     granule: of an epilogue that requantizes (see `operands.Requantize`).
 
@@ -109,7 +109,7 @@ def window_rows(window: Window, m: int | None = None) -> int:
 
 
 def margin(window: Window) -> int:
-  """Rows before and behind a tile that its windows may reach, whole register tiles of them."""
+  """Rows before and after a tile that its windows may reach, in whole register tiles."""
   return up(window.reach + 8, ROWS)
 
 
@@ -132,8 +132,8 @@ def wide_columns(n: int, granule: int = 0) -> int:
 def wide_rows(m: int, k: int) -> int:
   """Rows of a tile there: few rows beyond m, few tiles, and few parts of a tile (`epilogue_rows`).
 
-  By the schedules a tile costs as much as 200 rows more, and a part as much as 50. Two tiles of x
-  in both precisions take 3 k bytes a row, 32 MiB of them at most.
+  By the compiler's schedules a tile costs as much as 200 more rows, and a part as much as 50. Two
+  tiles of x in both precisions take 3 k bytes per row, and 32 MiB at most.
   """
   if m <= 256:
     return up(m, ROWS)

@@ -60,7 +60,7 @@ def mask_specs(sweep: Sweep) -> list[pl.BlockSpec]:
 
 
 def words_shape(sweep: Sweep) -> tuple[int, int, int]:
-  """Of the scratch memory that holds a tile of a block, with its margins, as words."""
+  """Shape of the scratch memory that holds a tile of a block, with its margins, as words."""
   return sweep.columns // LANES, (sweep.tiles.m + 2 * sweep.margin) // 4, LANES
 
 
@@ -127,7 +127,7 @@ def patches(
     return here | (behind << (32 - bits * rest))
 
   def border(c):
-    """The code of zero in this precision, nothing in the other one's columns."""
+    """The code of zero in this precision; zero bits in the columns of the other precision."""
     place = block * sweep.columns + c * LANES
     place += jax.lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
     here = place < boundary if bits == 4 else place >= boundary

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.device import driver, present, records, report, steps
 from benchmarks.device.context import Context
-from benchmarks.device.driver import Plan
+from benchmarks.device.driver import Job
 from benchmarks.device.steps import Step
 from tests.benchmarks.device.records_for_test import CPU, GPU
 
@@ -32,14 +32,14 @@ def play(tmp_path, monkeypatch):
       f"import benchmarks.device\nbenchmarks.device.__path__.append({str(package)!r})\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{driver.ROOT}")
-    monkeypatch.setattr(driver, "describe", lambda plan: machine)
+    monkeypatch.setattr(driver, "describe", lambda job: machine)
     limits = {"limit": limit, "small_limit": limit}
-    plan = Plan(
+    job = Job(
       steps=[Step(name=n, module=n, **limits, **facts) for n in sources],
       folder=tmp_path / "out",
       budget=budget,
     )
-    return driver.run(plan, say=lambda line: None), tmp_path / "out"
+    return driver.run(job, say=lambda line: None), tmp_path / "out"
 
   return run
 

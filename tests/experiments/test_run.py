@@ -45,20 +45,18 @@ def finished(tmp_path_factory, compiled):
 def test_workdir_holds_what_the_readme_says(finished):
   workdir, ended = finished
   names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
+  pictures = ("accuracy", "layers", "search", "unused_bits")
   assert names == {
-    "accuracy.png",
+    *(f"{picture}.{kind}" for picture in pictures for kind in ("png", "pdf")),
     "calibration",
     "config.json",
     "finished",
-    "layers.png",
     "metrics.jsonl",
     "recipe.json",
     "recipes",
     "report.md",
     "results.csv",
-    "search.png",
     "train",
-    "unused_bits.png",
   }
   assert json.loads((workdir / "config.json").read_text())["groups"]["group_size"] == 4
   text = (workdir / "report.md").read_text()
@@ -261,7 +259,7 @@ def test_stopped_run_goes_on_where_it_was(finished, tmp_path, compiled):
   resume = "\ninterrupted; run the same command to resume\n"
   assert interrupt(same, "training, epochs: 1/8", signal.SIGTERM) == (130, resume)
   assert len(events(tmp_path, "train")) < 8
-  assert interrupt(same, "ranges, examples:", signal.SIGINT) == (130, resume)
+  assert interrupt(same, "calibration, ranges, examples:", signal.SIGINT) == (130, resume)
   assert not events(tmp_path, "calibrated")
   assert interrupt(same, "uniform_int8, images:", signal.SIGKILL) == (-signal.SIGKILL, "")
   assert len(events(tmp_path, "result")) < len(rows(workdir))

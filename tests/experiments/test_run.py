@@ -67,6 +67,15 @@ def test_workdir_holds_what_the_readme_says(finished):
   assert f"report: {workdir / 'report.md'}" in ended.out
   assert ended.error == ""
   assert re.search(r"\nflexiq_greedy +50 % ", ended.out)
+  # What it will do, and what came out of it.
+  assert ended.out.startswith(
+    "FlexiQ: resnet8 on digits: training, calibration on 64 training images, selection (gram), "
+    "evaluation of every method on 100 images\n"
+  )
+  said = re.search(r"\n(Top-1 is \S+ % in 8 bits and \S+ % in uniform INT4\. .*)\n", ended.out)
+  assert said and said[1] in text
+  top1 = float(row(workdir, "flexiq_gram", "0.5")["top1"])
+  assert f": {top1:.2f} % with 50 % of the MACs in 4 bits (random order: " in said[1]
 
 
 def test_rows(finished):

@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 
 from experiments import curve
-from experiments.shared import reporting, setup
+from experiments.shared import pictures, reporting, setup
 from experiments.shared.checks import require
 from experiments.shared.rows import Rows, shares
 from experiments.shared.stages import Stages
 from flexiq_jax import evaluation, orders
 from flexiq_jax.adaptive import AdaptiveModel
-from flexiq_jax.runs import distributed, plots, process, report, tables
+from flexiq_jax.runs import distributed, process, report, tables
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search import DISTANCES
@@ -267,13 +267,11 @@ def collect(
     for row in joined
   ]
   table = tables.markdown_table(header, cells)
-  curves = tables.curves([r for r in rows if r["ratio"] is not None])
-  references = {r["method"]: r["top1"] for r in joined if r["ratio"] is None}
-  picture = plots.accuracy_against_ratio(
+  picture = pictures.accuracy(
     workdir.path / "ablation.png",
-    curves,
-    title=f"Ablation, {reporting.title(config)}",
-    references=references,
+    f"Ablation, {reporting.title(config)}, {inputs.evaluated:,} images",
+    rows,
+    {pictures.REFERENCES[r["method"]]: r for r in joined if r["ratio"] is None},
   )
   report.print_results(rows, title=f"ablation, {reporting.title(config)}")
   return report.write(
@@ -289,7 +287,7 @@ def collect(
     },
     rows=rows,
     layers=reporting.layer_rows(inputs.layers, inputs.groups),
-    plots=[("Top-1 of each part, mean over seeds", picture)],
+    plots=[picture],
     notes=[
       "Mean ± standard deviation over seeds. Gain: top-1 above `greedy` on the same images.",
     ],

@@ -92,6 +92,8 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   """
   started, config = time.monotonic(), inputs.config
   workdir.event("start", command=command, **process.describe())
+  if distributed.is_main():
+    print(f"{reporting.title(config)}: {_steps(inputs)}", flush=True)
   stages = Stages(inputs, workdir)
   network = stages.network
   methods = _from_recipe(stages) if inputs.recipe else _calibrated(stages)
@@ -126,9 +128,23 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
     time.monotonic() - started,
   )
   report.print_results(workdir.rows(), title=reporting.title(config))
+  if config.weights != "random":
+    print(f"\n{reporting.headline(workdir.rows())}")
   best = max((r for r in workdir.rows() if r["ratio"] == 1), key=lambda r: r["top1"], default=None)
   workdir.finish(top1_at_100=best["top1"] if best else None)
   return path
+
+
+def _steps(inputs: setup.Inputs) -> str:
+  """What a run will do, for whoever watches it."""
+  config = inputs.config
+  evaluation = f"evaluation of every method on {inputs.evaluated:,} images"
+  if inputs.recipe:
+    return evaluation
+  training = ["training"] if config.weights == "train" else []
+  images = f"{config.calibration.images:,} training images"
+  steps = [f"calibration on {images}", f"selection ({config.search.method})", evaluation]
+  return ", ".join([*training, *steps])
 
 
 def _check(config) -> None:

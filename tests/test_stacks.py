@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from flexiq_jax.deploy import artifact
 
 from experiments.shared import reporting
-from flexiq_jax import deploy, flexiq, models
+from flexiq_jax import deployment, flexiq, models
+from flexiq_jax.deployment import artifact
 from flexiq_jax.network import Network
 from flexiq_jax.quant import LowSettings
 from flexiq_jax.search import SearchSettings
@@ -130,7 +130,7 @@ def test_deployed_logits_are_the_simulated_ones(name, tmp_path):
   apply, params, model = made(name)
   exact = np.asarray(apply(params, IDS))
   np.testing.assert_allclose(model.network.float(IDS), exact, rtol=1e-4, atol=1e-5)
-  deployed, run = deploy.deploy(model, IDS[:1], levels=RATIOS), jax.jit(deploy.apply)
+  deployed, run = deployment.deploy(model, IDS[:1], levels=RATIOS), jax.jit(deployment.apply)
   folder = artifact.save(tmp_path / "artifact", deployed, name=name)
   loaded = artifact.load(folder, apply, params, IDS[:1])
   spread, errors = np.square(exact - exact.mean(axis=0)).mean(), []

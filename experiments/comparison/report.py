@@ -1,7 +1,7 @@
 """The report of a comparison, over one run or several that differ in their seeds."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import numpy as np
 from experiments.comparison.tables import Table, tables_of
 from experiments.shared import reporting, setup
 from flexiq_jax import evaluation
+from flexiq_jax.graph import Layer
 from flexiq_jax.methods import Details, Shown
+from flexiq_jax.methods.layerwise import FLOAT
+from flexiq_jax.methods.task import sizes
 from flexiq_jax.runs import files, plots, report, tables
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
@@ -36,6 +39,7 @@ class _Runs:
     rows: of all of them; that of the float model, which is the same in all, once.
     folder: for pictures.
     title: heading of pictures.
+    layers: of the model.
     names: layers that may be lowered.
   """
 
@@ -43,6 +47,7 @@ class _Runs:
   rows: list[dict[str, Any]]
   folder: Path
   title: str
+  layers: tuple[Layer, ...]
   names: tuple[str, ...]
 
   def of(self, table: Table) -> list[dict[str, Any]]:
@@ -83,6 +88,7 @@ def collect(
     rows=[*rows.values()],
     folder=workdir.path,
     title=title,
+    layers=inputs.layers,
     names=tuple(layer.name for layer in inputs.layers if layer.name in inputs.selectable),
   )
   parts, pictures, notes, last = [], [], [], []
@@ -176,23 +182,24 @@ def _pictures(runs: _Runs, table: Table) -> list[tuple[str, Path]]:
   if not own:
     return []
   heading = f"{runs.title}\n{table.title}"
-  xlabel, factor = {
+  unit, factor = {
     "average bits": ("average bits", 1),
     "size": ("size (% of 8-bit weights)", 100),
     "share in 8 bits": ("MACs in 8 bits (%)", 100),
   }[table.unit]
+  spent = [{**row, "spent": factor * _spent(runs, table, row)} for row in own]
   curves = {
-    method: (np.array([table.budget(r) for r in ratios]) * factor, top1)
-    for method, (ratios, top1) in tables.curves(own).items()
+    method: (np.nanmean(tables.curves(spent, "spent")[method][1], axis=0), top1)
+    for method, (_, top1) in tables.curves(own).items()
   }
   path = plots.accuracy_against_budget(
     runs.folder / f"{table.name}.png",
     curves,
     title=heading,
-    xlabel=xlabel,
+    xlabel=f"{unit}, of the plans",
     references={"float": runs.float_row["top1"]},
   )
-  drawn = [(f"Top-1 over the budget, {table.title}", path)]
+  drawn = [(f"Top-1 over what the plans really have, {table.title}", path)]
   path = runs.workdirs[0].path / table.name / "plans.json"
   if path.is_file():
     labels = [f"{budget:g}" for budget in table.budgets]
@@ -200,11 +207,24 @@ def _pictures(runs: _Runs, table: Table) -> list[tuple[str, Path]]:
       method: np.array([[of.get(b, {}).get(n, np.nan) for b in labels] for n in runs.names])
       for method, of in files.read_json(path).items()
     }
+    xlabel = "budget: " + {"size": "size over that of 8-bit weights"}.get(table.unit, table.unit)
     path = plots.bits_over_budgets(
-      runs.folder / f"{table.name}_bits.png", runs.names, labels, bits, title=heading
+      runs.folder / f"{table.name}_bits.png", runs.names, labels, bits, title=heading, xlabel=xlabel
     )
     drawn.append((f"Bits of each layer over the budget, first seed, {table.title}", path))
   return drawn
+
+
+def _spent(runs: _Runs, table: Table, row: Mapping[str, Any]) -> float:
+  """What a row's plan has of what its budget limits, in the budget's unit."""
+  if table.unit == "average bits":
+    return row["avg_bits"]
+  if table.unit == "share in 8 bits":
+    return (FLOAT - row["avg_bits"]) / (FLOAT - 8)
+  kept, eight = (
+    sizes(runs.layers, dict.fromkeys(runs.names, bits), None, table.kept)["size"] for bits in (0, 8)
+  )
+  return (row["size"] - kept) / (eight - kept)
 
 
 def _differences(runs: _Runs, table: Table) -> str:

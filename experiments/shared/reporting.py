@@ -1,13 +1,13 @@
 """The layer table and `report.md` of a FlexiQ run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.shared import pictures, setup
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.network import Network
-from flexiq_jax.runs import process, report
+from flexiq_jax.runs import plots, process, report, tables
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
 
@@ -53,6 +53,41 @@ def weights_note(config) -> str:
   return f"Weights: `{config.weights}`.{random if config.weights == 'random' else ''}"
 
 
+def headline(rows: Sequence[Mapping[str, Any]]) -> str:
+  """What the rows of a curve say, in sentences; empty where there is no uniform INT8.
+
+  Args:
+    rows: result rows; the first method with a ratio is the run's own.
+  """
+  found = {(r["method"], r["ratio"]): r for r in tables.aggregate(rows)}
+  if ("uniform_int8", None) not in found:
+    return ""
+  text = f"Top-1 is {found['uniform_int8', None]['top1']:.2f} % in 8 bits"
+  if ("uniform_int4", None) in found:
+    text += f" and {found['uniform_int4', None]['top1']:.2f} % in uniform INT4"
+  own = next((method for method, ratio in found if ratio is not None), None)
+  parts = []
+  for (method, ratio), row in found.items():
+    if method == own and ratio and ratio < 1:
+      part = f"{row['top1']:.2f} % with {tables.percent(ratio)} of the MACs in 4 bits"
+      if other := found.get(("flexiq_random", ratio)):
+        part += f" (random order: {tables.mean_spread(other['top1'], other['top1_spread'])})"
+      parts.append(part)
+  return f"{text}. One model changes between them at run time: {'; '.join(parts)}." if parts else ""
+
+
+def _methods(rows: Sequence[Mapping[str, Any]]) -> str:
+  """What the names in the table are, as they stand in the pictures."""
+  named = plots.looks(r["method"] for r in rows if r["ratio"] is not None)
+  known = {method: look.name for method, look in named.items()}
+  fixed = {
+    r["method"]: f"{pictures.REFERENCES[r['method']]} everywhere"
+    for r in rows
+    if r["method"] in ("uniform_int8", "uniform_int4")
+  }
+  return "; ".join(f"`{method}`: {name}" for method, name in {**fixed, **known}.items()) + "."
+
+
 def write(
   inputs: setup.Inputs,
   workdir: Workdir,
@@ -77,7 +112,6 @@ def write(
   config = inputs.config
   rows, network, space = workdir.rows(), chosen.network, chosen.schedule.space
   images = inputs.evaluated
-  heading = f"{title(config)}, {images} images"
   kept = [layer.name for layer in network.layers if layer.name not in space.names]
   notes = [
     weights_note(config),
@@ -95,6 +129,7 @@ def write(
     workdir.path,
     title=title(config),
     summary={
+      "text": "" if config.weights == "random" else headline(rows),
       "model": config.model,
       "evaluation images": images,
       "calibration images": config.calibration.images if not config.recipe else None,
@@ -105,8 +140,12 @@ def write(
     rows=rows,
     layers=layer_rows(network.layers, dict(zip(space.names, space.sizes, strict=True))),
     plots=pictures.draw(
-      workdir.path, heading, rows, network, chosen, groups, config.search.distance
+      *(workdir.path, title(config), rows, network, chosen, groups),
+      distance=config.search.distance,
+      images=images,
+      search_images=config.search.images or config.calibration.images,
     ),
     notes=notes,
     command=command,
+    sections=[("Methods", _methods(rows))],
   )

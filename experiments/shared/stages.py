@@ -139,7 +139,7 @@ class Stages:
       if found is not None and found.metadata == made_from:
         return found.tree
       examples = sum(map(len, batches))
-      with PassProgress(examples) as progress:
+      with PassProgress(examples, "calibration, ") as progress:
         seen = calibrate(network, batches, self.inputs.settings.ranges, progress).observations
       tree = {
         name: {"counts": v.counts, "edges": v.edges, "codes": seen.codes[name]}
@@ -198,7 +198,8 @@ class Stages:
   def _order(self, name: str, grouped: Grouped, settings: SearchSettings, made_from) -> np.ndarray:
     """Scores the groups and searches their order."""
     batches, space = list(grouped.calibrated.batches), grouped.space
-    with PassProgress(sum(map(len, batches)), f"{name}, ") as progress:
+    shown = self.config.search.method if name == "recipe" else name
+    with PassProgress(sum(map(len, batches)), f"selection ({shown}), ") as progress:
       scores = distributed.agree_array(grouped.scores(self.config.score == "exact", progress))
     if settings.method == "greedy":
       self.workdir.event("selected", recipe=name, method="greedy", groups=space.total)

@@ -3,6 +3,7 @@
 import os
 
 from flexiq_jax.data.arrays import TileSource, open_digits, open_npz
+from flexiq_jax.data.distorted import open_distorted
 from flexiq_jax.data.folder import FolderSource
 from flexiq_jax.data.prepared import PreparedSource
 from flexiq_jax.data.source import SPLITS, Source, did_you_mean, existing_folder
@@ -10,12 +11,14 @@ from flexiq_jax.data.source import SPLITS, Source, did_you_mean, existing_folder
 # Name -> what it reads, in words (for messages and for --help).
 DATASETS = {
   "digits": "scikit-learn's 8x8 handwritten digits, embedded; no root",
+  "distorted_digits": "the digits turned, moved, covered and noisy, embedded; no root",
   "cifar10": "CIFAR-10; root is a folder of lossless tiles or the tensorflow-datasets folder",
   "cifar100": "CIFAR-100 through tensorflow-datasets; root is its data directory",
   "imagenet": "ImageNet-2012 through tensorflow-datasets; root is its data directory",
   "folder": "images with a labels.csv; root is the folder",
   "npz": "arrays of images and labels; root is the .npz file",
 }
+_EMBEDDED = {"digits": open_digits, "distorted_digits": open_distorted}
 
 
 def open_source(
@@ -44,10 +47,10 @@ def open_source(
     raise ValueError(f"dataset '{name}' is unknown; {did_you_mean(name, DATASETS)}")
   if split not in SPLITS:
     raise ValueError(f"split '{split}' is unknown; {did_you_mean(split, SPLITS)}")
-  if name == "digits":
+  if name in _EMBEDDED:
     if root is not None:
-      raise ValueError(f"root is '{root}', but dataset 'digits' is embedded and takes no root")
-    return open_digits(split, num_classes=num_classes)
+      raise ValueError(f"root is '{root}', but dataset '{name}' is embedded and takes no root")
+    return _EMBEDDED[name](split, num_classes=num_classes)
   if name == "folder":
     return FolderSource(root, split, num_classes=num_classes)
   if name == "npz":

@@ -174,6 +174,17 @@ MODELS: dict[str, ModelSpec] = {
   "resnet18": _resnet("basic", 2, 2, 2, 2),
   "resnet34": _resnet("basic", 3, 4, 6, 3),
   "resnet50": _resnet("bottleneck", 3, 4, 6, 3),
+  "mobilenet_digits": _cifar(
+    functools.partial(
+      MobileNetV2, stages=((1, 8, 1, 1), (4, 16, 2, 1), (4, 24, 1, 2)), last_channels=64
+    ),
+    {"stages": ((1, 8, 1, 1),), "last_channels": 16},
+    "Sandler et al. 2018 at four blocks; set for scikit-learn's digits, distorted",
+    input_size=8,
+    channels=1,
+    mean=(0.25,),
+    std=(0.27,),
+  ),
   "mobilenet_v2": _mobilenet(
     "torchvision (IMAGENET1K_V1), or timm mobilenetv2_100",
     interpolation="bilinear",

@@ -61,7 +61,8 @@ def write(
       10000}`; the key `text`, if there, holds whole sentences that open the paragraph.
     rows: results, see `workdir` for columns and units.
     layers: layer table, see `layer_table`.
-    plots: (caption, path) of the pictures; they should lie below the workdir.
+    plots: (caption, path) of the pictures, the most important first; they should lie below the
+      workdir. A caption's last full stop is added here.
     notes: Markdown remarks, as the contractions that were not quantized.
     command: the command line that made the run.
     sections: (heading, Markdown) of further tables, between results and pictures.
@@ -80,17 +81,17 @@ def write(
     if not Path(path).is_file():
       raise FileNotFoundError(f"plot {str(path)!r} ({caption}) is missing: draw it first")
   environment = process.describe() if environment is None else environment
-  parts = [f"# {title}", _paragraph(summary), "Command:", f"```sh\n{command.strip()}\n```"]
+  pictures = [_picture(workdir, *plot) for plot in plots]
+  # The first one says at a glance what the table says in numbers.
+  parts = [f"# {title}", _paragraph(summary), *pictures[:1]]
+  parts += ["Command:", f"```sh\n{command.strip()}\n```"]
   parts.append(f"Environment: {_facts(environment)}.")
   if rows:
     parts += ["## Results", tables.markdown_table(*_result_cells(rows)), _legend(rows)]
   for heading, text in sections:
     parts += [f"## {heading}", text]
-  if plots:
-    parts.append("## Pictures")
-    for caption, path in plots:
-      target = urllib.parse.quote(os.path.relpath(path, workdir))
-      parts += [f"![{tables.escape(caption)}]({target})", f"*{tables.escape(caption)}*"]
+  if pictures[1:]:
+    parts += ["## Pictures", *pictures[1:]]
   if layers:
     parts += ["## Layers", tables.markdown_table(*_layer_cells(layers), left=2)]
     parts.append(
@@ -101,6 +102,17 @@ def write(
     parts += ["## Notes", "\n".join(f"- {' '.join(note.split())}" for note in notes)]
   parts += ["## Files", _files(workdir)]
   return files.write_text(workdir / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _picture(workdir: Path, caption: str, path: str | os.PathLike[str]) -> str:
+  """A picture with its caption, of which the first sentence stands for it where it is not seen."""
+  target = urllib.parse.quote(os.path.relpath(path, workdir))
+  short = tables.escape(caption.partition(". ")[0])
+  text = f"![{short}]({target})\n\n*{tables.escape(caption)}.*"
+  pdf = Path(path).with_suffix(".pdf")
+  if pdf.is_file():
+    text += f" [PDF]({urllib.parse.quote(os.path.relpath(pdf, workdir))})"
+  return text
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> str:

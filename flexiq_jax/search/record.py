@@ -143,9 +143,10 @@ class Record:
         self._level_start = self.seconds
       left = (self.seconds - self._level_start) / max(number, 1) * ((of or 0) - number)
       self._show(
-        f"{self._method} {level}, {stage} {number}{f'/{of}' if of else ''}: best {best:.5g}"
-        + (f", mean {mean:.5g}" if mean is not None else "")
-        + f", {self.fitness.forwards:.0f} evaluations ({rate:.2f}/s), {self.seconds:.0f} s"
+        f"{self._method} {level}, {stage} {number}{f'/{of}' if of else ''}"
+        + f": best distance {best:.4g}"
+        + (f", mean {mean:.4g}" if mean is not None else "")
+        + f", {self.fitness.forwards:.0f} forward passes ({rate:.2f}/s), {self.seconds:.0f} s"
         + (f", about {left:.0f} s of this level left" if number and left > 0 else "")
       )
 

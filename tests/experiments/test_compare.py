@@ -105,6 +105,7 @@ def test_files_and_report(finished):
   } | {"float8.png", "float8_bits.png"}
   others = {"config.json", "finished", "metrics.jsonl", "report.md", "results.csv"}
   kept = {"calibration", "recipes", "hawq.npz", "main", "clado_tensor", "float8"}
+  pictures |= {name.replace(".png", ".pdf") for name in pictures}
   assert names == pictures | others | kept
   text = (workdir / "report.md").read_text()
   for said in (

@@ -45,20 +45,18 @@ def finished(tmp_path_factory, compiled):
 def test_workdir_holds_what_the_readme_says(finished):
   workdir, ended = finished
   names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
+  pictures = ("accuracy", "layers", "search", "unused_bits")
   assert names == {
-    "accuracy.png",
+    *(f"{picture}.{kind}" for picture in pictures for kind in ("png", "pdf")),
     "calibration",
     "config.json",
     "finished",
-    "layers.png",
     "metrics.jsonl",
     "recipe.json",
     "recipes",
     "report.md",
     "results.csv",
-    "search.png",
     "train",
-    "unused_bits.png",
   }
   assert json.loads((workdir / "config.json").read_text())["groups"]["group_size"] == 4
   text = (workdir / "report.md").read_text()
@@ -69,6 +67,15 @@ def test_workdir_holds_what_the_readme_says(finished):
   assert f"report: {workdir / 'report.md'}" in ended.out
   assert ended.error == ""
   assert re.search(r"\nflexiq_greedy +50 % ", ended.out)
+  # What it will do, and what came out of it.
+  assert ended.out.startswith(
+    "FlexiQ: resnet8 on digits: training, calibration on 64 training images, selection (gram), "
+    "evaluation of every method on 100 images\n"
+  )
+  said = re.search(r"\n(Top-1 is \S+ % in 8 bits and \S+ % in uniform INT4\. .*)\n", ended.out)
+  assert said and said[1] in text
+  top1 = float(row(workdir, "flexiq_gram", "0.5")["top1"])
+  assert f": {top1:.2f} % with 50 % of the MACs in 4 bits (random order: " in said[1]
 
 
 def test_rows(finished):
@@ -289,7 +296,7 @@ def test_stopped_run_goes_on_where_it_was(finished, tmp_path, compiled):
   resume = "\ninterrupted; run the same command to resume\n"
   assert interrupt(same, "training, epochs: 1/8", signal.SIGTERM) == (130, resume)
   assert len(events(tmp_path, "train")) < 8
-  assert interrupt(same, "ranges, examples:", signal.SIGINT) == (130, resume)
+  assert interrupt(same, "calibration, ranges, examples:", signal.SIGINT) == (130, resume)
   assert not events(tmp_path, "calibrated")
   assert interrupt(same, "uniform_int8, images:", signal.SIGKILL) == (-signal.SIGKILL, "")
   assert len(events(tmp_path, "result")) < len(rows(workdir))

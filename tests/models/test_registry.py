@@ -13,7 +13,7 @@ from flax import nnx
 from flexiq_jax import models
 
 # Learned parameters, as torchvision, timm and the CIFAR checkpoints' author publish them (resnet8,
-# the folded MobileNetV2 and vit_cifar10: counted by hand).
+# mobilenet_digits, the folded MobileNetV2 and vit_cifar10: counted by hand).
 PARAMETERS = {
   "resnet8": 75_002,
   "resnet20": 269_722,
@@ -23,6 +23,7 @@ PARAMETERS = {
   "resnet18": 11_689_512,
   "resnet34": 21_797_672,
   "resnet50": 25_557_032,
+  "mobilenet_digits": 10_858,
   "mobilenet_v2": 3_504_872,
   "mobilenet_v2_tf": 3_504_872 - 17_056,  # Each norm has two vectors, each bias is one.
   "efficientnet_lite0": 4_652_008,

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 from PIL import Image
 
+from experiments import ablation
+from experiments.curve import VARIANTS
+from flexiq_jax.methods import METHODS
 from flexiq_jax.runs import plots
-from flexiq_jax.runs.plots import drawing, search
+from flexiq_jax.runs.plots import drawing
 
 
 @pytest.fixture
@@ -30,6 +34,7 @@ def assert_is_picture(path):
     assert image.format == "PNG"
     assert min(image.size) > 300
     assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+  assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 def assert_apart(texts, figure):
@@ -53,7 +58,12 @@ CURVES = {
 def test_accuracy_draws_means_and_references(tmp_path, figures):
   path = tmp_path / "accuracy.png"
   references = {"float": 91.5, "INT8": 91.4, "INT4": 88.9}
-  assert plots.accuracy_against_ratio(path, CURVES, references=references, title="T") == path
+  assert (
+    plots.accuracy_against_ratio(
+      path, CURVES, references=references, title="T", error=("INT8", 0.25)
+    )
+    == path
+  )
   assert_is_picture(path)
   (axes,) = figures[0].axes
   lines = [line.get_xydata() for line in axes.get_lines()]
@@ -63,9 +73,15 @@ def test_accuracy_draws_means_and_references(tmp_path, figures):
   (band,) = axes.collections
   middle = [y for x, y in band.get_paths()[0].vertices if x == 50]
   assert (min(middle), max(middle)) == (90.0, 91.0)
-  labels = {text.get_text() for text in axes.texts}
-  assert labels == {"float 91.50", "INT8 91.40", "INT4 88.90", *CURVES}
+  (grey,) = axes.patches
+  assert (grey.get_y(), grey.get_height()) == pytest.approx((91.15, 0.5))
+  # No line of a label can be taken for data: they are faint and as short as the margin.
+  assert {text.get_text() for text in axes.texts} == {"float 91.50", "INT8 91.40", "INT4 88.90"}
+  assert {text.arrow_patch.get_edgecolor() for text in axes.texts} == {to_rgba(drawing.FAINT)}
+  assert all(text.xy[0] == axes.get_xlim()[1] for text in axes.texts)
   assert_apart(axes.texts, figures[0])
+  names = [text.get_text() for text in figures[0].legends[0].get_texts()]
+  assert names == ["INT8 ± 1 standard error", "FlexiQ, greedy order", "random order"]
   assert "lowest to highest seed" in axes.get_title("left")
 
 
@@ -153,156 +169,99 @@ def steps(method, ratio, seed, forwards, best):
   ]
 
 
-def drawn(axes):
-  """(colour, whether thick, points) of the lines of data, without horizontal lines."""
-  lines = [line for line in axes.get_lines() if line.get_drawstyle() == "steps-post"]
-  return [(line.get_color(), line.get_linewidth() > 1, line.get_xydata()) for line in lines]
-
-
 SEARCHES = [
   *steps("evolution", 0.25, 0, [10, 20, 30], [8, 6, 4]),
   *steps("evolution", 0.25, 1, [15, 20, 25], [9, 4, 3]),
-  *steps("surrogate", 0.3, 0, [40, 50], [7, 7]),
+  *steps("gram", 0.3, 0, [40, 50], [7, 7]),
   *steps("evolution", 0.3, 0, [40, 50], [9, 5]),
 ]
 
 
-def test_search_draws_seeds_and_their_mean_by_cost(tmp_path, figures):
+def test_search_draws_what_each_level_reached(tmp_path, figures):
   path = tmp_path / "search.png"
-  assert plots.search_progress(path, SEARCHES, title="T", references={0.1 + 0.2: 9.5}) == path
+  given = {0.1 + 0.2: 10.0, 0.9: 1.0}  # a level that was not searched is not drawn
+  assert plots.search_result(path, SEARCHES, title="T", references=given, ylabel="error") == path
   assert_is_picture(path)
-  panels = figures[0].axes
-  assert [axes.get_title("left") for axes in panels[:2]] == ["4-bit ratio 25 %", "4-bit ratio 30 %"]
-  blue, red = plots.COLOURS[:2]
-  for axes, scale in ((panels[0], 1), (panels[2], 2)):
-    (c0, thick0, first), (c1, thick1, second), (c2, thick2, mean) = drawn(axes)
-    assert (c0, c1, c2) == (blue,) * 3 and (thick0, thick1, thick2) == (False, False, True)
-    np.testing.assert_allclose(first / (scale, 1), [[10, 8], [20, 6], [30, 4]])
-    np.testing.assert_allclose(second / (scale, 1), [[15, 9], [20, 4], [25, 3]])
-    np.testing.assert_allclose(mean / (scale, 1), [[15, 8.5], [20, 5], [25, 4.5], [30, 3.5]])
-  for axes, scale in ((panels[1], 1), (panels[3], 2)):
-    # One seed is its own mean; a method keeps its colour.
-    found = {colour: points / (scale, 1) for colour, thick, points in drawn(axes) if thick}
-    assert len(drawn(axes)) == 2
-    np.testing.assert_allclose(found[blue], [[40, 9], [50, 5]])
-    np.testing.assert_allclose(found[red], [[40, 7], [50, 7]])
-  flat = [[line.get_ydata()[0] for line in a.get_lines() if line.get_ls() == "--"] for a in panels]
-  assert flat == [[], [9.5], [], [9.5]]
-  (legend,) = figures[0].legends
-  texts = [text.get_text() for text in legend.get_texts()]
-  assert texts == ["evolution", "surrogate", "greedy, no search"]
-  handles = [line.get_color() for line in legend.get_lines()]
-  assert handles == [blue, red, plots.GREY]
-  title = figures[0].get_suptitle()
-  assert "single seeds" in title and "earlier levels included" in title
+  (axes,) = figures[0].axes
+  assert [label.get_text() for label in axes.get_xticklabels()] == ["25 %", "30 %"]
+  looks = plots.looks(("greedy", "evolution", "gram"))
+  colours = {to_rgba(look.colour): name for name, look in looks.items()}
+  bars = [(colours[b.get_facecolor()], round(b.get_x()), b.get_height()) for b in axes.patches]
+  assert bars == [("greedy", 1, 10), ("evolution", 0, 3.5), ("evolution", 1, 5), ("gram", 1, 7)]
+  assert [text.get_text() for text in axes.texts] == ["10", "3.5", "5\n-50 %", "7\n-30 %"]
+  (points,) = axes.get_lines()
+  assert list(points.get_ydata()) == [4, 3]
+  assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [
+    "FlexiQ, greedy order",
+    "FlexiQ, evolutionary search: 38 forward passes, 75 s",
+    "FlexiQ, Gram search: 50 forward passes, 100 s",
+  ]
+  assert axes.get_ylabel() == "error"
+  assert axes.get_title("left") == "T\nbars: mean over seeds; points: single seeds"
 
 
 def test_search_of_all_levels_at_once_is_one_column(tmp_path, figures):
-  rows = steps("evolution", None, 0, [10, 20], [8, 6]) + steps("other", None, 1, [10, 20], [8, 7])
-  plots.search_progress(
-    tmp_path / "s.png", rows, title="T", references={None: 8, 0.25: 1}, ylabel="error"
-  )
-  upper, lower = figures[0].axes
-  assert upper.get_title("left") == "all levels at once"
-  assert (upper.get_xlabel(), lower.get_xlabel()) == (
-    "forward passes over the search images",
-    "seconds",
-  )
-  assert figures[0].get_supylabel() == "error"
-  assert [line.get_ydata()[0] for line in upper.get_lines() if line.get_ls() == "--"] == [8]
-  # One seed of each method: nothing is averaged.
-  assert figures[0].get_suptitle() == "T"
-  assert len(drawn(upper)) == 2
+  rows = steps("evolution", None, 0, [10, 20], [8, 6])
+  plots.search_result(tmp_path / "s.png", rows, title="T", references={None: 8, 0.25: 1})
+  (axes,) = figures[0].axes
+  assert [label.get_text() for label in axes.get_xticklabels()] == ["all levels at once"]
+  assert [bar.get_height() for bar in axes.patches] == [8, 6]
+  assert axes.get_title("left") == "T"
 
 
-@pytest.mark.parametrize(
-  ("forwards", "best", "reference", "scales"),
-  [
-    ([1, 99], [9, 1], 9, ("linear", "linear")),
-    ([1, 100], [9, 1], 9, ("log", "linear")),
-    ([1, 99], [10, 1], 9, ("linear", "log")),
-    ([1, 99], [9, 1], 20, ("linear", "log")),
-    ([0, 100], [10, 0], 9, ("linear", "linear")),
-    ([0, 100], [10, -1], 9, ("linear", "linear")),
-  ],
-)
-def test_search_is_logarithmic_where_values_span_decades(
-  tmp_path, figures, forwards, best, reference, scales
-):
-  rows = steps("evolution", 0.5, 0, forwards, best)
-  plots.search_progress(tmp_path / "s.png", rows, title="T", references={0.5: reference})
-  for axes in figures[0].axes:
-    assert (axes.get_xscale(), axes.get_yscale()) == scales
-
-
-@pytest.mark.parametrize("fitness", [1e-6, 1, 1e4])
-@pytest.mark.parametrize("cost", [0.01, 1, 100])
-def test_search_is_readable(tmp_path, figures, fitness, cost):
-  """Real figures: progressive levels, long names, costs over decades."""
-  rows = []
+@pytest.mark.parametrize("fitness", [1e-6, 1, 1e6])
+def test_search_is_readable(tmp_path, figures, fitness):
+  """Three levels, two searches, values over decades."""
+  rows, greedy = [], {}
   for i, level in enumerate((0.25, 0.5, 0.75)):
-    x = cost * (8400 * i + 28 * np.arange(1, 300))
-    y = fitness * 0.004 * 7**i * (1 + np.exp(-x / x[40]))
-    rows += steps("flexiq_evolution_with_a_long_name", level, 0, x, y)
-    rows += steps("quadratic_surrogate_with_a_long_name", level, 0, cost * np.r_[900, 950], y[:2])
-  plots.search_progress(tmp_path / "s.png", rows, title="T")
+    greedy[level] = fitness * 0.0123 * 7**i
+    for method in ("evolution", "gram"):
+      rows += steps(method, level, 0, [1e4 * i], [0.8765 * greedy[level]])
+  plots.search_result(tmp_path / "s.png", rows, title="T", references=greedy)
   (figure,) = figures
   figure.draw_without_rendering()  # saving moved everything into a tight frame
-  width, height = figure.canvas.get_width_height()
-  texts = [figure._suptitle, figure._supylabel, *figure.legends[0].get_texts()]
-  for axes in figure.axes:
-    texts += [axes.xaxis.label, axes.yaxis.get_offset_text(), axes._left_title]
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-      ticks = zip(axis.get_ticklabels(), axis.get_majorticklocs(), strict=True)
-      inside = [label for label, at in ticks if low <= at <= high]
-      assert len(inside) >= 2
-      texts += inside
-  texts = [text for text in texts if text.get_text()]
-  assert_apart(texts, figure)
-  boxes = [Text.get_window_extent(text) for text in texts]
-  # savefig makes room for tick labels that stand out a little.
-  assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= width + 20
-  assert min(box.y0 for box in boxes) >= 0 and max(box.y1 for box in boxes) <= height
-
-
-def test_search_of_many_methods_has_a_legend_as_wide_as_the_picture(tmp_path, figures):
-  names = [f"a_method_with_a_rather_long_name_{i}" for i in range(5)]
-  rows = [row for name in names for row in steps(name, 0.5, 0, [1, 2], [2, 1])]
-  plots.search_progress(tmp_path / "s.png", rows, title="T", references={0.25: 1.0})
-  (figure,) = figures
-  figure.draw_without_rendering()
-  (legend,) = figure.legends
-  assert [text.get_text() for text in legend.get_texts()] == names  # no line for an absent level
-  box = legend.get_window_extent()
-  assert box.x0 >= 0 and box.x1 <= figure.canvas.get_width_height()[0]
-  assert_apart(legend.get_texts(), figure)
+  (axes,) = figure.axes
+  assert_apart([*axes.texts, axes._left_title, axes.xaxis.label], figure)
 
 
 def test_search_refuses(tmp_path):
   with pytest.raises(ValueError, match="rows is empty"):
-    plots.search_progress(tmp_path / "s.png", [], title="T")
+    plots.search_result(tmp_path / "s.png", [], title="T")
   assert not (tmp_path / "s.png").exists()
 
 
-_CURVES = st.lists(
-  st.dictionaries(st.integers(0, 9), st.integers(-9, 9), min_size=1), min_size=1, max_size=3
+@pytest.mark.parametrize(
+  "methods",
+  [
+    [f"flexiq_{name}" for name in ("gram", "greedy", "evolution", "random", "gram_dynamic")]
+    + [f"flexiq_greedy_{variant}" for variant in VARIANTS if variant != "dynamic"],
+    ablation.METHODS,
+    [*METHODS, "package.module:Class"],
+    [f"method {i}" for i in range(30)],
+  ],
 )
+def test_methods_of_a_picture_look_different(methods):
+  looks = plots.looks(methods)
+  assert list(looks) == list(methods)
+  pairs = {(look.colour, look.marker) for look in looks.values()}
+  assert len(pairs) == len(looks) == len({look.name for look in looks.values()})
+  if len(methods) < 12:
+    assert len({look.colour for look in looks.values()}) == len(looks)
+    assert len({look.marker for look in looks.values()}) == len(looks)
 
 
-@given(_CURVES)
-def test_mean_of_step_functions(curves):
-  arrays = [np.array(sorted(curve.items()), float).T for curve in curves]
-  places, mean = search._mean([(x, y) for x, y in arrays])
-  begin = max(min(curve) for curve in curves)
-  assert list(places) == sorted({x for curve in curves for x in curve if x >= begin})
-  for place, value in zip(places, mean, strict=True):
-    last = [curve[max(x for x in curve if x <= place)] for curve in curves]
-    np.testing.assert_allclose(value, np.mean(last))
+def test_a_method_looks_the_same_in_every_picture():
+  for name in ("gram", "greedy", "evolution"):
+    alone = plots.looks([name])[name]
+    assert plots.looks(["x", f"flexiq_{name}", "uniform"])[f"flexiq_{name}"] == alone
 
 
 def test_pictures_do_not_depend_on_the_time(tmp_path):
-  first = plots.accuracy_against_ratio(tmp_path / "1.png", CURVES, title="T").read_bytes()
-  assert plots.accuracy_against_ratio(tmp_path / "2.png", CURVES, title="T").read_bytes() == first
+  first, second = (
+    plots.accuracy_against_ratio(tmp_path / name, CURVES, title="T") for name in ("1.png", "2.png")
+  )
+  assert first.read_bytes() == second.read_bytes()
+  assert first.with_suffix(".pdf").read_bytes() == second.with_suffix(".pdf").read_bytes()
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12).map(sorted))

@@ -22,9 +22,9 @@ def figures(monkeypatch):
 
 
 def test_accuracy_against_budget(tmp_path, figures):
-  budgets = np.array([4.0, 5.0])
+  budgets, falling = np.array([4.0, 5.0]), np.array([5.0, 4.0])
   curves = {f"method {i}": (budgets, np.array([[80.0 + i, 85.0]])) for i in range(9)}
-  curves["several"] = (budgets, np.array([[70.0, 90.0], [74.0, np.nan]]))
+  curves["several"] = (falling, np.array([[90.0, 70.0], [np.nan, 74.0]]))
   path = plots.accuracy_against_budget(
     tmp_path / "a.png", curves, title="T", xlabel="average bits", references={"float": 91.0}
   )
@@ -32,8 +32,8 @@ def test_accuracy_against_budget(tmp_path, figures):
     assert min(image.size) > 300
   (axes,) = figures[0].axes
   lines = {c.get_label(): c.lines[0] for c in axes.containers}
-  np.testing.assert_array_equal(lines["several"].get_ydata(), [72.0, 90.0])
-  assert len({(x.get_color(), x.get_marker(), x.get_linestyle()) for x in lines.values()}) == 10
+  np.testing.assert_array_equal(lines["several"].get_xydata(), [[4.0, 72.0], [5.0, 90.0]])
+  assert len({(x.get_color(), x.get_marker()) for x in lines.values()}) == 10
   texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
   assert "float 91.00" in texts
 
@@ -50,11 +50,12 @@ def test_cross_layer_matrix(tmp_path, figures):
 def test_bits_over_budgets(tmp_path, figures):
   bits = np.array([[2.0, 8.0], [4.0, np.nan], [4.0, 8.0]])
   plots.bits_over_budgets(
-    tmp_path / "b.png", "abc", ("4", "5"), {"clado": bits, "hawq": bits}, title="T"
+    tmp_path / "b.png", "abc", ("4", "5"), {"clado": bits, "hawq": bits}, title="T", xlabel="budget"
   )
   left, right = figures[0].axes
-  assert [axes.get_title("left") for axes in (left, right)] == ["clado", "hawq"]
+  assert [axes.get_title("left") for axes in (left, right)] == ["CLADO", "HAWQ-v3"]
   assert [t.get_text() for t in left.texts] == ["2", "8", "4", "4", "8"]
+  assert figures[0].get_supxlabel() == "budget"
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,11 @@ def test_bits_over_budgets(tmp_path, figures):
       lambda p: plots.cross_layer_matrix(p, ("a",), (4, 8), np.ones((3, 3)), title=""),
       r"g has shape \(3, 3\): expected \(2, 2\)",
     ),
-    (lambda p: plots.bits_over_budgets(p, "ab", ("4",), {}, title=""), "plans: empty"),
+    (lambda p: plots.bits_over_budgets(p, "ab", ("4",), {}, title="", xlabel=""), "plans: empty"),
     (
-      lambda p: plots.bits_over_budgets(p, "ab", ("4",), {"m": np.ones((1, 1))}, title=""),
+      lambda p: plots.bits_over_budgets(
+        p, "ab", ("4",), {"m": np.ones((1, 1))}, title="", xlabel=""
+      ),
       r"plans\['m'\] has shape \(1, 1\): expected \(2, 1\)",
     ),
   ],

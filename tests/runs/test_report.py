@@ -99,15 +99,16 @@ def test_links_lead_to_files(tmp_path):
   (tmp_path / "plots").mkdir()
   picture = tmp_path / "plots" / "top 1 [a].png"
   picture.write_bytes(b"png")
+  picture.with_suffix(".pdf").write_bytes(b"pdf")
   Workdir(tmp_path).config({"a": 1})
   text = write(tmp_path, plots=[("Top-1 [all]", picture)])
   targets = re.findall(r"(?<!\\)\]\(([^)]+)\)", text)
-  assert len(targets) == 4  # the picture, config.json, plots/, report.md
+  assert len(targets) == 5  # the picture as PNG and PDF, config.json, plots/, report.md
   for target in targets:
     assert (tmp_path / urllib.parse.unquote(target)).exists(), target
   assert r"![Top-1 \[all\]](plots/top%201%20%5Ba%5D.png)" in text
   assert "- [`config.json`](config.json): the config of the run, 13 B" in text
-  assert "- [`plots/`](plots/): 1 file\n" in text
+  assert "- [`plots/`](plots/): 2 files\n" in text
 
 
 def test_notes_are_a_list(tmp_path):

@@ -58,8 +58,9 @@ def test_steps_are_recorded_and_shown(tmp_path):
   step(record, 1, ratio=0.25, differ=0.5, of=9)
   step(record, 2, ratio=None, mean=None)
   assert lines == [
-    "m 25 %, s 1/9: best 1, mean 2, 20 evaluations (5.00/s), 4 s, about 32 s of this level left",
-    "m all levels, s 2: best 1, 20 evaluations (5.00/s), 4 s",
+    "m 25 %, s 1/9: best distance 1, mean 2, 20 forward passes (5.00/s), 4 s, "
+    "about 32 s of this level left",
+    "m all levels, s 2: best distance 1, 20 forward passes (5.00/s), 4 s",
   ]
   one, two = steps(Workdir(tmp_path), "m", 3)
   assert (one["ratio"], one["differ"], one["seconds"], one["forwards"]) == (0.25, 0.5, 4, 20)

@@ -1,9 +1,9 @@
 """The pictures of a report: accuracy, what goes 4-bit when, bits of layers, unused bits, searches.
 
-Every function draws arrays into a file and returns its path. Figures are made without pyplot, so
-nothing is left in a global registry and no display is needed. Colours are the colour-blind safe
-set of Okabe and Ito (https://jfly.uni-koeln.de/color/) and matplotlib's cividis and viridis;
-methods also differ in their markers, so the pictures can be read in grey.
+Every function draws arrays into a PNG file, with a PDF file beside it, and returns the path of the
+former. Figures are made without pyplot, so nothing is left in a global registry and no display is
+needed. A method has one name, colour and marker in all pictures (`looks`), so they can be read in
+grey, too; shares are drawn in matplotlib's cividis and viridis. All are colour-blind safe.
 """
 
 from flexiq_jax.runs.plots.accuracy import accuracy_against_ratio, spread
@@ -12,20 +12,19 @@ from flexiq_jax.runs.plots.compare import (
   bits_over_budgets,
   cross_layer_matrix,
 )
-from flexiq_jax.runs.plots.drawing import COLOURS, GREY, MARKERS
 from flexiq_jax.runs.plots.layers import layer_map, unused_bits
-from flexiq_jax.runs.plots.search import search_progress
+from flexiq_jax.runs.plots.looks import Look, looks
+from flexiq_jax.runs.plots.search import search_result
 
 __all__ = [
-  "COLOURS",
-  "GREY",
-  "MARKERS",
+  "Look",
   "accuracy_against_budget",
   "accuracy_against_ratio",
   "bits_over_budgets",
   "cross_layer_matrix",
   "layer_map",
-  "search_progress",
+  "looks",
+  "search_result",
   "spread",
   "unused_bits",
 ]

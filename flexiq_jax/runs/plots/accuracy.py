@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from flexiq_jax.runs.plots import drawing
+from flexiq_jax.runs.plots.looks import looks
 
 
 def accuracy_against_ratio(
@@ -19,9 +20,10 @@ def accuracy_against_ratio(
   *,
   title: str,
   references: Mapping[str, float] | None = None,
+  error: tuple[str, float] | None = None,
   ylabel: str = "top-1 accuracy (%)",
 ) -> Path:
-  """Draws one line per method, with fixed models as horizontal lines; both are labelled in place.
+  """Draws one line per method, with fixed models as horizontal lines that are labelled in place.
 
   Args:
     path: PNG file.
@@ -29,6 +31,7 @@ def accuracy_against_ratio(
       are drawn as their mean within a band from the lowest to the highest; nan is no value.
     title: what was measured, with model, dataset and number of images.
     references: name -> value of the fixed models, as float, INT8 and INT4.
+    error: name of a reference and its standard error, drawn as a grey band.
     ylabel: name and unit of the values.
 
   Returns:
@@ -41,16 +44,20 @@ def accuracy_against_ratio(
   if not curves and not references:
     raise ValueError("curves and references are both empty: give at least one of them")
   with matplotlib.rc_context(drawing.STYLE):
-    figure = Figure(figsize=(7.5, 4.4), dpi=drawing.DPI, layout="constrained")
+    figure = Figure(figsize=(7.5, 4.8), dpi=drawing.DPI, layout="constrained")
     axes = figure.add_subplot()
-    labels: list[tuple[float, str, str, float]] = []  # value, text, colour, x of the line's end
     dashes = ("-", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)))
-    for i, (name, y) in enumerate(references.items()):
+    for i, y in enumerate(references.values()):
       style = dashes[i % len(dashes)]
       axes.axhline(y, color=drawing.GREY, linewidth=1, linestyle=style, zorder=1)
-      labels.append((y, f"{name} {y:.2f}", drawing.GREY, 102.0))
+    if error:
+      name, half = error
+      low, high = references[name] - half, references[name] + half
+      label = f"{name} ± 1 standard error"
+      axes.axhspan(low, high, color=drawing.FAINT, alpha=0.35, linewidth=0, zorder=0, label=label)
     several = False
-    for i, (method, (ratios, values)) in enumerate(curves.items()):
+    for i, (method, look) in enumerate(looks(curves).items()):
+      ratios, values = curves[method]
       x, grid = 100 * np.asarray(ratios, float), np.atleast_2d(np.asarray(values, float))
       if x.ndim != 1 or grid.ndim != 2 or grid.shape[1] != x.size or np.isnan(grid).all():
         raise ValueError(
@@ -61,15 +68,18 @@ def accuracy_against_ratio(
       keep = keep[~np.isnan(grid[:, keep]).all(axis=0)]
       x, grid = x[keep], grid[:, keep]
       mean = np.nanmean(grid, axis=0)
-      colour, marker = drawing.look(i)
       if grid.shape[0] > 1:
         several = True
         low, high = np.nanmin(grid, axis=0), np.nanmax(grid, axis=0)
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
-      axes.plot(x, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, zorder=3)
-      labels.append((float(mean[-1]), method, colour, float(x[-1])))
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1)
+      axes.plot(
+        *(x, mean),
+        **{"color": look.colour, "marker": look.marker, "label": look.name},
+        **{"markersize": 5, "linewidth": 1.8},
+        zorder=3 - i / len(curves),  # the first one, which the picture is about, above all others
+      )
     if several:
-      title += "\nlines: mean over seeds; bands: lowest to highest seed"
+      title += "\nlines: mean over seeds; coloured bands: lowest to highest seed"
     axes.set_title(title)
     axes.set_xlabel("4-bit ratio (% of the MACs in selectable layers)")
     axes.set_ylabel(ylabel)
@@ -79,32 +89,33 @@ def accuracy_against_ratio(
     axes.margins(y=0.08)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    _label_ends(axes, labels)
+    _label_references(axes, references)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return drawing.save(figure, path)
 
 
-def _label_ends(axes: Axes, labels: list[tuple[float, str, str, float]]) -> None:
-  """Writes the names right of the axes, moved apart, each with a thin line to its value."""
+def _label_references(axes: Axes, references: Mapping[str, float]) -> None:
+  """Writes the names right of the axes, moved apart; a faint line leads to one that was moved."""
   low, high = axes.get_ylim()
   gap = (high - low) * 0.052
-  labels = sorted(labels)
-  places = spread([value for value, *_ in labels], gap, low + gap / 2, high - gap / 2)
-  for place, (value, text, colour, end) in zip(places, labels, strict=True):
+  labels = sorted((value, f"{name} {value:.2f}") for name, value in references.items())
+  places = spread([value for value, _ in labels], gap, low + gap / 2, high - gap / 2)
+  for place, (value, text) in zip(places, labels, strict=True):
     axes.annotate(
       text,
-      xy=(end, value),
-      xytext=(106, place),
-      color=colour,
+      xy=(102, value),
+      xytext=(105, place),
+      color=drawing.GREY,
       va="center",
       fontsize=9,
       annotation_clip=False,
       arrowprops={
         "arrowstyle": "-",
         "relpos": (0, 0.5),  # from the middle of the text's left edge
-        "color": colour,
-        "linewidth": 0.6,
+        "color": drawing.FAINT,
+        "linewidth": 0.5,
         "shrinkA": 1,
-        "shrinkB": 3,
+        "shrinkB": 0,
       },
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flexiq_jax.runs.plots import drawing
+from flexiq_jax.runs.plots.looks import looks
 
 
 def accuracy_against_budget(
@@ -23,9 +24,10 @@ def accuracy_against_budget(
 
   Args:
     path: PNG file.
-    curves: method -> (budgets `[R]`, top-1 `[S, R]`, a seed a row; nan is no value).
+    curves: method -> (what each budget's plan spends `[R]`, top-1 `[S, R]`, a seed a row; nan is no
+      value).
     title: what was measured.
-    xlabel: what the budget is.
+    xlabel: what is spent.
     references: name -> top-1 of fixed models, as float.
 
   Raises:
@@ -38,28 +40,20 @@ def accuracy_against_budget(
     axes = figure.add_subplot()
     for name, y in (references or {}).items():
       axes.axhline(y, color=drawing.GREY, linewidth=1, zorder=1, label=f"{name} {y:.2f}")
-    # Bars of different methods side by side, and not on top of each other.
-    span = max(float(np.ptp(x)) for x, _ in curves.values()) or 1.0
-    for i, (method, (x, values)) in enumerate(curves.items()):
-      x, values = np.asarray(x, float), np.atleast_2d(np.asarray(values, float))
+    for method, look in looks(curves).items():
+      x, values = (np.asarray(part, float) for part in curves[method])
+      values = np.atleast_2d(values)
       if x.ndim != 1 or values.shape[1:] != x.shape or np.isnan(values).all(axis=0).any():
         raise ValueError(f"curves[{method!r}]: budgets {x.shape}, values {values.shape}")
+      rising = np.argsort(x, kind="stable")
+      x, values = x[rising], values[:, rising]
       mean = np.nanmean(values, axis=0)
       spread = np.stack([mean - np.nanmin(values, axis=0), np.nanmax(values, axis=0) - mean])
-      colour, marker = drawing.look(i)
       axes.errorbar(
-        x + (i - len(curves) / 2) * span * 0.004,
-        mean,
+        *(x, mean),
         yerr=spread if len(values) > 1 else None,
-        color=colour,
-        marker=marker,
-        # Colours and markers repeat; the line then tells methods apart.
-        linestyle="-" if i < len(drawing.COLOURS) else "--",
-        markersize=5,
-        linewidth=1.5,
-        elinewidth=0.8,
-        label=method,
-        zorder=3,
+        **{"color": look.colour, "marker": look.marker, "label": look.name},
+        **{"markersize": 5, "linewidth": 1.5, "elinewidth": 0.8, "zorder": 3},
       )
     axes.set_title(title)
     axes.set_xlabel(xlabel)
@@ -124,6 +118,7 @@ def bits_over_budgets(
   plans: Mapping[str, np.ndarray],
   *,
   title: str,
+  xlabel: str,
 ) -> Path:
   """Draws which bits each layer gets, a panel for each method and a column for each budget.
 
@@ -135,6 +130,7 @@ def bits_over_budgets(
     budgets: R labels, ascending.
     plans: method -> bits `[I, R]`; nan is no value.
     title: model and data.
+    xlabel: what a budget is.
 
   Raises:
     ValueError: there is nothing to draw, or shapes disagree.
@@ -155,6 +151,7 @@ def bits_over_budgets(
       layout="constrained",
     )
     panels = np.atleast_1d(figure.subplots(1, len(plans), sharey=True))
+    names_of = looks(plans)
     for axes, (method, bits) in zip(panels, plans.items(), strict=True):
       bits = np.asarray(bits, float)
       axes.imshow(np.ma.masked_invalid(bits), cmap=colours, vmin=2, vmax=8, aspect="auto")
@@ -162,10 +159,11 @@ def bits_over_budgets(
         value = bits[row, column]
         colour = "white" if value < 5 else "black"
         axes.text(column, row, f"{value:g}", fontsize=font, ha="center", va="center", color=colour)
-      axes.set_title(method, fontsize=9)
+      axes.set_title(names_of[method].name, fontsize=9)
       axes.set_xticks(range(len(budgets)), budgets, fontsize=8)
       axes.set_yticks(range(rows), names, fontsize=font)
       axes.tick_params(length=0)
       axes.spines[:].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.supxlabel(xlabel, fontsize=10)
     return drawing.save(figure, path)

@@ -1,4 +1,4 @@
-"""Colours, type sizes and files of all pictures."""
+"""Type sizes, lines and files of all pictures."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#555555"
+FAINT = "#bbbbbb"  # of what is no data: lines to labels
 
 STYLE = {
   "font.size": 10,
@@ -17,18 +16,20 @@ STYLE = {
   "axes.spines.top": False,
   "axes.spines.right": False,
   "axes.titlelocation": "left",
+  "pdf.fonttype": 42,  # letters stay letters
 }
 DPI = 150
 
 
-def look(i: int) -> tuple[str, str]:
-  """Colour and marker of the i-th method of a picture."""
-  return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-
-
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-  """Writes the figure as a PNG file, the same bytes every time, and returns the path."""
+  """Writes the figure as PNG and, beside it, as PDF, the same bytes every time.
+
+  Returns:
+    The path of the PNG file.
+  """
   FigureCanvasAgg(figure)
   path = Path(path)
-  figure.savefig(path, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
+  frame = {"bbox_inches": "tight", "pad_inches": 0.12}
+  figure.savefig(path, metadata={"Software": None}, **frame)
+  figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None}, **frame)
   return path

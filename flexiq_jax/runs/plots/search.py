@@ -1,4 +1,4 @@
-"""Progress of searches: best fitness against cost and against time."""
+"""What searches reached, beside the order that they started from."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from flexiq_jax.runs.plots import drawing
+from flexiq_jax.runs.plots.looks import looks
 
-_COSTS = {"forwards": "forward passes over the search images", "seconds": "seconds"}
 
-
-def search_progress(
+def search_result(
   path: str | os.PathLike[str],
   rows: Sequence[Mapping[str, Any]],
   *,
@@ -25,18 +21,17 @@ def search_progress(
   references: Mapping[float | None, float] | None = None,
   ylabel: str = "squared logit error to the 8-bit model, mean per image",
 ) -> Path:
-  """Draws the best fitness so far, a column for each level and a row for each kind of cost.
+  """Draws the best fitness of each level as bars, a bar for each method, with what it cost.
 
-  A line starts where every seed of its method has a value and ends with the last seed; a seed that
-  ended earlier keeps its last value. Marks stand at its start and end.
+  Several seeds are drawn as the bar of their mean, with a point each.
 
   Args:
     path: PNG file.
     rows: what `search.steps` returns; read are `method`, `ratio` (None where all
       levels are scored at once), `seed`, `forwards`, `seconds` and `best`.
     title: model, dataset and number of search images.
-    references: level (None: all at once) -> fitness of the greedy order, a dashed line. Levels
-      without rows are not drawn.
+    references: level (None: all at once) -> fitness of the greedy order. Levels without rows are
+      not drawn.
     ylabel: name and unit of the fitness.
 
   Returns:
@@ -47,107 +42,68 @@ def search_progress(
   """
   if not rows:
     raise ValueError("rows is empty: a picture of a search needs one step of one method at least")
-  references = {_level(ratio): value for ratio, value in (references or {}).items()}
-  methods = list(dict.fromkeys(row["method"] for row in rows))
-  levels = sorted({_level(row["ratio"]) for row in rows}, key=lambda r: (r is None, r or 0))
-  with matplotlib.rc_context(drawing.STYLE):
-    width = 6.4 if len(levels) == 1 else 0.7 + 3.3 * len(levels)
-    figure = Figure(figsize=(width, 6.0), dpi=drawing.DPI, layout="constrained")
-    panels = figure.subplots(2, len(levels), squeeze=False)
-    for column, level in zip(panels.T, levels, strict=True):
-      here = [row for row in rows if _level(row["ratio"]) == level]
-      name = "all levels at once" if level is None else f"4-bit ratio {100 * level:g} %"
-      column[0].set_title(name, fontsize=10)
-      for axes, cost in zip(column, _COSTS, strict=True):
-        for i, method in enumerate(methods):
-          _draw(axes, [row for row in here if row["method"] == method], cost, *drawing.look(i))
-        axes.set_xlabel(_COSTS[cost], fontsize=9)
-        _scale(axes, "x", [row[cost] for row in here], 2)
-        values = [row["best"] for row in here]
-        if level in references:
-          values.append(references[level])
-          axes.axhline(references[level], color=drawing.GREY, linewidth=1, linestyle="--", zorder=1)
-        _scale(axes, "y", values, 1)
-        axes.tick_params(labelsize=9)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-    figure.supylabel(ylabel, fontsize=10)
-    if len({(row["method"], row["seed"]) for row in rows}) > len(methods):
-      title += "\nthick: mean over seeds; thin: single seeds"
-    if len(levels) > 1:
-      title += "\ncost since the search began, earlier levels included"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    handles = []
-    for i, method in enumerate(methods):
-      colour, marker = drawing.look(i)
-      handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=method))
-    if not references.keys().isdisjoint(levels):
-      handles.append(
-        Line2D([], [], color=drawing.GREY, linewidth=1, linestyle="--", label="greedy, no search")
-      )
-    figure.legend(
-      handles=handles,
-      loc="outside lower center",
-      ncols=max(1, int(width / (0.7 + 0.08 * max(len(str(h.get_label())) for h in handles)))),
-      frameon=False,
-      fontsize=9,
+  reached: dict[tuple[str, float | None], dict[Any, float]] = {}
+  costs: dict[str, dict[Any, tuple[float, float]]] = {}
+  for row in rows:
+    seeds = reached.setdefault((row["method"], _level(row["ratio"])), {})
+    seeds[row["seed"]] = min(row["best"], seeds.get(row["seed"], np.inf))
+    most = costs.setdefault(row["method"], {}).get(row["seed"], (0.0, 0.0))
+    costs[row["method"]][row["seed"]] = (
+      max(most[0], row["forwards"]),
+      max(most[1], row["seconds"]),
     )
+  levels = sorted({level for _, level in reached}, key=lambda r: (r is None, r or 0))
+  greedy = {_level(ratio): value for ratio, value in (references or {}).items()}
+  greedy = {level: value for level, value in greedy.items() if level in levels}
+  for level, value in greedy.items():
+    reached["greedy", level] = {None: value}
+  methods = [*(["greedy"] if greedy else []), *costs]
+  with matplotlib.rc_context(drawing.STYLE):
+    width = 0.8 / len(methods)
+    figure = Figure(
+      figsize=(max(5.5, 1.6 + 0.8 * len(levels) * len(methods)), 4.4),
+      dpi=drawing.DPI,
+      layout="constrained",
+    )
+    axes = figure.add_subplot()
+    for i, (method, look) in enumerate(looks(methods).items()):
+      label = look.name
+      if method in costs:
+        forwards, seconds = np.mean([*costs[method].values()], axis=0)
+        label += f": {forwards:,.0f} forward passes, {seconds:,.0f} s"
+      for column, level in enumerate(levels):
+        if (method, level) not in reached:
+          continue
+        values = [*reached[method, level].values()]
+        mean, x = float(np.mean(values)), column + (i + 0.5) * width - 0.4
+        axes.bar(x, mean, 0.92 * width, color=look.colour, label=label)
+        label = "_"  # in the legend once
+        if len(values) > 1:
+          axes.plot([x] * len(values), values, ".", color=drawing.GREY, markersize=5)
+        text = f"{mean:.3g}"
+        if method != "greedy" and greedy.get(level, 0) > 0:
+          text += f"\n{100 * (mean / greedy[level] - 1):+.0f} %"
+        axes.annotate(
+          text,
+          (x, max(values)),
+          xytext=(0, 3),
+          textcoords="offset points",
+          ha="center",
+          fontsize=9,
+        )
+    names = ["all levels at once" if r is None else f"{100 * r:g} %" for r in levels]
+    axes.set_xticks(range(len(levels)), names)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.5, len(levels) - 0.5)
+    axes.margins(y=0.16)
+    axes.set_xlabel("4-bit ratio")
+    axes.set_ylabel(ylabel, fontsize=9)
+    if any(len(values) > 1 for values in reached.values()):
+      title += "\nbars: mean over seeds; points: single seeds"
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     return drawing.save(figure, path)
 
 
 def _level(ratio: float | None) -> float | None:
   return None if ratio is None else round(float(ratio), 6)
-
-
-def _draw(
-  axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, colour: str, marker: str
-) -> None:
-  """Draws one method: each seed thin where there are several, their mean thick."""
-  curves = []
-  for seed in dict.fromkeys(row["seed"] for row in rows):
-    x, y = np.array([(row[cost], row["best"]) for row in rows if row["seed"] == seed], float).T
-    keep = np.argsort(x, kind="stable")
-    curves.append((x[keep], y[keep]))
-  if not curves:
-    return
-  if len(curves) > 1:
-    for x, y in curves:
-      axes.plot(x, y, color=colour, drawstyle="steps-post", linewidth=0.7, alpha=0.45, zorder=2)
-  x, y = _mean(curves)
-  axes.plot(
-    x,
-    y,
-    color=colour,
-    drawstyle="steps-post",
-    linewidth=1.8,
-    marker=marker,
-    markersize=5,
-    markevery=[0, x.size - 1],
-    zorder=3,
-  )
-
-
-def _mean(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-  """Mean of step functions, each given by ascending places and the values from there on."""
-  places = np.unique(np.concatenate([x for x, _ in curves]))
-  places = places[places >= max(x[0] for x, _ in curves)]
-  values = [y[np.searchsorted(x, places, side="right") - 1] for x, y in curves]
-  return places, np.mean(values, axis=0)
-
-
-def _scale(axes: Axes, name: str, values: Sequence[float], decades: int) -> None:
-  """Makes the axis `x` or `y` logarithmic where its values are positive and span the decades."""
-  axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
-  low, high = min(values), max(values)
-  if low > 0 and high >= low * 10**decades:
-    axes.set(**{f"{name}scale": "log"})
-    if high < low * 100:
-      axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-  else:
-    axis.set_major_locator(MaxNLocator(4 if name == "x" else 5, steps=(1, 2, 2.5, 5, 10)))
-    if name == "x" or high >= 1000:
-      axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    else:  # as many digits at each tick, a power of ten above the axis where they are many
-      axes.ticklabel_format(axis="y", useOffset=False)

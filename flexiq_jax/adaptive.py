@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import orders
@@ -17,6 +18,7 @@ from flexiq_jax.quant import (
   calibration,
   grouping,
   rules,
+  straight,
 )
 
 Array = Any
@@ -33,6 +35,8 @@ class AdaptiveModel:
     cuts: layer name -> its channel groups and shifts, from which the 4-bit side was made.
     ranges, settings: how clipping ranges were found, and how channels were grouped and lowered.
     dynamic: whether activation shifts follow the live range.
+    w_scales: layer name -> weight scales `[N]` that training chose; None where they follow from the
+      weights.
   """
 
   network: Network
@@ -42,6 +46,7 @@ class AdaptiveModel:
   ranges: RangeSettings
   settings: LowSettings
   dynamic: bool = False
+  w_scales: Mapping[str, Array] | None = None
 
   def __call__(self, x: Array, ratio: float) -> Array:
     """Logits with `ratio` (0..1) of the selectable MACs in 4 bits; compiled once for all ratios."""
@@ -125,8 +130,19 @@ def recipe_settings(recipe: Recipe) -> tuple[RangeSettings, LowSettings]:
     raise ValueError(f"recipe: its settings do not fit this release ({error})") from None
 
 
-def from_recipe(network: Network, recipe: Recipe, dynamic: bool = False) -> AdaptiveModel:
+def from_recipe(
+  network: Network,
+  recipe: Recipe,
+  dynamic: bool = False,
+  w_scales: Mapping[str, Array] | None = None,
+) -> AdaptiveModel:
   """Quantizes a float model as a recipe says, without calibration examples.
+
+  Args:
+    network: the float model.
+    recipe: the recipe.
+    dynamic: choose activation shifts at run time.
+    w_scales: layer name -> weight scales `[N]`; None takes those that follow from the weights.
 
   Raises:
     ValueError: the recipe does not fit the model.
@@ -138,9 +154,13 @@ def from_recipe(network: Network, recipe: Recipe, dynamic: bool = False) -> Adap
   model, cuts = {}, {}
   for entry in recipe.layers:
     layer = network.layer(entry.name)
-    model[entry.name] = calibration.quantize_layer(
-      layer, network.weights[entry.name], entry.x_scale, entry.signed, ranges
-    )
+    w = network.weights[entry.name]
+    if w_scales is None:
+      q = calibration.quantize_layer(layer, w, entry.x_scale, entry.signed, ranges)
+    else:
+      scales = straight.Scales(jnp.float32(entry.x_scale), jnp.asarray(w_scales[entry.name]))
+      q = straight.quantize_layer(layer, w, scales, entry.signed)
+    model[entry.name] = q
     if entry.groups:
       cuts[entry.name] = Cut(
         channels=tuple(np.array(g) for g in entry.groups),
@@ -153,5 +173,12 @@ def from_recipe(network: Network, recipe: Recipe, dynamic: bool = False) -> Adap
       )
   model = grouping.lower_layers(network.layers, model, cuts, settings)
   return AdaptiveModel(
-    network, model, schedule, cuts=cuts, ranges=ranges, settings=settings, dynamic=dynamic
+    network,
+    model,
+    schedule,
+    cuts=cuts,
+    ranges=ranges,
+    settings=settings,
+    dynamic=dynamic,
+    w_scales=w_scales,
   )

@@ -170,15 +170,14 @@ def quantize_layer(
   """Quantizes one layer whose activation scale is known."""
   w = layer.canonical(jnp.asarray(w, jnp.float32))
   codes, scale = _quantize_weights(w, bits, settings.weight, settings.percentile)
-  native = layer.native(codes)
-  return rules.QLayer(
-    w=native,
+  q = rules.QLayer(
+    w=layer.native(codes),
     w_scale=scale.reshape(-1),
     x_scale=jnp.asarray(x_scale, jnp.float32),
     bits=bits,
     signed=signed,
-    parts=exact.parts(layer, np.asarray(native)),
   )
+  return dataclasses.replace(q, parts=exact.parts(layer, np.asarray(q.w)))
 
 
 def code_pass(apply: Apply, platform: str | None = None) -> Pass:

@@ -95,6 +95,7 @@ def train(
   checkpoint_dir: str | os.PathLike[str] | None = None,
   checkpoint_every: int = 1,
   progress: Callable[[dict[str, Any]], None] | None = None,
+  before: Callable[[int, State], State] | None = None,
 ) -> tuple[State, list[dict[str, Any]]]:
   """Trains up to a number of epochs, from the last checkpoint on where there is one.
 
@@ -111,6 +112,8 @@ def train(
     checkpoint_dir: folder of checkpoints.
     checkpoint_every: epochs between checkpoints; the last epoch is always saved.
     progress: called with each entry of the log once its checkpoint is written.
+    before: called with an epoch's number before its steps, gives the state that they start from; a
+      function of its arguments, so that a resumed run gets the same.
 
   Returns:
     The trained state, and the log of all epochs, those before a resume too.
@@ -134,7 +137,9 @@ def train(
       _require_same_run(found.metadata["run"], run, checkpoints.directory)
       state, log = found.tree, found.metadata["log"]
     for epoch in range(len(log) + 1, epochs + 1):
-      before, first = state, (epoch - 1) * data.steps
+      last_good, first = state, (epoch - 1) * data.steps
+      if before is not None:
+        state = before(epoch, state)
       sums: Any = None
       for step, batch in enumerate(data.epoch(epoch), first):
         state, values = step_fn(state, batch, np.int32(step))
@@ -143,7 +148,7 @@ def train(
       value, last = total / data.steps, epoch * data.steps
       if not math.isfinite(value):
         if epoch > 1:
-          save(epoch - 1, before)
+          save(epoch - 1, last_good)
         raise DivergedError(f"loss is {value} in epoch {epoch}: training diverged")
       log.append(entry(Epoch(epoch=epoch, step=last, loss=value, totals=totals), state))
       if epoch % checkpoint_every == 0 or epoch == epochs:

@@ -54,6 +54,7 @@ OURS = {
   "flexiq_jax.methods.program": (),
   "flexiq_jax.methods.layerwise": _QUANT,
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
+  "flexiq_jax.finetuning": (*_MODEL, "flexiq_jax.search", "flexiq_jax.training", "flexiq_jax.runs"),
   "flexiq_jax.deploy": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deploy", "flexiq_jax.runs"),
 }
@@ -86,7 +87,9 @@ FRONTS = {
   "flexiq_jax.kernels.tpu": (),
   "flexiq_jax.models": (),
   "flexiq_jax.orders": ("recipes",),
-  "flexiq_jax.quant": ("calibration", "exact", "grouping", "lowering", "quantizer", "rules"),
+  "flexiq_jax.quant": (
+    *("calibration", "exact", "grouping", "lowering", "quantizer", "rules", "straight"),
+  ),
   "flexiq_jax.runs.plots": (),
   "flexiq_jax.search": ("evolution", "gram"),
   "flexiq_jax.search.evolution": (),

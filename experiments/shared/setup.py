@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.shared.checks import Settings, check, field
-from flexiq_jax import data, graph, models
+from flexiq_jax import data, finetuning, graph, models
 from flexiq_jax.adaptive import recipe_settings
 from flexiq_jax.orders import recipes
 from flexiq_jax.quant import grouping, selectable
@@ -258,6 +258,7 @@ def _load_recipe(config, described: Described) -> recipes.Recipe | None:
     path = data.expand_path(config.recipe)
   with field("config", config):
     recipe = recipes.load(path)
+    finetuning.check(path, recipe)
     recipes.require_fit(recipe, described.layers)
     recipe_settings(recipe)
   return recipe

@@ -27,7 +27,8 @@ from flexiq_jax.finetuning.refit import refit
 from flexiq_jax.finetuning.settings import FinetuneSettings
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule
-from flexiq_jax.quant import LowSettings, rules, straight
+from flexiq_jax.quant import LowSettings, calibration, rules, straight
+from flexiq_jax.runs import files
 from flexiq_jax.search import DISTANCES
 from flexiq_jax.training import loop
 
@@ -117,7 +118,8 @@ def finetune(
   def masks(ratio):
     return schedule_masks(schedule, ratio)
 
-  fit = lambda params, scales: refit(model, params, scales, batches)
+  run_codes = jax.jit(calibration.code_pass(model.network.apply, model.network.platform))
+  fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
   state, log = _train(
     model.network,
     model.model,
@@ -253,7 +255,7 @@ def _train(
     epochs=epochs,
     seed=seed,
     entry=entry,
-    run={"finetune": dataclasses.asdict(settings) | {"seed": seed}, **run},
+    run=files.to_plain({"finetune": dataclasses.asdict(settings) | {"seed": seed}, **run}),
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,

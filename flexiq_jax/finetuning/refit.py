@@ -14,6 +14,7 @@ def refit(
   params: Any,
   scales: Mapping[str, straight.Scales],
   batches: Iterable[Array],
+  run: calibration.Pass | None = None,
 ) -> AdaptiveModel:
   """A model with other weights and scales, its shifts and mean codes fitted to them.
 
@@ -22,6 +23,7 @@ def refit(
     params: the (folded) parameters, as `model.network.params`.
     scales: layer name -> scales, for all layers.
     batches: calibration inputs `[B, ...]`; a pass of the new 8-bit model is made over them.
+    run: see `calibration.observe_codes`.
   """
   network = model.network.with_params(params)
   base = {
@@ -31,7 +33,7 @@ def refit(
     for layer in network.layers
   }
   codes = calibration.observe_codes(
-    network.apply, network.params, base, batches, platform=network.platform
+    *(network.apply, network.params, base, batches), platform=network.platform, run=run
   )
   cuts = {
     name: grouping.reshift(

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from flexiq_jax.quant import check_one_of
+from flexiq_jax.training import AUGMENTATIONS
 
 LOSSES = ("kl", "l2")
 _MOST = 2**31 - 1
@@ -68,6 +69,24 @@ class FinetuneSettings:
   def _require(self, field: str, fits: bool, accepted: str) -> None:
     if not fits:
       raise ValueError(f"{field} is {getattr(self, field)!r}; {accepted} is accepted")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings(FinetuneSettings):
+  """Settings of finetuning on images of a data set.
+
+  Attributes:
+    images: training images, the first of the draw that calibration begins; 0 takes all.
+    augmentation: as in `training.TrainSettings`.
+  """
+
+  images: int = 1000
+  augmentation: str = "crop_flip"
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._require("images", _whole(self.images, 0), "an integer from 0")
+    check_one_of("augmentation", self.augmentation, AUGMENTATIONS)
 
 
 def _whole(value: Any, least: int) -> bool:

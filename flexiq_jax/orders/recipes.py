@@ -69,6 +69,8 @@ class Recipe:
     settings: plain values of the range and grouping settings.
     layers: every quantized layer, in execution order.
     order: (layer name, group) pairs, first to go to 4 bits first.
+    weights: name of the file beside the recipe that holds finetuned weights; "" where the weights
+      are the float model's.
   """
 
   model: str
@@ -77,6 +79,7 @@ class Recipe:
   settings: Mapping[str, Any]
   layers: tuple[RecipeLayer, ...]
   order: tuple[tuple[str, int], ...]
+  weights: str = ""
 
   def schedule(self) -> Schedule:
     """The schedule over this recipe's groups."""
@@ -96,6 +99,18 @@ def save(path: str | os.PathLike, recipe: Recipe) -> None:
   Raises:
     ValueError: its order is not one of its groups, or does not go with their shift blocks.
   """
+  path = pathlib.Path(path)
+  half = path.with_name(path.name + ".part")
+  half.write_text(dump(recipe))
+  os.replace(half, path)
+
+
+def dump(recipe: Recipe) -> str:
+  """A recipe as JSON text.
+
+  Raises:
+    ValueError: as `save`.
+  """
   schedule = recipe.schedule()
   _check_blocks(recipe)
   document = {
@@ -104,15 +119,13 @@ def save(path: str | os.PathLike, recipe: Recipe) -> None:
     "model": recipe.model,
     "method": recipe.method,
     "seed": recipe.seed,
+    **({"weights": recipe.weights} if recipe.weights else {}),
     "settings": dict(recipe.settings),
     "levels": {f"{r:.2f}": schedule.boundaries(r) for r in LEVELS},
     "layers": [dataclasses.asdict(layer) for layer in recipe.layers],
     "order": [f"{name}#{group}" for name, group in recipe.order],
   }
-  path = pathlib.Path(path)
-  half = path.with_name(path.name + ".part")
-  half.write_text(_dump(document))
-  os.replace(half, path)
+  return _dump(document)
 
 
 def load(path: str | os.PathLike) -> Recipe:
@@ -144,6 +157,7 @@ def load(path: str | os.PathLike) -> Recipe:
       method=read.method,
       seed=read.seed,
       settings=read.settings,
+      weights=read.weights,
       layers=tuple(RecipeLayer(**msgspec.structs.asdict(layer)) for layer in read.layers),
       order=tuple(_group(entry) for entry in read.order),
     )
@@ -213,6 +227,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
   model: str
   method: Annotated[str, msgspec.Meta(pattern=r"^\w[\w+.-]*$")]
   seed: _Count
+  weights: Annotated[str, msgspec.Meta(pattern=r"^(\w[\w.-]*)?$")] = ""
   settings: dict[str, Any]
   levels: dict[str, dict[str, int]] = {}
   layers: tuple[_Layer, ...]

@@ -1,4 +1,4 @@
-"""The trained rule: the mixed rule's value bit for bit, and derivatives that are worked out here."""
+"""The trained rule: the mixed rule's value to the bit, and derivatives that are worked out here."""
 
 import dataclasses
 import functools

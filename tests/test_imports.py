@@ -81,6 +81,7 @@ FORBIDDEN = {
 FRONTS = {
   "flexiq_jax.data": (),
   "flexiq_jax.deploy": ("artifact", "export"),
+  "flexiq_jax.finetuning": ("joint",),
   "flexiq_jax.graph": ("reorder", "tracing", "unfold"),
   "flexiq_jax.kernels": ("gpu", "tile_files", "tpu", "tuning"),
   "flexiq_jax.kernels.gpu": (),

@@ -36,6 +36,8 @@ Array = Any
 # (key, examples of a batch) -> the model's input.
 Prepare = Callable[[jax.Array, Array], Array]
 Listener = Callable[[dict[str, Any]], None]
+# What the random numbers of a step are folded with.
+_PREPARE, _RATIO = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,10 +249,10 @@ def _train(
     return {"epoch": epoch.epoch, "step": epoch.step, "loss": epoch.loss, **found}
 
   state, log = loop.train(
-    _loss(network, start, masks, examples.prepare, settings),
+    objective(network, start, masks, settings),
     params,
     kept,
-    _optimizer(settings),
+    make_optimizer(settings),
     _Batches(examples, settings.batch_size, settings.every, seed, parts),
     epochs=epochs,
     seed=seed,
@@ -259,56 +261,84 @@ def _train(
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,
+    prepare=teacher(network, examples.prepare),
+    parts=parts_of(settings, masks),
   )
   trained = jax.device_get(state.params)
   return (trained["params"], _scales(start, trained["log_scales"])), log
 
 
-def _loss(network, start, masks, prepare: Prepare, settings: FinetuneSettings) -> loop.Loss:
+def objective(
+  network: Network,
+  start: Mapping[str, straight.Scales],
+  masks: Callable[[Array], Mapping[str, Array]] | None,
+  settings: FinetuneSettings,
+) -> loop.Loss:
+  """The loss at one ratio of a step: the distance from the float model's logits.
+
+  A step's parts (`parts_of`) are its ratios; batches are those of `teacher`.
+
+  Args:
+    network: the float model.
+    start: layer name -> scales, which the trained logarithms multiply.
+    masks: ratio -> layer name -> bool `[J]`; None for a model that knows no ratio.
+    settings: of the training.
+  """
   distance = DISTANCES[settings.loss]
-  anchors = jnp.asarray(settings.anchors, jnp.float32)
 
-  def loss(params, kept, key, batch):
-    examples, labels = batch
-    keys = jax.random.split(key, 3)
-    x = prepare(keys[0], examples)
-    target = network.apply(network.params, x)
-    scales = _scales(start, params["log_scales"])
-
-    def at(chosen):
-      rule = straight.finetune_rule(kept, scales, chosen, network.platform)
-      z = graph.with_rule(network.apply, rule)(params["params"], x)
-      return distance(z, target).mean(), z
-
-    def labelled(z):
-      if not settings.label_weight:
-        return 0.0
-      found = optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
-      return settings.label_weight * found
-
-    if masks is None:
-      value, z = at({})
-      return value + labelled(z), (kept, {})
-    metrics, values = {}, []
-    if len(settings.anchors):
-      number = jax.random.randint(keys[1], (), 0, len(settings.anchors))
-      value, z = at(masks(anchors[number]))
-      values.append(value + labelled(z))
-      for i, ratio in enumerate(settings.anchors):
-        metrics[f"loss_{ratio:g}"] = jnp.where(number == i, value, 0)
-        metrics[f"count_{ratio:g}"] = jnp.where(number == i, 1.0, 0.0)
-    ratio = jax.random.uniform(keys[2])
-    if settings.ratios:
-      ratio = jax.random.choice(keys[2], jnp.asarray(settings.ratios, jnp.float32))
-    value, z = at(masks(ratio))
-    values.append(value + labelled(z))
-    metrics |= {"loss_drawn": value, "count_drawn": jnp.float32(1)}
-    return jnp.stack(values).mean(), (kept, metrics)
+  def loss(trained, kept, key, batch):
+    part, (x, target, labels) = batch if parts_of(settings, masks) > 1 else (0, batch)
+    metrics, (ratio, anchor) = {}, _ratio(key, part, settings)
+    chosen = masks(ratio) if masks else {}
+    scales = _scales(start, trained["log_scales"])
+    rule = straight.finetune_rule(kept, scales, chosen, network.platform)
+    z = graph.with_rule(network.apply, rule)(trained["params"], x)
+    value = found = distance(z, target).mean()
+    if settings.label_weight:
+      entropy = optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
+      value += settings.label_weight * entropy
+    if masks:
+      for i, name in enumerate((*(f"{a:g}" for a in settings.anchors), "drawn")):
+        metrics[f"loss_{name}"] = jnp.where(anchor == i, found, 0)
+        metrics[f"count_{name}"] = jnp.where(anchor == i, 1.0, 0.0)
+    return value, (kept, metrics)
 
   return loss
 
 
-def _optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
+def teacher(network: Network, prepare: Prepare) -> loop.Prepare:
+  """`(key, (examples, labels)) -> (inputs, logits of the float model, labels)`."""
+
+  def run(key, batch):
+    examples, labels = batch
+    x = prepare(jax.random.fold_in(key, _PREPARE), examples)
+    return x, network.apply(network.params, x), labels
+
+  return run
+
+
+def parts_of(settings: FinetuneSettings, masks: Any) -> int:
+  """How many ratios a step computes, one after the other: an anchor and a drawn one."""
+  return 2 if masks and settings.anchors else 1
+
+
+def _ratio(key: jax.Array, part: Array, settings: FinetuneSettings) -> tuple[Array, Array]:
+  """The 4-bit ratio of a part of a step, and its number among the anchors (behind them: drawn)."""
+  keys = jax.random.split(jax.random.fold_in(key, _RATIO))
+  drawn = jax.random.uniform(keys[0])
+  if settings.ratios:
+    drawn = jax.random.choice(keys[0], jnp.asarray(settings.ratios, jnp.float32))
+  count = len(settings.anchors)
+  if not count:
+    return drawn, jnp.int32(0)
+  anchor = jax.random.randint(keys[1], (), 0, count)
+  ratio = jnp.asarray(settings.anchors, jnp.float32)[anchor]
+  return jnp.where(part == 0, ratio, drawn), jnp.where(part == 0, anchor, count)
+
+
+def make_optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
+  """Adam for parameters and for logarithms of scales, each with its own rate."""
+
   def adam(peak):
     rate = optax.warmup_cosine_decay_schedule(
       0.0 if settings.warmup else peak, peak, settings.warmup, settings.steps

@@ -16,6 +16,8 @@ Stages, each kept in the workdir so that a stopped run goes on after the last co
 | `flexiq_greedy_per_output` | a weight shift per output channel instead of one per group |
 | `flexiq_greedy_uncorrected` | no bias correction |
 | `flexiq_METHOD_dynamic` | activation shifts chosen at run time, the config's order |
+| `flexiq_distilled`, `flexiq_finetuned` | the config's order, finetuned over all ratios |
+| `uniform_int4_distilled`, `uniform_int4_finetuned` | uniform INT4, finetuned likewise |
 """
 
 import dataclasses
@@ -23,14 +25,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.shared import reporting, setup
+from experiments.shared import reporting, setup, tuned
 from experiments.shared.checks import field, is_seed
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
-from flexiq_jax import orders
-from flexiq_jax.adaptive import AdaptiveModel, from_recipe
-from flexiq_jax.orders import recipes
+from flexiq_jax import data, orders
+from flexiq_jax.adaptive import AdaptiveModel, load
+from flexiq_jax.network import Network
 from flexiq_jax.runs import distributed, process, report
+from flexiq_jax.runs.files import write_bytes
 from flexiq_jax.runs.workdir import Workdir
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -47,12 +50,12 @@ class _Methods:
   """What is to be evaluated.
 
   Attributes:
-    uniform: method -> (bits, quantized layers).
+    uniform: method -> (bits, float model, quantized layers).
     adaptive: method -> (model, seed); the first is the run's own.
     groups: layer name -> `grouping.Groups` of the run's own; None where nothing was calibrated.
   """
 
-  uniform: dict[str, tuple[int, Any]]
+  uniform: dict[str, tuple[int, Network, Any]]
   adaptive: dict[str, tuple[AdaptiveModel, int]]
   groups: Any = None
 
@@ -76,7 +79,9 @@ def prepare(config) -> setup.Inputs:
     ValueError: something is wrong or missing; names the fields.
   """
   _check(config)
-  return setup.prepare(config)
+  inputs = setup.prepare(config)
+  tuned.require_data(tuned.check(config), inputs.calibration)
+  return inputs
 
 
 def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
@@ -96,17 +101,19 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
     print(f"{reporting.title(config)}: {_steps(inputs)}", flush=True)
   stages = Stages(inputs, workdir)
   network = stages.network
-  methods = _from_recipe(stages) if inputs.recipe else _calibrated(stages)
+  methods = _tuned(stages, _from_recipe(stages) if inputs.recipe else _calibrated(stages))
 
   rows = Rows(inputs, workdir)
   rows.add("float", None, config.seed, network.float, avg_bits=32.0)
-  for method, (bits, model) in methods.uniform.items():
+  for method, (bits, own, model) in methods.uniform.items():
     rows.add(
-      method, None, config.seed, lambda x, m=model: network.uniform(m, x), avg_bits=float(bits)
+      *(method, None, config.seed, lambda x, n=own, m=model: n.uniform(m, x)),
+      avg_bits=float(bits),
     )
   for method, (model, seed) in methods.adaptive.items():
     for ratio in inputs.settings.ratios:
-      if ratio or model is methods.chosen:  # at 0 all variants are the same 8-bit model
+      # At 0 all variants are the same 8-bit model, but for those with weights of their own.
+      if ratio or model is methods.chosen or model.w_scales is not None:
         rows.add_adaptive(method, model, ratio, seed)
   space = methods.chosen.schedule.space
   for seed in () if inputs.recipe else config.random_seeds:
@@ -159,6 +166,7 @@ def _check(config) -> None:
       raise ValueError(
         f"config.variants: {variant!r} is not one of {known}; give several as \"('naive','range')\""
       )
+  tuned.check(config)
   for seed in config.random_seeds:
     if not is_seed(seed):
       raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0 to {2**31 - 1}")
@@ -169,21 +177,37 @@ def _from_recipe(stages: Stages) -> _Methods:
   recipe = stages.inputs.recipe
   assert recipe is not None
   with field("config", ("recipe",)):
-    model = from_recipe(
-      *(stages.network, recipe, stages.config.dynamic),
-      other_weights=stages.config.other_weights,
+    path = data.expand_path(stages.config.recipe)
+    model = load(
+      *(path, stages.network, stages.config.dynamic), other_weights=stages.config.other_weights
     )
-  recipes.save(stages.workdir.path / "recipe.json", recipe)
+  for name in filter(None, (recipe.weights, path.name)):
+    to = "recipe.json" if name == path.name else name
+    write_bytes(stages.workdir.path / to, path.with_name(name).read_bytes())
   base = {name: dataclasses.replace(q, low=None) for name, q in model.model.items()}
   return _Methods(
-    uniform={"uniform_int8": (8, base)},
+    uniform={"uniform_int8": (8, model.network, base)},
     adaptive={f"flexiq_{recipe.method}": (model, recipe.seed)},
   )
+
+
+def _tuned(stages: Stages, methods: _Methods) -> _Methods:
+  """Adds the finetuned models that the config asks for."""
+  inputs, seed = stages.inputs, stages.config.seed
+  uniform, adaptive = dict(methods.uniform), dict(methods.adaptive)
+  for name, settings in tuned.check(stages.config).items():
+    tuner, done = tuned.Tuner(name, settings, inputs, stages.workdir), tuned.DONE[name]
+    adaptive[f"flexiq_{done}"] = (tuner.adaptive(methods.chosen), seed)
+    if stages.config.tune_int4 and "uniform_int4" in methods.uniform:
+      _, network, model = methods.uniform["uniform_int4"]
+      uniform[f"uniform_int4_{done}"] = (4, *tuner.uniform(network, model))
+  return dataclasses.replace(methods, uniform=uniform, adaptive=adaptive)
 
 
 def _calibrated(stages: Stages) -> _Methods:
   """Calibrates and selects, with the config's settings and with those of its variants."""
   config, inputs, calibrated = stages.config, stages.inputs, stages.calibrated
+  network = stages.network
   settings, seed = inputs.settings, config.seed
   kept = [layer.name for layer in inputs.layers if layer.name not in inputs.selectable]
 
@@ -206,8 +230,8 @@ def _calibrated(stages: Stages) -> _Methods:
       found[f"flexiq_greedy_{variant}"] = (model, seed)
   return _Methods(
     uniform={
-      "uniform_int8": (8, calibrated.base),
-      "uniform_int4": (4, calibrated.uniform(4, keep8=kept)),
+      "uniform_int8": (8, network, calibrated.base),
+      "uniform_int4": (4, network, calibrated.uniform(4, keep8=kept)),
     },
     adaptive=found,
     groups=calibrated.group(inputs.selectable, settings.groups).groups,

@@ -4,6 +4,7 @@
 
     model = fq.quantize(net_or_apply, params, batches)
     model = fq.improve(model)
+    model = fq.finetune(model)
     print(model)
     logits = model(x, 0.5)
     print(fq.evaluate(model, (x, labels)))
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
   from flexiq_jax.accuracy import Accuracy, evaluate, largest_ratio
   from flexiq_jax.adaptive import AdaptiveModel
   from flexiq_jax.deployment import Runner
-  from flexiq_jax.flexiq import deploy, export, improve, load, load_runner, quantize
+  from flexiq_jax.finetuning import FinetuneSettings
+  from flexiq_jax.flexiq import deploy, export, finetune, improve, load, load_runner, quantize
   from flexiq_jax.network import Network
   from flexiq_jax.quant import LowSettings, RangeSettings
   from flexiq_jax.search import SearchSettings
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
   "Accuracy",
   "AdaptiveModel",
+  "FinetuneSettings",
   "LowSettings",
   "Network",
   "RangeSettings",
@@ -39,6 +42,7 @@ __all__ = [
   "deploy",
   "evaluate",
   "export",
+  "finetune",
   "improve",
   "largest_ratio",
   "load",
@@ -50,6 +54,7 @@ __all__ = [
 _HOMES = {
   "Accuracy": "accuracy",
   "AdaptiveModel": "adaptive",
+  "FinetuneSettings": "finetuning",
   "LowSettings": "quant",
   "Network": "network",
   "RangeSettings": "quant",

@@ -6,11 +6,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flexiq_jax import orders
 from flexiq_jax.network import Network
-from flexiq_jax.orders import LEVELS, Recipe, RecipeLayer, Schedule, Space, recipes, require_fit
+from flexiq_jax.orders import (
+  LEVELS,
+  Recipe,
+  RecipeLayer,
+  Schedule,
+  Space,
+  recipes,
+  require_fit,
+  weights,
+)
 from flexiq_jax.quant import (
   Cut,
   LowSettings,
@@ -19,6 +30,7 @@ from flexiq_jax.quant import (
   calibration,
   grouping,
   rules,
+  straight,
 )
 
 Array = Any
@@ -40,6 +52,8 @@ class AdaptiveModel:
       empty where that was not measured, or results are no logits.
     grouped: the `Grouped` that it was made from, with what calibration measured; None where it was
       made from a recipe.
+    w_scales: layer name -> weight scales `[N]` that training chose; None where they follow from the
+      weights.
   """
 
   network: Network
@@ -53,6 +67,7 @@ class AdaptiveModel:
   seed: int = 0
   drops: Mapping[float, float] = dataclasses.field(default_factory=dict)
   grouped: Any = None
+  w_scales: Mapping[str, Array] | None = None
 
   def __call__(self, x: Array, ratio: Any) -> Array:
     """What the float model returns, with a share of the MACs in 4 bits.
@@ -98,7 +113,7 @@ class AdaptiveModel:
   def save(self, directory: str | os.PathLike, *, name: str = "") -> Path:
     """Writes the model as `recipe.json` into a folder; read it by `flexiq_jax.load`.
 
-    The float weights are not written.
+    The float weights are not written, those of a finetuned model are, beside it.
 
     Args:
       directory: made if missing; a recipe in it is replaced.
@@ -116,7 +131,7 @@ class AdaptiveModel:
     directory.mkdir(parents=True, exist_ok=True)
     name = name or directory.resolve().name
     recipe = self.recipe(model_name=name, method=self.method, seed=self.seed)
-    recipes.save(directory / "recipe.json", recipe)
+    save(directory / "recipe.json", recipe, self)
     return directory
 
   def recipe(self, *, model_name: str, method: str, seed: int) -> Recipe:
@@ -209,6 +224,7 @@ def from_recipe(
   dynamic: bool | None = None,
   *,
   other_weights: bool = False,
+  w_scales: Mapping[str, Array] | None = None,
 ) -> AdaptiveModel:
   """Quantizes a float model as a recipe says, without calibration examples.
 
@@ -217,6 +233,7 @@ def from_recipe(
     recipe: the recipe.
     dynamic: whether activation shifts follow the live range; None takes what the recipe says.
     other_weights: whether the model may have other weights than those the recipe was made for.
+    w_scales: layer name -> weight scales `[N]`; None takes those that follow from the weights.
 
   Raises:
     ValueError: the recipe does not fit the model.
@@ -235,9 +252,13 @@ def from_recipe(
   model, cuts = {}, {}
   for entry in recipe.layers:
     layer = network.layer(entry.name)
-    model[entry.name] = calibration.quantize_layer(
-      layer, network.weights[entry.name], entry.x_scale, entry.signed, ranges
-    )
+    w = network.weights[entry.name]
+    if w_scales is None:
+      q = calibration.quantize_layer(layer, w, entry.x_scale, entry.signed, ranges)
+    else:
+      scales = straight.Scales(jnp.float32(entry.x_scale), jnp.asarray(w_scales[entry.name]))
+      q = straight.quantize_layer(layer, w, scales, entry.signed)
+    model[entry.name] = q
     if entry.groups:
       cuts[entry.name] = Cut(
         channels=tuple(np.array(g) for g in entry.groups),
@@ -255,4 +276,64 @@ def from_recipe(
     method=recipe.method,
     seed=recipe.seed,
     drops=recipe.drops,
+    w_scales=w_scales,
   )
+
+
+def save(path: str | os.PathLike, recipe: Recipe, model: AdaptiveModel) -> None:
+  """Writes a model's recipe and, beside it, the weights of a finetuned one (`orders.weights`)."""
+  if model.w_scales is None:
+    recipes.save(path, recipe)
+    return
+  arrays = {f"params/{path}": np.asarray(a) for path, a in _flat(model.network.params).items()}
+  arrays |= {f"w_scale/{name}": np.asarray(scale) for name, scale in model.w_scales.items()}
+  weights.save(path, recipe, arrays)
+
+
+def load(
+  path: str | os.PathLike,
+  network: Network,
+  dynamic: bool | None = None,
+  *,
+  other_weights: bool = False,
+) -> AdaptiveModel:
+  """The model of a recipe, with the weights beside it where the recipe names some.
+
+  Args:
+    path: of the recipe.
+    network: the float model that it was made from.
+    dynamic: see `from_recipe`.
+    other_weights: see `from_recipe`.
+
+  Raises:
+    FileNotFoundError: no recipe, or its weights are missing.
+    ValueError: one of the files is damaged, or they do not go with each other or with the model.
+  """
+  recipe = recipes.load(path)
+  if not recipe.weights:
+    return from_recipe(network, recipe, dynamic, other_weights=other_weights)
+  require_fit(recipe, network.layers)
+  arrays, have = weights.load(path, recipe), _flat(network.params)
+  want = {f"params/{name}": (a.shape, a.dtype) for name, a in have.items()}
+  for layer in network.layers:
+    want[f"w_scale/{layer.name}"] = ((layer.out_channels,), np.dtype(np.float32))
+  found = {name: (a.shape, a.dtype) for name, a in arrays.items()}
+  if wrong := sorted(n for n in want.keys() | found.keys() if want.get(n) != found.get(n)):
+    sides = [
+      f"{side[wrong[0]][1]} {list(side[wrong[0]][0])}" if wrong[0] in side else "missing"
+      for side in (found, want)
+    ]
+    raise ValueError(
+      f"recipe: the weights beside {path} do not fit the model: {wrong[0]} is {sides[0]} there and "
+      f"{sides[1]} in the model"
+    )
+  params = [arrays[f"params/{name}"] for name in have]
+  network = network.with_params(jax.tree.unflatten(jax.tree.structure(network.params), params))
+  scales = {layer.name: arrays[f"w_scale/{layer.name}"] for layer in network.layers}
+  return from_recipe(network, recipe, dynamic, other_weights=other_weights, w_scales=scales)
+
+
+def _flat(params: Any) -> dict[str, Any]:
+  """Path -> array, in the tree's order."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {"/".join(str(key.key) for key in keys): leaf for keys, leaf in leaves}

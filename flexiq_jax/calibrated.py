@@ -78,12 +78,10 @@ class Calibrated:
     network = self.network
     runs = network.runs if settings.whole_heads else {}
     groups = {
-      name: _rounded(
-        grouping.group_channels(
-          *(network.layer(name), self.base[name], self.observations.codes[name], settings),
-          # Where the order is fixed (0), channels are gathered, and any order does.
-          max(1, runs.get(name, 1)),
-        )
+      name: grouping.group_channels(
+        *(network.layer(name), self.base[name], self.observations.codes[name], settings),
+        # Where the order is fixed (0), channels are gathered, and any order does.
+        max(1, runs.get(name, 1)),
       )
       for name in names
     }
@@ -147,15 +145,13 @@ class Grouped:
       shifts = self.space.join({name: g.x_shift for name, g in cuts.items()})
       schedule = orders.sorted_within(schedule, levels, shifts)
       cuts = {
-        name: _rounded(
-          grouping.reshift(
-            *(network.layer(name), calibrated.base[name], calibrated.observations.codes[name]),
-            cuts[name].channels,
-            orders.shift_blocks(
-              layout, orders.groups_per_block(cuts[name].channels, settings.shift_block)
-            ),
-            settings,
-          )
+        name: grouping.reshift(
+          *(network.layer(name), calibrated.base[name], calibrated.observations.codes[name]),
+          cuts[name].channels,
+          orders.shift_blocks(
+            layout, orders.groups_per_block(cuts[name].channels, settings.shift_block)
+          ),
+          settings,
         )
         for name, layout in schedule.layer_order().items()
       }
@@ -185,10 +181,3 @@ def calibrate(
   model = calibration.quantize(network.layers, network.weights, values, ranges)
   codes = calibration.observe_codes(apply, params, model, batches, progress, platform)
   return Calibrated(network, batches, Observations(values, codes), ranges)
-
-
-def _rounded(groups: Groups) -> Groups:
-  """A recipe holds the means in decimals: what it says and what runs are to be the same."""
-  return dataclasses.replace(
-    groups, x_mean=groups.x_mean.round(4), low_mean=groups.low_mean.round(4)
-  )

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from flexiq_jax import accuracy, deployment, inputs, orders, search
-from flexiq_jax.adaptive import AdaptiveModel, from_recipe
+from flexiq_jax import accuracy, adaptive, deployment, finetuning, inputs, orders, search
+from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.calibrated import Grouped, calibrate
 from flexiq_jax.deployment import Runner, artifact
 from flexiq_jax.deployment import export as stablehlo
@@ -128,19 +128,29 @@ def improve(
   if loss is not None and (not labels or labels[0] is None):
     raise ValueError("batches: a loss wants labels; give (x, labels), or an iterable of such pairs")
   grouped, examples = model.grouped, [x for x, _ in found or ()]
+  tuned = model.w_scales is not None
+  if tuned and model.settings.shift_block:
+    raise ValueError(
+      "model: it is finetuned, and its shift blocks go with the order it has; search, then finetune"
+    )
   if grouped is None and found is None:
     raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
   with _passes(examples or list(grouped.calibrated.batches), progress) as listener:
-    if grouped is None:
+    if grouped is None and not tuned:
       calibrated = calibrate(model.network, examples, model.ranges, listener)
       grouped = calibrated.group(model.schedule.space.names, model.settings)
-    scores = grouped.scores(progress=listener)
-    space = grouped.space
+    examples = examples or [np.asarray(x) for x in grouped.calibrated.batches]
+    if tuned:  # with the scales and shifts that it has
+      network, layers, space = model.network, model.model, model.schedule.space
+      scores = adaptive.scores(network, layers, space, examples, listener)
+    else:
+      network, layers, space = grouped.calibrated.network, grouped.model, grouped.space
+      scores = grouped.scores(progress=listener)
     # The order of other groups than these says nothing.
     alike = space.sizes == model.schedule.space.sizes
     result = search.search(
-      *(grouped.calibrated.network, grouped.model, space, scores),
-      np.concatenate(examples or [np.asarray(x) for x in grouped.calibrated.batches]),
+      *(network, layers, space, scores),
+      np.concatenate(examples),
       settings,
       seed=seed,
       distance=loss if loss is not None else distance if callable(distance) else None,
@@ -151,7 +161,64 @@ def improve(
     )
     levels = {*LEVELS, *settings.levels}
     how = {"dynamic": model.dynamic, "method": settings.method, "seed": seed}
+    if tuned:
+      schedule = orders.Schedule(space, result.order)
+      return _measured(dataclasses.replace(model, schedule=schedule, **how), examples)
     return _finished(grouped, result.order, levels, **how)
+
+
+@quiet
+def finetune(
+  model: AdaptiveModel,
+  batches: Any = None,
+  *,
+  settings: finetuning.FinetuneSettings | None = None,
+  prepare: finetuning.Prepare | None = None,
+  seed: int = 0,
+  checkpoint_dir: str | os.PathLike | None = None,
+  progress: bool = True,
+) -> AdaptiveModel:
+  """Trains a model's weights and scales so that they serve all ratios (see `finetuning`).
+
+  The float model is the teacher, so labels are not needed.
+
+  Args:
+    model: the model; its order and groups stay.
+    batches: training examples, as for `quantize`; those it was calibrated on if None. With
+      `settings.label_weight`, `(x, labels)`, or an iterable of such pairs.
+    settings: of the training; by default 1,000 steps.
+    prepare: makes the model's input of a batch of examples, `(key, x) -> x`, as augmentation does.
+    seed: of everything random in it.
+    checkpoint_dir: folder of checkpoints; a run that was stopped goes on from there.
+    progress: whether to show how far it is, on standard error.
+
+  Returns:
+    The model with its new weights; `save` writes them beside the recipe.
+
+  Raises:
+    ValueError: as `finetuning.finetune`; or examples or labels are missing.
+  """
+  settings = settings or finetuning.FinetuneSettings()
+  calibration = [] if model.grouped is None else list(model.grouped.calibrated.batches)
+  found = list(inputs.pairs(batches)) if batches is not None else [(x, None) for x in calibration]
+  if not found:
+    raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
+  examples = np.concatenate([np.asarray(x) for x, _ in found])
+  labels = [y for _, y in found if y is not None]
+  given = {} if prepare is None else {"prepare": prepare}
+  tuned, _ = finetuning.finetune(
+    model,
+    finetuning.Examples(
+      examples, np.concatenate([np.asarray(y) for y in labels]) if labels else None, **given
+    ),
+    calibration or [examples[:512]],
+    settings,
+    seed=seed,
+    checkpoint_dir=checkpoint_dir,
+    progress=_steps if progress else None,
+    mesh=finetuning.examples_mesh(settings.batch_size),
+  )
+  return _measured(tuned, calibration or [examples[:512]])
 
 
 @quiet
@@ -178,7 +245,8 @@ def load(
     ValueError: it is damaged, or of another model or other weights.
   """
   path = Path(directory)
-  recipe = recipes.load(path / "recipe.json" if path.is_dir() else path)
+  path = path / "recipe.json" if path.is_dir() else path
+  recipe = recipes.load(path)
   if isinstance(net, Network):
     network = net
   else:
@@ -186,7 +254,7 @@ def load(
       raise ValueError("x: missing; the recipe does not say what the model takes")
     x = x if x is not None else jax.ShapeDtypeStruct(*recipe.input)  # type: ignore
     network = Network(*inputs.as_function(net, params), x)
-  return from_recipe(network, recipe, other_weights=other_weights)
+  return adaptive.load(path, network, other_weights=other_weights)
 
 
 @quiet
@@ -272,6 +340,12 @@ def export(
   return stablehlo.save(directory, made, x, platforms=platforms)
 
 
+def _steps(entry: dict[str, Any]) -> None:
+  """A line of finetuning's progress."""
+  losses = [f"{value:.4g} at {k[5:]}" for k, value in entry.items() if k.startswith("loss_")]
+  print(f"step {entry['step']}: distance {', '.join(losses)}", file=sys.stderr, flush=True)
+
+
 def _chosen(network: Network, names: Sequence[str] | str | None) -> tuple[str, ...]:
   """The layers that may go to 4 bits."""
   if names is None:
@@ -299,7 +373,11 @@ def _finished(
 ) -> AdaptiveModel:
   """The model of an order, with what it does to the predictions on the calibration examples."""
   model = dataclasses.replace(grouped.ordered(order, levels), **how)
-  batches = list(grouped.calibrated.batches)
+  return _measured(model, list(grouped.calibrated.batches))
+
+
+def _measured(model: AdaptiveModel, batches: Sequence[Array]) -> AdaptiveModel:
+  """A model with what it does to the predictions on some batches."""
   if not accuracy.has_logits(model, batches[0]):
     return model
   found = accuracy.measure(model, [(x, None) for x in batches], LEVELS)

@@ -1,6 +1,7 @@
 """`Network`: a float model, folded and traced, with one compiled function for each rule."""
 
 import collections
+import copy
 import functools
 import hashlib
 from collections.abc import Mapping
@@ -54,8 +55,7 @@ class Network:
     traced = tracing.trace(self.apply, self.params, x)
     self.layers, self.skipped = tuple(traced.layers.values()), traced.skipped
     self.traces: collections.Counter[str] = collections.Counter()
-    self._weights = functools.partial(graph.weights, self.apply, self.params, x)
-    self._runs = functools.partial(graph.run_lengths, self.apply, self.params, x)
+    self._x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
 
   def __repr__(self) -> str:
     return f"Network({len(self.layers)} layers, {self.layers[0].name} to {self.layers[-1].name})"
@@ -63,12 +63,27 @@ class Network:
   @functools.cached_property
   def weights(self) -> dict[str, Array]:
     """The weights of every layer, behind folded batch norm."""
-    return self._weights()
+    return graph.weights(self.apply, self.params, self._x)
 
   @functools.cached_property
   def runs(self) -> dict[str, int]:
     """How many neighbouring input channels of each layer stay together (see `graph.reorder`)."""
-    return self._runs()
+    return graph.run_lengths(self.apply, self.params, self._x)
+
+  def with_params(self, params: Any) -> "Network":
+    """The same network with other values of its (folded) parameters; compiled functions are shared.
+
+    Raises:
+      ValueError: other names, shapes or dtypes than those of `self.params`.
+    """
+    describe = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
+    if describe(params) != describe(self.params):
+      raise ValueError("params: other names, shapes or types than the network's parameters have")
+    other = copy.copy(self)
+    other.params = params
+    other.__dict__["compiled"] = self.compiled
+    other.__dict__.pop("weights", None)
+    return other
 
   def layer(self, name: str) -> Layer:
     """A layer by its name.

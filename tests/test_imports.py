@@ -53,12 +53,13 @@ OURS = {
   "flexiq_jax.accuracy": (*_MODEL, "flexiq_jax.inputs", "flexiq_jax.runs"),
   "flexiq_jax.flexiq": (
     *(*_MODEL, "flexiq_jax.accuracy", "flexiq_jax.inputs", "flexiq_jax.runs"),
-    *("flexiq_jax.search", "flexiq_jax.deployment"),
+    *("flexiq_jax.search", "flexiq_jax.finetuning", "flexiq_jax.deployment"),
   ),
   "flexiq_jax.methods": (*_MODEL, "flexiq_jax.runs"),
   "flexiq_jax.methods.program": (),
   "flexiq_jax.methods.layerwise": _QUANT,
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
+  "flexiq_jax.finetuning": (*_MODEL, "flexiq_jax.search", "flexiq_jax.training", "flexiq_jax.runs"),
   "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.models", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deployment", "flexiq_jax.runs"),
 }
@@ -85,13 +86,16 @@ FORBIDDEN = {
 FRONTS = {
   "flexiq_jax.data": (),
   "flexiq_jax.deployment": ("artifact", "export"),
+  "flexiq_jax.finetuning": ("joint",),
   "flexiq_jax.graph": ("reorder", "tracing", "unfold"),
   "flexiq_jax.kernels": ("gpu", "tile_files", "tpu", "tuning"),
   "flexiq_jax.kernels.gpu": (),
   "flexiq_jax.kernels.tpu": (),
   "flexiq_jax.models": (),
-  "flexiq_jax.orders": ("recipes",),
-  "flexiq_jax.quant": ("calibration", "exact", "grouping", "lowering", "quantizer", "rules"),
+  "flexiq_jax.orders": ("recipes", "weights"),
+  "flexiq_jax.quant": (
+    *("calibration", "exact", "grouping", "lowering", "quantizer", "rules", "straight"),
+  ),
   "flexiq_jax.runs.plots": (),
   "flexiq_jax.search": ("evolution", "gram"),
   "flexiq_jax.search.evolution": (),

@@ -21,7 +21,7 @@ _TOP = (
   *("experiment", "name", "seed", "model", "model_args", "dtype", "weights", "recipe", "train"),
   *("batch_size", "preprocess", "ranges", "groups", "dynamic", "score", "ratios", "random_seeds"),
   *("variants", "keep8", "keep_first_last", "select_depthwise", "search", "compare"),
-  "other_weights",
+  *("other_weights", "tune", "tune_int4", "distill", "finetune"),
 )
 _MOST = 2**31 - 1  # largest number of images, and seed
 _FIELDS = {  # section -> what a config has to have there

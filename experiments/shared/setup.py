@@ -18,7 +18,7 @@ from experiments.shared.checks import Settings, check, field
 from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
 from flexiq_jax.graph import tracing
-from flexiq_jax.orders import recipes
+from flexiq_jax.orders import recipes, weights
 from flexiq_jax.quant import grouping, selectable
 from flexiq_jax.runs import files, process
 from flexiq_jax.runs.progress import Progress
@@ -274,6 +274,8 @@ def _load_recipe(config, described: Described) -> recipes.Recipe | None:
     path = data.expand_path(config.recipe)
   with field("config", config):
     recipe = recipes.load(path)
+    if recipe.weights:
+      weights.load(path, recipe)  # before hours are spent
     recipes.require_fit(recipe, described.layers)
     recipe_settings(recipe)
   return recipe

@@ -1,6 +1,6 @@
 """Which channel groups go to 4 bits first: the search space, scores, orders, schedules, recipes.
 
-Beside these names `recipe`, which has recipes read and written, is for use from outside.
+Beside these names `recipes` and `weights`, which read and write them, are for use from outside.
 """
 
 from flexiq_jax.orders.arrangement import groups_per_block, shift_blocks, sorted_within

@@ -73,6 +73,8 @@ class Recipe:
     fingerprint: of the float weights (see `network.fingerprint`); "" is of unknown ones.
     input: shape `[1, ...]` and dtype of one example, None of a model with several inputs.
     drops: level -> percent of the calibration examples' predictions that are not the float model's.
+    weights: name of the file beside the recipe that holds finetuned weights; "" where the weights
+      are the float model's.
   """
 
   model: str
@@ -84,6 +86,7 @@ class Recipe:
   fingerprint: str = ""
   input: tuple[tuple[int, ...], str] | None = None
   drops: Mapping[float, float] = dataclasses.field(default_factory=dict)
+  weights: str = ""
 
   def __repr__(self) -> str:
     return f"Recipe({self.model!r}, {self.method}, {len(self.layers)} layers)"
@@ -106,6 +109,23 @@ def save(path: str | os.PathLike, recipe: Recipe) -> None:
   Raises:
     ValueError: its order is not one of its groups, or does not go with their shift blocks.
   """
+  write(path, dump(recipe).encode())
+
+
+def write(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a file, all of it or nothing."""
+  path = pathlib.Path(path)
+  half = path.with_name(path.name + ".part")
+  half.write_bytes(content)
+  os.replace(half, path)
+
+
+def dump(recipe: Recipe) -> str:
+  """A recipe as JSON text.
+
+  Raises:
+    ValueError: as `save`.
+  """
   schedule = recipe.schedule()
   _check_blocks(recipe)
   document = {
@@ -116,16 +136,14 @@ def save(path: str | os.PathLike, recipe: Recipe) -> None:
     "seed": recipe.seed,
     "fingerprint": recipe.fingerprint,
     "input": recipe.input,
+    **({"weights": recipe.weights} if recipe.weights else {}),
     "settings": dict(recipe.settings),
     "drops": {f"{level:g}": drop for level, drop in recipe.drops.items()},
     "levels": {f"{r:.2f}": schedule.boundaries(r) for r in LEVELS},
     "layers": [dataclasses.asdict(layer) for layer in recipe.layers],
     "order": [f"{name}#{group}" for name, group in recipe.order],
   }
-  path = pathlib.Path(path)
-  half = path.with_name(path.name + ".part")
-  half.write_text(_dump(document))
-  os.replace(half, path)
+  return _dump(document)
 
 
 def load(path: str | os.PathLike) -> Recipe:
@@ -157,6 +175,7 @@ def load(path: str | os.PathLike) -> Recipe:
       method=read.method,
       seed=read.seed,
       settings=read.settings,
+      weights=read.weights,
       layers=tuple(RecipeLayer(**msgspec.structs.asdict(layer)) for layer in read.layers),
       order=tuple(_group(entry) for entry in read.order),
       fingerprint=read.fingerprint,
@@ -233,6 +252,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
   seed: _Count
   fingerprint: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
   input: tuple[tuple[_Size, ...], str] | None
+  weights: Annotated[str, msgspec.Meta(pattern=r"^(\w[\w.-]*)?$")] = ""
   settings: dict[str, Any]
   drops: dict[Annotated[str, msgspec.Meta(pattern=r"^(0(\.\d{1,9})?|1)$")], _Percent]
   levels: dict[str, dict[str, int]] = {}

@@ -170,15 +170,14 @@ def quantize_layer(
   """Quantizes one layer whose activation scale is known."""
   w = layer.canonical(jnp.asarray(w, jnp.float32))
   codes, scale = _quantize_weights(w, bits, settings.weight, settings.percentile)
-  native = layer.native(codes)
-  return rules.QLayer(
-    w=native,
+  q = rules.QLayer(
+    w=layer.native(codes),
     w_scale=scale.reshape(-1),
     x_scale=jnp.asarray(x_scale, jnp.float32),
     bits=bits,
     signed=signed,
-    parts=exact.parts(layer, np.asarray(native)),
   )
+  return dataclasses.replace(q, parts=exact.parts(layer, np.asarray(q.w)))
 
 
 def code_pass(apply: Apply, platform: str | None = None) -> Pass:
@@ -207,13 +206,16 @@ def observe_codes(
   batches: Iterable[Array],
   progress: PassListener | None = None,
   platform: str | None = None,
+  run: Pass | None = None,
 ) -> dict[str, np.ndarray]:
   """Histograms of every feature channel's 8-bit codes in the 8-bit model, int64 `[C, 256]`.
 
-  Column i counts code `i - 128` (signed) or `i` (unsigned).
+  Column i counts code `i - 128` (signed) or `i` (unsigned). `run` is a compiled `code_pass`, for
+  several calls.
   """
   counts: dict[str, np.ndarray] = {}
-  for records in _passes(code_pass(apply, platform), (model, params), batches, "codes", progress):
+  run = run or code_pass(apply, platform)
+  for records in _passes(run, (model, params), batches, "codes", progress):
     _accumulate(counts, records)
   return counts
 
@@ -342,10 +344,9 @@ def _quantize_weights(w, bits, method, percentile):
 
 def _passes(run, params, batches, name: str, progress: PassListener | None):
   """Runs a compiled `(params, x) -> (y, records)` over batches; yields records as NumPy arrays."""
-  compiled = jax.jit(lambda params, x: run(params, x)[1])
-  done = 0
+  compiled, done = jax.jit(run), 0
   for x in batches:
-    yield jax.device_get(compiled(params, x))
+    yield jax.device_get(compiled(params, x)[1])
     done += len(x)
     if progress:
       progress(name, done)

@@ -181,8 +181,9 @@ def reshift(
     channels=tuple(channels),
     block=np.asarray(block, np.int32),
     x_shift=x_shift,
-    x_mean=share @ codes,
-    low_mean=(share * values).sum(axis=1),
+    # As a recipe holds them: what it says and what runs are to be the same.
+    x_mean=(share @ codes).round(4),
+    low_mean=(share * values).sum(axis=1).round(4),
     w_shift=_weight_shifts(w, blocks, settings)[block],
     x_top=_over(channels, x_top, np.max),
     w_top=_over(channels, np.abs(w).max(axis=1), np.max),
@@ -220,18 +221,18 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
       f"{layer.name} once"
     )
   w, _ = _weight_codes(layer, q)
-  w_shift = _weight_shifts(w, _merged(cut.channels, cut.block), settings)[cut.block]
   group = _per_channel(cut.channels, np.arange(len(cut.channels)))
-  e = np.broadcast_to(w_shift.reshape(len(cut.channels), 1, -1)[group], w.shape)
+  e = np.broadcast_to(weight_shifts(layer, q, cut, settings)[:, None], w.shape)
   low = np.asarray(lowering.lower_weights(w, e)) << e
-  bias = np.zeros((len(cut.channels), layer.out_channels))
+  bias = np.zeros((len(cut.channels), layer.out_channels), np.int64)
   if settings.bias_correction:
-    error = cut.x_mean[:, None] * w.sum(axis=1) - cut.low_mean[:, None] * low.sum(axis=1)
-    outputs = error.shape[1]
-    block = np.arange(layer.in_channels) // (layer.in_channels // layer.groups)
-    for n in range(layer.groups):  # contraction group n writes its own run of outputs
-      own = np.where((block == n)[:, None], error, 0)
-      np.add.at(bias[:, n * outputs : (n + 1) * outputs], group, own)
+    means = [lowering.mean_units(mean)[:, None] for mean in (cut.x_mean, cut.low_mean)]
+    sums = [codes.sum(axis=1, dtype=np.int64) for codes in (w, low)]
+    # Contraction group n of a layer reads its own channels and writes its own run of outputs.
+    own = np.arange(layer.in_channels) // (layer.in_channels // layer.groups)
+    error = np.zeros((len(cut.channels), layer.groups, w.shape[2]), np.int64)
+    np.add.at(error, (group, own), means[0] * sums[0] - means[1] * sums[1])
+    bias = lowering.divide_half_even(error, lowering.MEAN_UNITS).reshape(bias.shape)
   native = layer.native(low.astype(np.int8).reshape(layer.canonical(np.asarray(q.w)).shape))
   return dataclasses.replace(
     q,
@@ -240,10 +241,19 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
       w=jnp.asarray(native),
       shift=jnp.asarray(np.asarray(cut.x_shift, np.int32)[group]),
       group=jnp.asarray(group, jnp.int32),
-      bias=jnp.asarray(np.rint(bias), jnp.int32),
+      bias=jnp.asarray(bias, jnp.int32),
       block=jnp.asarray(cut.block[group]) if settings.shift_block else None,
     ),
   )
+
+
+def weight_shifts(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> np.ndarray:
+  """Extraction shifts of an 8-bit layer's weights, int32 `[C, 1]`, or `[C, N/g]` per output."""
+  w, _ = _weight_codes(layer, q)
+  shifts = _weight_shifts(w, _merged(cut.channels, cut.block), settings)[cut.block]
+  return shifts.reshape(len(cut.channels), -1)[
+    _per_channel(cut.channels, np.arange(len(cut.channels)))
+  ]
 
 
 def _merged(channels: Sequence[np.ndarray], block: np.ndarray) -> list[np.ndarray]:

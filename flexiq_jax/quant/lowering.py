@@ -23,6 +23,7 @@ Array = Any
 ShiftMethod = Literal["range", "mse", "naive"]
 SHIFT_METHODS: tuple[ShiftMethod, ...] = ("range", "mse", "naive")
 MAX_SHIFT = 4
+MEAN_UNITS = 10**4  # mean codes are counted in such fractions of a step
 
 
 def low_range(signed: bool = True) -> tuple[int, int]:
@@ -61,6 +62,17 @@ def lower_activations(q: Array, e: Array, signed: bool = True) -> Array:
   lo, hi = low_range(signed)
   half = jnp.left_shift(jnp.int32(1), e) >> 1
   return jnp.clip(jnp.right_shift(q + half, e), lo, hi)
+
+
+def mean_units(mean: np.ndarray) -> np.ndarray:
+  """Mean codes in units of a ten thousandth step, int64, in which sums are exact."""
+  return np.rint(np.asarray(mean, np.float64) * MEAN_UNITS).astype(np.int64)
+
+
+def divide_half_even(n: Array, d: int) -> Array:
+  """Integers n / d, rounded half to even (NumPy in, NumPy out)."""
+  q, rest = n // d, n % d
+  return q + ((2 * rest > d) | ((2 * rest == d) & (q % 2 == 1)))
 
 
 def lowered_values(signed: bool, half_even: bool) -> np.ndarray:

@@ -77,13 +77,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
   Returns:
     The path.
   """
+  return write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+  """The same for bytes."""
   path = Path(path)
   # In the same folder, since a rename is atomic within a file system only.
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
   try:
     with named(path):
-      with temporary.open("x", encoding="utf-8", newline="") as file:
-        file.write(text)
+      with temporary.open("xb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, path)

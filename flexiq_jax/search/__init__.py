@@ -2,6 +2,7 @@
 
 from flexiq_jax.search.fitness import DISTANCES, Distance, Fitness, population_mesh
 from flexiq_jax.search.log import steps
+from flexiq_jax.search.memory import memory_of
 from flexiq_jax.search.record import Found
 from flexiq_jax.search.run import search
 from flexiq_jax.search.settings import METHODS, EvolutionSettings, SearchSettings
@@ -14,6 +15,7 @@ __all__ = [
   "Fitness",
   "Found",
   "SearchSettings",
+  "memory_of",
   "population_mesh",
   "search",
   "steps",

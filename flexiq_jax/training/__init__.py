@@ -3,6 +3,6 @@
 Beside these names the modules `loop` and `classification` are for use from outside.
 """
 
-from flexiq_jax.training.settings import TrainSettings
+from flexiq_jax.training.settings import AUGMENTATIONS, TrainSettings, augment
 
-__all__ = ["TrainSettings"]
+__all__ = ["AUGMENTATIONS", "TrainSettings", "augment"]

@@ -27,6 +27,8 @@ from flexiq_jax.runs.checkpoint import Checkpoints
 # (params, rest, key, batch) -> (loss, (rest, metrics)): the batch's mean loss, float32 []; the rest
 # after the step; metrics by name, float32 [], which add up over the batches of an epoch.
 Loss = Callable[[Any, Any, jax.Array, Any], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+# (key, batch) -> what the loss takes.
+Prepare = Callable[[jax.Array, Any], Any]
 
 
 class Data(Protocol):
@@ -95,6 +97,9 @@ def train(
   checkpoint_dir: str | os.PathLike[str] | None = None,
   checkpoint_every: int = 1,
   progress: Callable[[dict[str, Any]], None] | None = None,
+  before: Callable[[int, State], State] | None = None,
+  prepare: Prepare | None = None,
+  parts: int = 1,
 ) -> tuple[State, list[dict[str, Any]]]:
   """Trains up to a number of epochs, from the last checkpoint on where there is one.
 
@@ -111,6 +116,10 @@ def train(
     checkpoint_dir: folder of checkpoints.
     checkpoint_every: epochs between checkpoints; the last epoch is always saved.
     progress: called with each entry of the log once its checkpoint is written.
+    before: called with an epoch's number before its steps, gives the state that they start from; a
+      function of its arguments, so that a resumed run gets the same.
+    prepare: see `make_step`.
+    parts: see `make_step`.
 
   Returns:
     The trained state, and the log of all epochs, those before a resume too.
@@ -121,7 +130,7 @@ def train(
   """
   state = State(params=params, rest=rest, optimizer=optimizer.init(params))
   log: list[dict[str, Any]] = []
-  step_fn = _make_step(loss, optimizer, seed)
+  step_fn = make_step(loss, optimizer, seed, prepare, parts)
   checkpoints = Checkpoints(checkpoint_dir) if checkpoint_dir is not None else None
 
   def save(epoch: int, state: State) -> None:
@@ -134,7 +143,9 @@ def train(
       _require_same_run(found.metadata["run"], run, checkpoints.directory)
       state, log = found.tree, found.metadata["log"]
     for epoch in range(len(log) + 1, epochs + 1):
-      before, first = state, (epoch - 1) * data.steps
+      last_good, first = state, (epoch - 1) * data.steps
+      if before is not None:
+        state = before(epoch, state)
       sums: Any = None
       for step, batch in enumerate(data.epoch(epoch), first):
         state, values = step_fn(state, batch, np.int32(step))
@@ -143,7 +154,7 @@ def train(
       value, last = total / data.steps, epoch * data.steps
       if not math.isfinite(value):
         if epoch > 1:
-          save(epoch - 1, before)
+          save(epoch - 1, last_good)
         raise DivergedError(f"loss is {value} in epoch {epoch}: training diverged")
       log.append(entry(Epoch(epoch=epoch, step=last, loss=value, totals=totals), state))
       if epoch % checkpoint_every == 0 or epoch == epochs:
@@ -153,21 +164,66 @@ def train(
   return state, log
 
 
-def _make_step(
-  loss: Loss, optimizer: optax.GradientTransformation, seed: int
+def make_step(
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  prepare: Prepare | None = None,
+  parts: int = 1,
 ) -> Callable[[State, Any, Any], tuple[State, tuple[jax.Array, dict[str, jax.Array]]]]:
-  """The training step: (state, batch, step) -> (state, (loss, metrics))."""
+  """The training step: (state, batch, step) -> (state, (loss, metrics)).
+
+  Args:
+    loss: as in `train`.
+    optimizer: as in `train`.
+    seed: as in `train`.
+    prepare: what is done to a batch once, whatever its parts.
+    parts: above 1, the loss is taken of `(part, batch)` for each part 0, 1, ... and the step goes
+      by the mean of their gradients; losses are averaged, metrics added up. A part's forward and
+      backward pass end before those of the next begin, so memory holds one of them, which one
+      program of all parts would not see to.
+  """
 
   @jax.jit
-  def step_fn(state, batch, step):
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    gradient_fn = jax.value_and_grad(loss, has_aux=True)
-    (value, (rest, metrics)), gradient = gradient_fn(state.params, state.rest, key, batch)
+  def key_of(step):
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+  @jax.jit
+  def gradient_fn(state, key, batch):
+    return jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, key, batch)
+
+  @jax.jit
+  def update(state, gradient, rest):
+    gradient = jax.tree.map(lambda g: g / parts, gradient)
     updates, moments = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    return State(params=params, rest=rest, optimizer=moments), (value, metrics)
+    return State(params=params, rest=rest, optimizer=moments)
 
-  return step_fn
+  @jax.jit
+  def whole(state, batch, step):
+    key = key_of(step)
+    batch = batch if prepare is None else prepare(key, batch)
+    (value, (rest, metrics)), gradient = gradient_fn(state, key, batch)
+    return update(state, gradient, rest), (value, metrics)
+
+  prepared = jax.jit(prepare) if prepare is not None else lambda key, batch: batch
+
+  def in_parts(state, batch, step):
+    key = key_of(step)
+    batch = prepared(key, batch)
+    of = lambda part: gradient_fn(state, key, (np.int32(part), batch))
+    (value, (rest, metrics)), gradient = of(0)
+    for part in range(1, parts):
+      (more, (rest, further)), slope = of(part)
+      value, metrics, gradient = _add((value, metrics, gradient), (more, further, slope))
+    return update(state, gradient, rest), (value / parts, metrics)
+
+  return whole if parts == 1 else in_parts
+
+
+@jax.jit
+def _add(a, b):
+  return jax.tree.map(jnp.add, a, b)
 
 
 def _require_same_run(saved: Mapping[str, Any], run: Mapping[str, Any], directory: Path) -> None:

@@ -1,0 +1,186 @@
+"""Finetuned models of a run: each a stage that is kept in the workdir, below `finetuned/NAME/`.
+
+| name | what it is |
+|---|---|
+| `distill` | few training images, no labels |
+| `finetune` | the training set, with labels where `label_weight` asks for them |
+
+A folder holds the checkpoints (`steps/`), and the recipe with its weights once they are complete.
+Uniform INT4 with the same images, steps and loss stands beside them (`NAME_int4/`).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.shared.checks import field
+from experiments.shared.setup import Inputs
+from flexiq_jax import adaptive, data, finetuning
+from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.finetuning import ImageSettings
+from flexiq_jax.network import Network
+from flexiq_jax.orders import recipes
+from flexiq_jax.quant import QModel
+from flexiq_jax.runs import distributed
+from flexiq_jax.runs.files import to_plain
+from flexiq_jax.runs.progress import Progress
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.training import augment
+
+# Rows are named after what was done to their models.
+DONE = {"distill": "distilled", "finetune": "finetuned"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuner:
+  """One way of finetuning in one run.
+
+  Attributes:
+    name: a name in `DONE`.
+    settings: what the config says of it.
+    inputs: what else it says, and reads.
+    workdir: of the run.
+  """
+
+  name: str
+  settings: ImageSettings
+  inputs: Inputs
+  workdir: Workdir
+
+  def adaptive(self, start: AdaptiveModel) -> AdaptiveModel:
+    """A model finetuned over all ratios, kept as a recipe with its weights."""
+    about = {"model_name": self.inputs.config.model, "seed": self.inputs.config.seed}
+    recipe = recipes.dump(start.recipe(method="start", **about))
+    batches, _ = self.inputs.calibration_set
+    model = self._run(
+      self.name,
+      {"recipe": hashlib.sha256(recipe.encode()).hexdigest()},
+      lambda **given: finetuning.finetune(start, self._examples, batches, self.settings, **given),
+    )
+    kept = model.recipe(method=self.name, **about)
+    settings = {**kept.settings, self.name: to_plain(dataclasses.asdict(self.settings))}
+    adaptive.save(
+      self.workdir.path / "finetuned" / self.name / "recipe.json",
+      dataclasses.replace(kept, settings=settings),
+      model,
+    )
+    return model
+
+  def uniform(self, network: Network, model: QModel) -> tuple[Network, QModel]:
+    """A uniformly quantized model, finetuned likewise."""
+    return self._run(
+      f"{self.name}_int4",
+      {},
+      lambda **given: finetuning.finetune_uniform(
+        *(network, model, self._examples, self.settings), **given
+      ),
+    )
+
+  def _run(self, name: str, of: Mapping[str, Any], work: Callable[..., tuple[Any, Any]]) -> Any:
+    config, done = self.inputs.config, 0
+    with (
+      field(f"config.{self.name}", config[self.name]),
+      Progress(f"{name}, steps", self.settings.steps) as progress,
+    ):
+
+      def log(entry: dict[str, Any]) -> None:
+        nonlocal done
+        self.workdir.event("finetune", name=name, **entry)
+        losses = [f"{k[5:]}: {v:.4f}" for k, v in entry.items() if k.startswith("loss_")]
+        note = ", ".join(losses) if losses else f"{entry['loss']:.4f}"
+        progress.update(entry["step"] - done, f"distance at {note}" if losses else note)
+        done = entry["step"]
+
+      begin = time.monotonic()
+      found, entries = work(
+        seed=config.seed,
+        checkpoint_dir=self.workdir.path / "finetuned" / name / "steps",
+        run={"model": config.model, "weights": config.weights, **of},
+        progress=log,
+        mesh=finetuning.examples_mesh(self.settings.batch_size),
+      )
+    if done:  # else all of it was there
+      seconds = time.monotonic() - begin
+      self.workdir.event("finetuned", name=name, steps=len(entries), seconds=seconds)
+    return found
+
+  @functools.cached_property
+  def _examples(self) -> finetuning.Examples:
+    source, preprocess = self.inputs.calibration, self.inputs.settings.preprocess
+    settings = self.settings
+    count = settings.images or len(source)
+    indices = np.sort(data.calibration_indices(source, count, self.inputs.config.seed))
+    labels = source.labels[indices].astype(np.int32) if settings.label_weight else None
+    images: Any = _Images(source, preprocess, indices)
+    if images.nbytes <= data.MEMORY_BUDGET:
+      with Progress("images to train on", count):
+        images = images[np.arange(count)]
+    return finetuning.Examples(
+      images,
+      labels,
+      lambda key, x: preprocess.normalize(augment(key, x, settings.augmentation)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+  """Images that are decoded when they are needed, uint8 `[n, H, W, C]`."""
+
+  source: data.Source
+  preprocess: data.Preprocess
+  indices: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    size = min(len(rows), 256)
+    found = data.raw_batches(self.source, self.preprocess, size, indices=self.indices[rows])
+    return np.concatenate([images for images, _ in found])
+
+  @property
+  def nbytes(self) -> int:
+    return self.preprocess.geometry(self.source.image(int(self.indices[0]))).nbytes * len(self)
+
+
+def check(config) -> dict[str, ImageSettings]:
+  """The ways that a config asks for, with their settings.
+
+  Raises:
+    ValueError: a value is wrong; names the field.
+  """
+  found = {}
+  for name in config.tune:
+    if name not in DONE:
+      raise ValueError(f"config.tune: {name!r} is not one of {', '.join(DONE)}")
+    with field(f"config.{name}", config[name]):
+      found[name] = ImageSettings(**config[name])
+  if found and distributed.several():
+    raise ValueError("config.tune: finetuning runs in one process; start one, with all its devices")
+  if found and config.dynamic:
+    raise ValueError("config.tune: finetuning needs static shifts; set config.dynamic=False")
+  return found
+
+
+def require_data(tuning: Mapping[str, ImageSettings], source: data.Source) -> None:
+  """Refuses settings that ask for more images than there are.
+
+  Raises:
+    ValueError: names the field.
+  """
+  for name, settings in tuning.items():
+    if settings.images > len(source):
+      raise ValueError(
+        f"config.{name}.images: {settings.images}; 0..{len(source)} is accepted, {source}"
+      )
+    images = settings.images or len(source)
+    if settings.batch_size > images:
+      raise ValueError(
+        f"config.{name}.batch_size: {settings.batch_size}; 1..{images} is accepted, the images "
+        "trained on"
+      )

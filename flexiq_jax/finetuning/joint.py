@@ -1,0 +1,382 @@
+r"""Finetuning of all parameters and scales at once, so that one set of weights serves all ratios.
+
+Every step computes the model at two ratios, an end of the range and one drawn from it ("sandwich"),
+and adds up the distances of their logits from the float model's; the masks are those of the model's
+own order, so that every prefix of it stays good. Batch norm is folded, and what was folded is
+trained as a weight and a bias. The 8-bit codes are those of the weights at every step, the 4-bit
+codes lie inside them (`quant.straight`). Extraction shifts and mean codes stay between two fits.
+
+A run is a function of the model, the examples and the seed; see `training.loop` for what a killed
+one does. Of several devices each takes a part of every batch. docs/flexiq.md, step H.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flexiq_jax import graph
+from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.finetuning.refit import refit
+from flexiq_jax.finetuning.settings import FinetuneSettings
+from flexiq_jax.network import Network
+from flexiq_jax.orders import Schedule
+from flexiq_jax.quant import LowSettings, calibration, rules, straight
+from flexiq_jax.runs import files
+from flexiq_jax.search import DISTANCES
+from flexiq_jax.training import loop
+
+Array = Any
+# (key, examples of a batch) -> the model's input.
+Prepare = Callable[[jax.Array, Array], Array]
+Listener = Callable[[dict[str, Any]], None]
+# What the random numbers of a step are folded with.
+_PREPARE, _RATIO = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """What is trained on, in memory; batches depend on (seed, number) only.
+
+  Attributes:
+    inputs: `[n, ...]`, training data.
+    labels: int `[n]`, or None.
+    prepare: makes the model's input of a batch, with a random key: augmentation, normalisation.
+  """
+
+  inputs: Array
+  labels: Array | None = None
+  prepare: Prepare = lambda key, x: x
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+  """`loop.Data`: so many batches an epoch, drawn without replacement from pass to pass."""
+
+  examples: Examples
+  batch_size: int
+  steps: int
+  seed: int
+  sharding: Any
+
+  def epoch(self, epoch: int) -> Iterator[Any]:
+    first = (epoch - 1) * self.steps
+    for step in range(first, first + self.steps):
+      rows = self._rows(step)
+      labels = self.examples.labels
+      batch = self.examples.inputs[rows], None if labels is None else labels[rows]
+      yield batch if self.sharding is None else jax.device_put(batch, self.sharding)
+
+  def _rows(self, step: int) -> np.ndarray:
+    n = len(self.examples.inputs)
+    per_pass = n // self.batch_size
+    order = np.random.default_rng((self.seed, step // per_pass)).permutation(n)
+    start = step % per_pass * self.batch_size
+    return np.sort(order[start : start + self.batch_size])
+
+
+def finetune(
+  model: AdaptiveModel,
+  examples: Examples,
+  batches: Iterable[Array],
+  settings: FinetuneSettings,
+  *,
+  seed: int = 0,
+  checkpoint_dir: str | os.PathLike[str] | None = None,
+  run: Mapping[str, Any] | None = None,
+  progress: Listener | None = None,
+  mesh: Mesh | None = None,
+) -> tuple[AdaptiveModel, list[dict[str, Any]]]:
+  """Finetunes a model over all ratios.
+
+  Args:
+    model: where it starts; static shifts.
+    examples: what it is trained on.
+    batches: calibration inputs `[B, ...]`, on which shifts and mean codes are fitted again.
+    settings: of the training.
+    seed: of the batches, the ratios and `examples.prepare`.
+    checkpoint_dir: folder of checkpoints; one of the same run is gone on with.
+    run: what else has to be equal for a checkpoint to be of the same run.
+    progress: called with each entry of the log: epoch, step, loss, and `loss_R`, the mean distance
+      at each anchor R, and at drawn ratios (`loss_drawn`).
+    mesh: devices that share every batch; one axis.
+
+  Returns:
+    The model with its new weights, scales and shifts, in the same order; the log.
+
+  Raises:
+    ValueError: an argument does not fit; loop.DivergedError: the loss is not finite.
+  """
+  if model.dynamic:
+    raise ValueError("model: dynamic shifts are chosen at run time; finetune a static model")
+  schedule, batches = model.schedule, list(batches)
+
+  def masks(ratio):
+    return schedule_masks(schedule, ratio)
+
+  run_codes = jax.jit(calibration.code_pass(model.network.apply, model.network.platform))
+  fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
+  state, log = _train(
+    model.network,
+    model.model,
+    model.cuts,
+    model.settings,
+    masks,
+    examples,
+    settings,
+    seed=seed,
+    checkpoint_dir=checkpoint_dir,
+    run=run or {},
+    progress=progress,
+    mesh=mesh,
+    fit=fit,
+  )
+  return fit(*state), log
+
+
+def finetune_uniform(
+  network: Network,
+  model: rules.QModel,
+  examples: Examples,
+  settings: FinetuneSettings,
+  *,
+  seed: int = 0,
+  checkpoint_dir: str | os.PathLike[str] | None = None,
+  run: Mapping[str, Any] | None = None,
+  progress: Listener | None = None,
+  mesh: Mesh | None = None,
+) -> tuple[tuple[Network, dict[str, rules.QLayer]], list[dict[str, Any]]]:
+  """Finetunes a uniformly quantized model with the same loss: what FlexiQ is compared with.
+
+  Args:
+    network: the float model.
+    model: its layers at their widths.
+    examples: what it is trained on.
+    settings: of the training; a step computes one model instead of two ratios.
+    seed: as `finetune`.
+    checkpoint_dir: as `finetune`.
+    run: as `finetune`.
+    progress: as `finetune`.
+    mesh: as `finetune`.
+
+  Returns:
+    The float model with its new parameters and its quantized layers; the log.
+  """
+  plain = {name: dataclasses.replace(q, low=None) for name, q in model.items()}
+  (params, scales), log = _train(
+    network,
+    plain,
+    {},
+    LowSettings(),
+    None,
+    examples,
+    settings,
+    seed=seed,
+    checkpoint_dir=checkpoint_dir,
+    run=run or {},
+    progress=progress,
+    mesh=mesh,
+  )
+  network = network.with_params(params)
+  layers = {
+    layer.name: straight.quantize_layer(
+      *(layer, network.weights[layer.name], scales[layer.name]),
+      *(plain[layer.name].signed, plain[layer.name].bits),
+    )
+    for layer in network.layers
+  }
+  return (network, layers), log
+
+
+def examples_mesh(batch_size: int) -> Mesh | None:
+  """All devices of this process, which share a batch; None where that gives nothing."""
+  devices = jax.local_devices()
+  fits = len(devices) > 1 and batch_size % len(devices) == 0
+  return Mesh(np.array(devices), ("examples",)) if fits else None
+
+
+def schedule_masks(schedule: Schedule, ratio: Array) -> dict[str, Array]:
+  """Layer name -> bool `[J]` at a ratio that may be traced, in float32."""
+  space = schedule.space
+  cost = space.cost[schedule.order]
+  before = np.empty(space.total, np.float64)
+  before[schedule.order] = (np.cumsum(cost) - cost) / cost.sum()
+  return space.split(jnp.asarray(before, jnp.float32) < ratio)
+
+
+def _train(
+  network: Network,
+  model: rules.QModel,
+  cuts: Mapping[str, Any],
+  low: LowSettings,
+  masks: Callable[[Array], Mapping[str, Array]] | None,
+  examples: Examples,
+  settings: FinetuneSettings,
+  *,
+  seed: int,
+  checkpoint_dir: Any,
+  run: Mapping[str, Any],
+  progress: Listener | None,
+  mesh: Mesh | None,
+  fit: Callable[[Any, Any], AdaptiveModel] | None = None,
+) -> tuple[tuple[Any, dict[str, straight.Scales]], list[dict[str, Any]]]:
+  _check(examples, settings, mesh)
+  layers = network.layers
+  kept = {q.name: straight.kept(q, model[q.name], cuts.get(q.name), low) for q in layers}
+  start = {name: straight.Scales(q.x_scale, q.w_scale) for name, q in model.items()}
+  params = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
+  whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+  parts = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  if whole is not None:
+    params, kept = jax.device_put((params, kept), whole)
+  epochs = settings.steps // settings.every
+
+  def before(epoch: int, state: loop.State) -> loop.State:
+    done = (epoch - 1) * settings.every
+    if fit is None or not settings.refit or not done or done % settings.refit:
+      return state
+    found = fit(state.params["params"], _scales(start, state.params["log_scales"]))
+    fresh = {
+      q.name: straight.kept(q, found.model[q.name], found.cuts.get(q.name), low) for q in layers
+    }
+    fresh = fresh if whole is None else jax.device_put(fresh, whole)
+    return dataclasses.replace(state, rest=fresh)
+
+  def entry(epoch: loop.Epoch, state: loop.State) -> dict[str, Any]:
+    del state
+    totals = dict(epoch.totals)
+    counts = {k.removeprefix("count_"): totals.pop(k) for k in [*totals] if k.startswith("count_")}
+    found = {k: v / max(counts.get(k.removeprefix("loss_"), 1.0), 1.0) for k, v in totals.items()}
+    return {"epoch": epoch.epoch, "step": epoch.step, "loss": epoch.loss, **found}
+
+  state, log = loop.train(
+    objective(network, start, masks, settings),
+    params,
+    kept,
+    make_optimizer(settings),
+    _Batches(examples, settings.batch_size, settings.every, seed, parts),
+    epochs=epochs,
+    seed=seed,
+    entry=entry,
+    run=files.to_plain({"finetune": dataclasses.asdict(settings) | {"seed": seed}, **run}),
+    checkpoint_dir=checkpoint_dir,
+    progress=progress,
+    before=before,
+    prepare=teacher(network, examples.prepare),
+    parts=parts_of(settings, masks),
+  )
+  trained = jax.device_get(state.params)
+  return (trained["params"], _scales(start, trained["log_scales"])), log
+
+
+def objective(
+  network: Network,
+  start: Mapping[str, straight.Scales],
+  masks: Callable[[Array], Mapping[str, Array]] | None,
+  settings: FinetuneSettings,
+) -> loop.Loss:
+  """The loss at one ratio of a step: the distance from the float model's logits.
+
+  A step's parts (`parts_of`) are its ratios; batches are those of `teacher`.
+
+  Args:
+    network: the float model.
+    start: layer name -> scales, which the trained logarithms multiply.
+    masks: ratio -> layer name -> bool `[J]`; None for a model that knows no ratio.
+    settings: of the training.
+  """
+  distance = DISTANCES[settings.loss]
+
+  def loss(trained, kept, key, batch):
+    part, (x, target, labels) = batch if parts_of(settings, masks) > 1 else (0, batch)
+    metrics, (ratio, anchor) = {}, _ratio(key, part, settings)
+    chosen = masks(ratio) if masks else {}
+    scales = _scales(start, trained["log_scales"])
+    rule = straight.finetune_rule(kept, scales, chosen, network.platform)
+    z = graph.with_rule(network.apply, rule)(trained["params"], x)
+    value = found = distance(z, target).mean()
+    if settings.label_weight:
+      entropy = optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
+      value += settings.label_weight * entropy
+    if masks:
+      for i, name in enumerate((*(f"{a:g}" for a in settings.anchors), "drawn")):
+        metrics[f"loss_{name}"] = jnp.where(anchor == i, found, 0)
+        metrics[f"count_{name}"] = jnp.where(anchor == i, 1.0, 0.0)
+    return value, (kept, metrics)
+
+  return loss
+
+
+def teacher(network: Network, prepare: Prepare) -> loop.Prepare:
+  """`(key, (examples, labels)) -> (inputs, logits of the float model, labels)`."""
+
+  def run(key, batch):
+    examples, labels = batch
+    x = prepare(jax.random.fold_in(key, _PREPARE), examples)
+    return x, network.apply(network.params, x), labels
+
+  return run
+
+
+def parts_of(settings: FinetuneSettings, masks: Any) -> int:
+  """How many ratios a step computes, one after the other: an anchor and a drawn one."""
+  return 2 if masks and settings.anchors else 1
+
+
+def _ratio(key: jax.Array, part: Array, settings: FinetuneSettings) -> tuple[Array, Array]:
+  """The 4-bit ratio of a part of a step, and its number among the anchors (behind them: drawn)."""
+  keys = jax.random.split(jax.random.fold_in(key, _RATIO))
+  drawn = jax.random.uniform(keys[0])
+  if settings.ratios:
+    drawn = jax.random.choice(keys[0], jnp.asarray(settings.ratios, jnp.float32))
+  count = len(settings.anchors)
+  if not count:
+    return drawn, jnp.int32(0)
+  anchor = jax.random.randint(keys[1], (), 0, count)
+  ratio = jnp.asarray(settings.anchors, jnp.float32)[anchor]
+  return jnp.where(part == 0, ratio, drawn), jnp.where(part == 0, anchor, count)
+
+
+def make_optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
+  """Adam for parameters and for logarithms of scales, each with its own rate."""
+
+  def adam(peak):
+    rate = optax.warmup_cosine_decay_schedule(
+      0.0 if settings.warmup else peak, peak, settings.warmup, settings.steps
+    )
+    return optax.adam(rate)
+
+  return optax.multi_transform(
+    {"params": adam(settings.learning_rate), "log_scales": adam(settings.scale_learning_rate)},
+    lambda params: {k: jax.tree.map(lambda _, k=k: k, v) for k, v in params.items()},
+  )
+
+
+@jax.jit
+def _scales(start, log_scales) -> dict[str, straight.Scales]:
+  return jax.tree.map(lambda s, t: s * jnp.exp(t), start, log_scales)
+
+
+def _check(examples: Examples, settings: FinetuneSettings, mesh: Mesh | None) -> None:
+  n = len(examples.inputs)
+  if not n:
+    raise ValueError("examples: none; finetuning needs training examples")
+  if settings.batch_size > n:
+    raise ValueError(f"batch_size: {settings.batch_size}; 1..{n} is accepted, the examples given")
+  if settings.label_weight and examples.labels is None:
+    raise ValueError(
+      f"label_weight: {settings.label_weight}, but the examples have no labels; give labels, or 0"
+    )
+  if examples.labels is not None and len(examples.labels) != n:
+    raise ValueError(f"labels: {len(examples.labels)} for {n} examples")
+  if mesh is not None and settings.batch_size % mesh.size:
+    raise ValueError(
+      f"batch_size: {settings.batch_size} does not divide over {mesh.size} devices; a multiple of "
+      "their number is accepted"
+    )

@@ -1,0 +1,98 @@
+"""What finetuning does, as settings."""
+
+import dataclasses
+import math
+from typing import Any
+
+from flexiq_jax.quant import check_one_of
+from flexiq_jax.training import AUGMENTATIONS
+
+LOSSES = ("kl", "l2")
+_MOST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+  """Settings of finetuning.
+
+  Attributes:
+    steps: optimizer steps; a multiple of `every`.
+    batch_size: examples a step.
+    learning_rate: of weights, biases and all other parameters; the peak, reached after warm-up,
+      from which half a cosine goes down to zero.
+    scale_learning_rate: of the logarithms of activation and weight scales, likewise.
+    warmup: steps of linear warm-up.
+    anchors: 4-bit ratios one of which every step computes, drawn at random.
+    ratios: the other ratio of a step is one of these; anything in 0..1 where there are none.
+    loss: distance of the logits from the float model's: `kl`, divergence of the predictions, or
+      `l2`, the squared error.
+    label_weight: weight of the cross-entropy with labels beside it; 0 needs no labels.
+    every: steps between checkpoints, each with an entry in the log.
+    refit: steps between two fits of extraction shifts and mean codes, a multiple of `every`; 0 fits
+      them once, at the end.
+  """
+
+  steps: int = 1000
+  batch_size: int = 64
+  learning_rate: float = 1e-4
+  scale_learning_rate: float = 1e-3
+  warmup: int = 50
+  anchors: tuple[float, ...] = (0.0, 1.0)
+  ratios: tuple[float, ...] = ()
+  loss: str = "kl"
+  label_weight: float = 0.0
+  every: int = 100
+  refit: int = 200
+
+  def __post_init__(self):
+    for field in ("steps", "batch_size", "every"):
+      self._require(field, _whole(getattr(self, field), 1), "an integer from 1")
+    for field in ("warmup", "refit"):
+      self._require(field, _whole(getattr(self, field), 0), "an integer from 0")
+    for field in ("learning_rate", "scale_learning_rate"):
+      value = getattr(self, field)
+      self._require(field, _real(value) and value > 0, "a number above 0")
+    self._require(
+      "label_weight", _real(self.label_weight) and self.label_weight >= 0, "a number from 0"
+    )
+    self._require("warmup", self.warmup < self.steps, f"fewer than steps ({self.steps})")
+    for field in ("steps", "refit"):
+      fits = getattr(self, field) % self.every == 0
+      self._require(field, fits, f"a multiple of every ({self.every})")
+    for field in ("anchors", "ratios"):
+      ratios = getattr(self, field)
+      fits = not isinstance(ratios, str | float | int)
+      fits = fits and all(_real(ratio) and 0 <= ratio <= 1 for ratio in ratios)
+      self._require(field, fits, "a tuple of numbers in 0..1")
+    check_one_of("loss", self.loss, LOSSES)
+
+  def _require(self, field: str, fits: bool, accepted: str) -> None:
+    if not fits:
+      raise ValueError(f"{field} is {getattr(self, field)!r}; {accepted} is accepted")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings(FinetuneSettings):
+  """Settings of finetuning on images of a data set.
+
+  Attributes:
+    images: training images, the first of the draw that calibration begins; 0 takes all.
+    augmentation: as in `training.TrainSettings`.
+  """
+
+  images: int = 1000
+  augmentation: str = "crop_flip"
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._require("images", _whole(self.images, 0), "an integer from 0")
+    check_one_of("augmentation", self.augmentation, AUGMENTATIONS)
+
+
+def _whole(value: Any, least: int) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
+
+
+def _real(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value)

@@ -1,0 +1,94 @@
+"""Finetuned models as stages of a run: their rows, their files, and what is refused."""
+
+import pytest
+
+from flexiq_jax.runs.workdir import Workdir
+from tests.runs_for_test import DIGITS, TINY, compiled, start  # noqa: F401
+
+TUNE = (
+  DIGITS,
+  *TINY,
+  "--config.tune=('distill',)",
+  "--config.distill.images=24",
+  "--config.distill.steps=4",
+  "--config.distill.every=2",
+  "--config.distill.refit=2",
+  "--config.distill.warmup=1",
+  "--config.distill.batch_size=8",
+  "--config.distill.augmentation=shift",
+  "--config.distill.learning_rate=0.01",
+  "--config.search.method=greedy",
+  "--config.random_seeds=()",
+)
+
+
+def results(workdir):
+  return Workdir(workdir).rows()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compiled):  # noqa: F811
+  workdir = tmp_path_factory.mktemp("tuned") / "run"
+  ended = start(*TUNE, "--config.tune_int4", f"--workdir={workdir}", compiled)
+  assert ended.status == 0, ended.error
+  return workdir
+
+
+def test_rows_of_every_ratio_and_of_uniform_int4(finished):
+  rows = results(finished)
+  assert [r["ratio"] for r in rows if r["method"] == "flexiq_distilled"] == [0.0, 0.5, 1.0]
+  assert [r["avg_bits"] for r in rows if r["method"] == "uniform_int4_distilled"] == [4.0]
+  steps = [e["step"] for e in Workdir(finished).events("finetune") if e["name"] == "distill"]
+  assert steps == [2, 4]
+
+
+def test_what_was_finetuned_is_evaluated_and_deployed_by_its_recipe(
+  finished,
+  compiled,  # noqa: F811
+  tmp_path,
+):
+  given = f"--config.recipe={finished / 'finetuned/distill/recipe.json'}"
+  common = (DIGITS, *TINY, given, "--config.random_seeds=()", compiled)
+  ended = start(*common, f"--workdir={tmp_path / 'again'}")
+  assert ended.status == 0, ended.error
+  again = {(r["method"], r["ratio"]): r["top1"] for r in results(tmp_path / "again")}
+  for row in results(finished):
+    if row["method"] == "flexiq_distilled":
+      assert again["flexiq_distill", row["ratio"]] == row["top1"]
+  for name in ("recipe.json", "finetuned.safetensors"):
+    kept = (finished / "finetuned/distill" / name).read_bytes()
+    assert (tmp_path / "again" / name).read_bytes() == kept
+  deploy = "--config=configs/deploy.py:of=digits,runlocal"
+  ended = start(deploy, *common[1:], f"--workdir={tmp_path / 'deployed'}")
+  assert ended.status == 0, ended.error
+  for row in results(tmp_path / "deployed"):
+    if row["method"] == "deployed":
+      assert row["logit_error"] < 0.2 and row["top1"] == again["flexiq_distill", row["ratio"]]
+
+
+def test_recipe_without_its_weights_is_refused_before_anything_runs(finished, tmp_path):
+  path = tmp_path / "recipe.json"
+  path.write_bytes((finished / "finetuned/distill/recipe.json").read_bytes())
+  ended = start(DIGITS, *TINY, f"--config.recipe={path}", f"--workdir={tmp_path / 'w'}")
+  assert ended.status == 1
+  assert "config.recipe" in ended.error and "finetuned.safetensors, which is miss" in ended.error
+  assert not (tmp_path / "w" / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("--config.tune=('distil',)", "config.tune: 'distil' is not one of distill, finetune"),
+    ("--config.distill.learning_rate=0.0", "config.distill.learning_rate is 0.0; a number above 0"),
+    ("--config.distill.learning_rate=nan", "config.distill.learning_rate is nan"),
+    ("--config.distill.images=5000", "config.distill.images: 5000; 0..1352 is accepted"),
+    ("--config.distill.batch_size=25", "config.distill.batch_size: 25; 1..24 is accepted"),
+    ("--config.distill.anchors=(0.0,2.0)", "config.distill.anchors is (0.0, 2.0)"),
+    ("--config.distill.augmentation=cutout", "config.distill.augmentation: 'cutout'"),
+    ("--config.dynamic", "config.tune: finetuning needs static shifts"),
+  ],
+)
+def test_refusals(argument, message, tmp_path):
+  ended = start(*TUNE, argument, f"--workdir={tmp_path}")
+  assert ended.status == 1
+  assert message in ended.error

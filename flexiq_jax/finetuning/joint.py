@@ -120,7 +120,8 @@ def finetune(
   def masks(ratio):
     return schedule_masks(schedule, ratio)
 
-  run_codes = jax.jit(calibration.code_pass(model.network.apply, model.network.platform))
+  network = model.network
+  run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
   state, log = _train(
     model.network,

@@ -14,7 +14,7 @@ def refit(
   params: Any,
   scales: Mapping[str, straight.Scales],
   batches: Iterable[Array],
-  run: calibration.Pass | None = None,
+  run: Any = None,
 ) -> AdaptiveModel:
   """A model with other weights and scales, its shifts and mean codes fitted to them.
 

@@ -66,6 +66,11 @@ class Values:
     return bool(self.edges[0] >= 0)
 
 
+def compiled(run: Pass) -> Callable[[Any, Array], dict[str, Any]]:
+  """A pass under `jax.jit` that gives its records alone."""
+  return jax.jit(lambda params, x: run(params, x)[1])
+
+
 def range_pass(apply: Apply) -> Pass:
   """`(params, x) -> (y, records)`: float32 `[2]`, least and largest value of every input."""
 
@@ -103,7 +108,7 @@ def observe_values(
     ValueError: there are no batches, or a layer's input is not finite.
   """
   spans: dict[str, np.ndarray] = {}
-  for records in _passes(range_pass(apply), params, batches, "ranges", progress):
+  for records in _passes(compiled(range_pass(apply)), params, batches, "ranges", progress):
     for name, (low, high) in records.items():
       old = spans.get(name, np.array([np.inf, -np.inf], np.float32))
       # fmin would hide NaN, np.minimum keeps it
@@ -112,7 +117,7 @@ def observe_values(
     raise ValueError(f"batches: the input of layer {bad[0]} is not finite during calibration")
 
   counts: dict[str, np.ndarray] = {}
-  run = histogram_pass(apply, spans)
+  run = compiled(histogram_pass(apply, spans))
   for records in _passes(run, params, batches, "histograms", progress):
     _accumulate(counts, records)
   return {
@@ -206,15 +211,15 @@ def observe_codes(
   batches: Iterable[Array],
   progress: PassListener | None = None,
   platform: str | None = None,
-  run: Pass | None = None,
+  run: Callable[[Any, Array], dict[str, Any]] | None = None,
 ) -> dict[str, np.ndarray]:
   """Histograms of every feature channel's 8-bit codes in the 8-bit model, int64 `[C, 256]`.
 
-  Column i counts code `i - 128` (signed) or `i` (unsigned). `run` is a compiled `code_pass`, for
-  several calls.
+  Column i counts code `i - 128` (signed) or `i` (unsigned). `run` is a `compiled`
+  `code_pass`, for several calls.
   """
   counts: dict[str, np.ndarray] = {}
-  run = run or code_pass(apply, platform)
+  run = run or compiled(code_pass(apply, platform))
   for records in _passes(run, (model, params), batches, "codes", progress):
     _accumulate(counts, records)
   return counts
@@ -261,7 +266,7 @@ def observe_errors(
     `sum |X W|^2`, both over examples, positions and outputs, in real units
     (docs/flexiq.md, step D; the bias correction of the group counts, because it goes with it).
   """
-  run, args = error_pass(apply, platform), (model, group_members(model), params)
+  run, args = compiled(error_pass(apply, platform)), (model, group_members(model), params)
   total: dict[str, tuple[np.ndarray, float]] = {}
   for records in _passes(run, args, batches, "errors", progress):
     for name, (errors, energy) in records.items():
@@ -343,10 +348,10 @@ def _quantize_weights(w, bits, method, percentile):
 
 
 def _passes(run, params, batches, name: str, progress: PassListener | None):
-  """Runs a compiled `(params, x) -> (y, records)` over batches; yields records as NumPy arrays."""
-  compiled, done = jax.jit(run), 0
+  """Runs a `compiled` pass over batches; yields records as NumPy arrays."""
+  done = 0
   for x in batches:
-    yield jax.device_get(compiled(params, x)[1])
+    yield jax.device_get(run(params, x))
     done += len(x)
     if progress:
       progress(name, done)

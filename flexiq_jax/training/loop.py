@@ -184,7 +184,6 @@ def make_step(
       program of all parts would not see to.
   """
 
-  @jax.jit
   def key_of(step):
     return jax.random.fold_in(jax.random.key(seed), step)
 

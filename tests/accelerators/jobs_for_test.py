@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flexiq_jax import calibrated, data, deployment, models
+from flexiq_jax import calibrated, data, deployment, finetuning, models
 from flexiq_jax.calibrated import Calibrated, Observations
 from flexiq_jax.deployment.runner import SIZES
 from flexiq_jax.methods import hawq, layerwise, mpqco
@@ -191,6 +191,16 @@ def serve(m: Made, platform: str, implementation: str | None = None) -> None:
   for size in SIZES:
     runner(np.zeros((size, *m.images.shape[1:]), np.float32))
   runner.switch(1.0)
+
+
+def finetune(m: Made, platform: str) -> None:
+  """A step of finetuning over two ratios, with a fit of the shifts behind it."""
+  here = dataclasses.replace(m.calibrated, network=network_for(m, platform))
+  grouped = here.group(selectable(here.network.layers), LowSettings())
+  model = grouped.ordered(np.arange(grouped.space.total))
+  settings = finetuning.FinetuneSettings(steps=1, every=1, refit=0, warmup=0, batch_size=2)
+  examples = finetuning.Examples(np.asarray(m.images))
+  finetuning.finetune(model, examples, [m.images], settings)
 
 
 def training(name: str) -> None:

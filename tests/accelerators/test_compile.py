@@ -22,6 +22,7 @@ JOBS = {
   "calibrate": jobs.calibrate,
   "search": jobs.search,
   "layer_bits": jobs.layer_bits,
+  "finetune": jobs.finetune,
   "serve": jobs.serve,
 }
 QUICKEST = [
@@ -39,6 +40,7 @@ QUICK = {
   "calibrate": _SEARCHED,
   "search": _SEARCHED,
   "layer_bits": {"h100": _SOME, "a100": ("odd",), "v5e": ("odd",)},
+  "finetune": {"h100": _SOME[:2], "v5e": _SOME[:1]},
   "serve": {"h100": _SOME[:2], "a100": ("vit_s",), "v5e": ("vit_s",)},
 }
 
@@ -106,7 +108,7 @@ def test_jobs_run_what_they_say():
   found = {job: {call.name for call in calls_of(job, "resnet20", "gpu")} - _SHARED for job in JOBS}
   assert found == {
     "inference": {f"Network.compiled.run_{rule}" for rule in ("float", "uniform", "mixed")},
-    "calibrate": {"_passes.<lambda>"},
+    "calibrate": {"compiled.<lambda>"},
     "search": {
       "Network.compiled.run_mixed",
       "Fitness._attempt.run",
@@ -117,6 +119,9 @@ def test_jobs_run_what_they_say():
       *("Layerwise.__init__.run_exact", "Layerwise.__init__.run_simulated"),
       *("fold_batch_norm.folded_apply", "Segments._run.run", "Suffixes._piece.run"),
       *("cross_entropy", "mean_traces.sample", "relative_logits.changes", "measure.both"),
+    },
+    "finetune": {
+      *("make_step.gradient_fn", "make_step.update", "teacher.run", "compiled.<lambda>"),
     },
     "serve": {"Runner.__init__.run", "prepare"},
   }
@@ -214,5 +219,5 @@ def test_training_compiles(model, name):
 def training_calls(model):
   with recording() as calls:
     jobs.training(model)
-  assert [call.name for call in calls] == ["_make_step.step_fn"]
+  assert [call.name for call in calls] == ["make_step.whole"]
   return calls

@@ -17,7 +17,10 @@ _DISTANCE = {
   "kl": "divergence from the 8-bit model's prediction, mean per image (nats)",
 }
 # Fixed models of the experiments: method -> what they are called.
-REFERENCES = {"float": "float", "uniform_int8": "INT8", "int8": "INT8", "uniform_int4": "INT4"}
+REFERENCES = {
+  **{"float": "float", "uniform_int8": "INT8", "int8": "INT8", "uniform_int4": "INT4"},
+  **{f"uniform_int4_{done}": f"INT4, {done}" for done in ("distilled", "finetuned")},
+}
 
 
 def accuracy(

@@ -73,7 +73,17 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
       if other := found.get(("flexiq_random", ratio)):
         part += f" (random order: {tables.mean_spread(other['top1'], other['top1_spread'])})"
       parts.append(part)
-  return f"{text}. One model changes between them at run time: {'; '.join(parts)}." if parts else ""
+  if not parts:
+    return ""
+  text += f". One model changes between them at run time: {'; '.join(parts)}."
+  for done in ("distilled", "finetuned"):
+    levels = [
+      (r, found[f"flexiq_{done}", r]["top1"]) for r in (0.5, 1.0) if (f"flexiq_{done}", r) in found
+    ]
+    if levels:
+      shown = " and ".join(f"{top1:.2f} % at {tables.percent(ratio)}" for ratio, top1 in levels)
+      text += f" {done.capitalize()} over all ratios it has {shown}."
+  return text
 
 
 def _methods(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -83,7 +93,7 @@ def _methods(rows: Sequence[Mapping[str, Any]]) -> str:
   fixed = {
     r["method"]: f"{pictures.REFERENCES[r['method']]} everywhere"
     for r in rows
-    if r["method"] in ("uniform_int8", "uniform_int4")
+    if r["method"].startswith("uniform_")
   }
   return "; ".join(f"`{method}`: {name}" for method, name in {**fixed, **known}.items()) + "."
 

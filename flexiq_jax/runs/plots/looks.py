@@ -38,6 +38,8 @@ _LOOKS = {
   "gram_dynamic": Look("Gram search, dynamic shifts", INDIGO, "h"),
   "greedy_dynamic": Look("greedy, dynamic shifts", INDIGO, "h"),
   "evolution_dynamic": Look("evolutionary, dynamic shifts", INDIGO, "h"),
+  "distilled": Look("FlexiQ, distilled", OLIVE, "<"),
+  "finetuned": Look("FlexiQ, finetuned", PURPLE, "*"),
   # Of an ablation.
   "random_naive": Look("random order, top four bits", PINK, "D"),
   "random_range": Look("random order, shifts by range", ORANGE, "v"),

@@ -32,17 +32,17 @@ class FinetuneSettings:
       them once, at the end.
   """
 
-  steps: int = 1000
-  batch_size: int = 64
+  steps: int = 1600
+  batch_size: int = 32
   learning_rate: float = 1e-4
-  scale_learning_rate: float = 1e-3
+  scale_learning_rate: float = 3e-4
   warmup: int = 50
   anchors: tuple[float, ...] = (0.0, 1.0)
   ratios: tuple[float, ...] = ()
-  loss: str = "kl"
+  loss: str = "l2"
   label_weight: float = 0.0
   every: int = 100
-  refit: int = 200
+  refit: int = 400
 
   def __post_init__(self):
     for field in ("steps", "batch_size", "every"):

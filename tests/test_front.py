@@ -1,4 +1,4 @@
-"""The seven lines of the README, on models of four dialects: each step gives what the last gave."""
+"""The seven lines of the README, on models of many kinds: each step gives what the last gave."""
 
 import contextlib
 import io
@@ -20,6 +20,7 @@ import flexiq_jax as fq
 from experiments import curve
 from flexiq_jax import flexiq
 from tests.graph.models_for_test import randomize
+from tests.stacks_for_test import IDS, tied_nnx
 
 GROUPS = fq.LowSettings(group_size=2)
 TINY = fq.SearchSettings(levels=(0.5,), probes=1, rounds=0, candidates=1)
@@ -73,11 +74,16 @@ def einsum():
   return (apply, dict(zip(("first", "heads", "out"), weights, strict=True))), normal(EXAMPLES, 6)
 
 
+def tokens():
+  """Stacked blocks of attention under `scan`, and a table that is the head, too."""
+  return tied_nnx(), IDS
+
+
 def normal(*shape, seed=1):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize("make", [linen, attention, partition, einsum])
+@pytest.mark.parametrize("make", [linen, attention, partition, einsum, tokens])
 def test_seven_lines(make: Callable[[], Any], tmp_path):
   net, x = make()
   said = io.StringIO()

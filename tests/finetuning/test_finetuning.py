@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import flexiq_jax as fq
 from flexiq_jax import adaptive, finetuning, flexiq
 from flexiq_jax.finetuning import Examples, FinetuneSettings, joint
 from flexiq_jax.network import Network
@@ -277,3 +278,39 @@ def test_weights_of_another_model(tuned, tmp_path):
   other = Network(apply, params, np.asarray(models_for_test.image(1)))
   with pytest.raises(ValueError, match="recipe: made for"):
     adaptive.load(tuned[2] / "recipe.json", other)
+
+
+def test_the_short_way(start, tmp_path):
+  """Finetune, search again, save and load: weights and scales stay those that were trained."""
+  x = np.asarray(start.examples.inputs)
+  apply, params = models_for_test.MODELS["plain"]()
+  options = {"settings": LowSettings(group_size=2), "progress": False}
+  model = fq.quantize(apply, params, x, names=("heads", "out"), **options)
+  tuned = fq.finetune(model, x, settings=FEW, progress=False)
+  assert tuned.w_scales is not None and set(tuned.drops) == set(model.drops)
+  search = fq.SearchSettings(levels=(0.5,), probes=1, rounds=0, candidates=1)
+  better = fq.improve(tuned, x[:8], settings=search, progress=False)
+  assert better.method == "gram"
+  for name, q in tuned.model.items():
+    assert np.array_equal(q.w, better.model[name].w)
+  better.save(tmp_path)
+  assert sorted(p.name for p in tmp_path.iterdir()) == [weights.NAME, "recipe.json"]
+  again = fq.load(tmp_path, apply, params)
+  assert np.array_equal(again(x[:8], 0.5), better(x[:8], 0.5))
+  runner = fq.deploy(again, sizes=(8,))
+  runner.switch(1.0)
+  np.testing.assert_allclose(runner(x[:8]), again(x[:8], 1.0), rtol=1e-5, atol=1e-5)
+
+
+def test_the_short_way_says_what_is_missing(start):
+  with pytest.raises(ValueError, match=r"label_weight: 1\.0, but the examples have no labels"):
+    settings = dataclasses.replace(FEW, label_weight=1.0)
+    fq.finetune(start.model, start.batches, settings=settings, progress=False)
+  alone = dataclasses.replace(start.model, grouped=None)
+  with pytest.raises(ValueError, match="batches: missing"):
+    fq.finetune(alone, progress=False)
+  blocks = dataclasses.replace(
+    start.model, settings=LowSettings(group_size=2, shift_block=4), w_scales={}
+  )
+  with pytest.raises(ValueError, match="search, then finetune"):
+    fq.improve(blocks, start.batches[0], progress=False)

@@ -146,11 +146,12 @@ def _steps(inputs: setup.Inputs) -> str:
   """What a run will do, for whoever watches it."""
   config = inputs.config
   evaluation = f"evaluation of every method on {inputs.evaluated:,} images"
+  tuning = [f"finetuning ({name})" for name in config.tune]
   if inputs.recipe:
-    return evaluation
+    return ", ".join([*tuning, evaluation])
   training = ["training"] if config.weights == "train" else []
   images = f"{config.calibration.images:,} training images"
-  steps = [f"calibration on {images}", f"selection ({config.search.method})", evaluation]
+  steps = [f"calibration on {images}", f"selection ({config.search.method})", *tuning, evaluation]
   return ", ".join([*training, *steps])
 
 

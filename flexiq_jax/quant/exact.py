@@ -175,7 +175,7 @@ def product(
 def real_product(
   layer: Layer, x: Array, w: Array, contract: Contract, platform: str | None = None
 ) -> Array:
-  """Contraction of real values with integer weights, float32; linear in x.
+  """Contraction of real values, float32; linear in both.
 
   XLA's CPU backend is slow at depthwise convolutions, and multiply-adds replace them there.
   """

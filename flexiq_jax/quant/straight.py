@@ -231,10 +231,12 @@ def _stand_in(layer, contract, platform, x, w, scales, mask, own) -> Array:
       ]
       correction = (means[0] * sums[0] - means[1] * sums[1]).sum(axis=1).reshape(-1)
     w_real = jnp.where(layer.w_vector(channels), w_low, w_real)
-  y = exact.real_product(layer, x_real, w_real, contract, platform)
+  # Scales go into the operands: behind the product, their derivatives would take its value.
+  operands = x_real * scales.x, w_real * _per_output(layer, scales.w)
+  y = exact.real_product(layer, *operands, contract, platform)
   if correction is not None:
-    y += layer.y_vector(correction, y.shape)
-  return y * layer.y_vector(scales.w * scales.x, y.shape)
+    y += layer.y_vector(correction * scales.w * scales.x, y.shape)
+  return y
 
 
 def _through(steps: Array, codes: Array, bits: int, signed: bool) -> Array:

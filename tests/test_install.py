@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = ("flexiq_jax", "requirements", "pyproject.toml", "README.md", "LICENSE")
-EXTRAS = ("PIL", "matplotlib", "ml_collections", "safetensors", "sklearn", "tensorflow_datasets")
+EXTRAS = ("PIL", "matplotlib", "ml_collections", "sklearn", "tensorflow_datasets")
 
 # Everything that is installed and not asked for by the wheel is hidden; the wheel is on the path.
 SCRIPT = """

@@ -83,7 +83,13 @@ def normal(*shape, seed=1):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize("make", [linen, attention, partition, einsum, tokens])
+@pytest.mark.parametrize(
+  "make",
+  [
+    *(pytest.param(linen, marks=pytest.mark.slow), pytest.param(attention, marks=pytest.mark.slow)),
+    *(partition, einsum, tokens),
+  ],
+)
 def test_seven_lines(make: Callable[[], Any], tmp_path):
   net, x = make()
   said = io.StringIO()
@@ -222,15 +228,18 @@ def test_other_weights_are_refused_unless_meant(small, tmp_path):
 def test_a_run_takes_a_recipe_of_other_weights_only_if_its_config_says_so(small, tmp_path):
   (apply, params), x, model = small
   recipe = model.recipe(model_name="einsum", method="greedy", seed=0)
+  path = model.save(tmp_path / "given", name="einsum") / "recipe.json"
+  workdir = tmp_path / "run"
+  workdir.mkdir()
   stages = types.SimpleNamespace(
     network=fq.Network(apply, params | {"out": 2 * params["out"]}, x),
     inputs=types.SimpleNamespace(recipe=recipe),
-    config=types.SimpleNamespace(dynamic=False, other_weights=False),
-    workdir=types.SimpleNamespace(path=tmp_path),
+    config=types.SimpleNamespace(dynamic=False, other_weights=False, recipe=str(path)),
+    workdir=types.SimpleNamespace(path=workdir),
   )
   with pytest.raises(ValueError, match=r"config\.recipe: made for 'einsum' with other weights"):
     curve._from_recipe(stages)
-  assert not [*tmp_path.iterdir()]
+  assert not [*workdir.iterdir()]
   stages.config.other_weights = True
   assert curve._from_recipe(stages).adaptive["flexiq_greedy"][1] == 0
 

@@ -40,7 +40,7 @@ QUICK = {
   "calibrate": _SEARCHED,
   "search": _SEARCHED,
   "layer_bits": {"h100": _SOME, "a100": ("odd",), "v5e": ("odd",)},
-  "finetune": {"h100": _SOME[:2], "v5e": _SOME[:1]},
+  "finetune": {"h100": _SOME[:1], "v5e": _SOME[:1]},
   "serve": {"h100": _SOME[:2], "a100": ("vit_s",), "v5e": ("vit_s",)},
 }
 

@@ -165,6 +165,7 @@ for a, b in zip(jax.tree.leaves(model.network.params), jax.tree.leaves(one.netwo
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_find_what_one_finds():
   root = pathlib.Path(__file__).parent.parent.parent
   env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}

@@ -139,8 +139,9 @@ def test_shifts_and_statistics_are_those_of_the_groups_codes(name, signed):
     [lowered(m.x8[:, c], e, signed, False) for c, e in zip(cut.channels, cut.x_shift, strict=True)],
     axis=1,
   )
-  np.testing.assert_allclose(cut.x_mean, m.x8.mean(axis=0))
-  np.testing.assert_allclose(cut.low_mean, x4.mean(axis=0))
+  # Held to four decimals, as recipes have them.
+  np.testing.assert_array_equal(cut.x_mean, m.x8.mean(axis=0).round(4))
+  np.testing.assert_array_equal(cut.low_mean, x4.mean(axis=0).round(4))
 
 
 @pytest.mark.parametrize("per", ["group", "output"])
@@ -202,7 +203,7 @@ def test_groups_of_a_shift_block_share_the_shifts_of_all_its_codes(
     e = best(m.x8[:, channels], signed, half_even=False)
     assert np.all(cut.x_shift[run] == e) and np.all(np.asarray(low.shift)[channels] == e)
     x4 = lowered(m.x8[:, channels], e, signed, half_even=False)
-    np.testing.assert_allclose(cut.low_mean[channels], x4.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(cut.low_mean[channels], x4.mean(axis=0), atol=5.1e-5)
     if per == "group":
       e = best(w[channels], True, half_even=True)
     else:

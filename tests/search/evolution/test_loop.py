@@ -154,7 +154,7 @@ def test_nothing_but_nan_is_still_an_order(mode, tmp_path):
   assert np.isnan([*found.fitness.values()]).all()
   assert sorted(found.order) == [*range(18)]
   assert steps(workdir) == []
-  assert any("best inf" in line for line in lines)
+  assert any("best distance inf" in line for line in lines)
 
 
 def test_same_seed_same_search():

@@ -161,7 +161,7 @@ def test_nan_never_wins(bad, tmp_path):
     assert np.isnan([*found.fitness.values()]).all()
     assert [base.any() for base in problem.measured] == [False]  # never around such a mask
     assert steps(workdir) == []
-    assert sum("best inf" in line for line in lines) == 2
+    assert sum("best distance inf" in line for line in lines) == 2
   else:
     assert np.isfinite([*found.fitness.values()]).all()
     assert len(steps(workdir)) >= 3

@@ -25,6 +25,8 @@ GPU := $(COMPILER)/.installed
 
 PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet
+# Modules that are imported compile themselves; all others need not be.
+INSTALL := $(PIP) install --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow parity lint format bench device device-wheels clean
@@ -79,11 +81,11 @@ $(PARITY_VENV)/bin/python:
 	$(call make_venv,$(PARITY_VENV))
 
 $(RUN): $(RUN_FILES) | $(VENV)/bin/python
-	$(PY) $(PIP) install -r requirements.txt
+	$(PY) $(INSTALL) -r requirements.txt
 	@touch $@
 
 $(DEV): $(RUN_FILES) requirements-dev.txt | $(VENV)/bin/python
-	$(PY) $(PIP) install -r requirements-dev.txt
+	$(PY) $(INSTALL) -r requirements-dev.txt
 	@touch $@ $(RUN)
 
 $(GPU): $(DEV)

@@ -74,7 +74,10 @@ def test_heads_fold_into_queries_keys_and_values():
     np.testing.assert_array_equal(own, np.asarray(gathered.layers[QKV[0]].scale)[wanted])
 
 
-@pytest.mark.parametrize(("case", "dynamic"), [("vit", False), ("vit", True), ("swin", False)])
+@pytest.mark.parametrize(
+  ("case", "dynamic"),
+  [("vit", False), ("vit", True), pytest.param("swin", False, marks=pytest.mark.slow)],
+)
 def test_logits_are_those_of_the_simulation(case, dynamic):
   model = dataclasses.replace(small(case).model, dynamic=dynamic)
   x, run = small(case).x, jax.jit(deployment.apply)

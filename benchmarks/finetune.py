@@ -69,7 +69,7 @@ def finetuning_step(name: str, x, labels, ratios: int):
     )
     for layer in network.layers
   }
-  masks = lambda ratio: joint.schedule_masks(model.schedule, ratio)
+  masks = model.schedule.masks
   loss = joint.objective(network, start, masks, settings)
   trained = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
   prepare, optimizer = joint.teacher(network, lambda key, x: x), joint.make_optimizer(settings)

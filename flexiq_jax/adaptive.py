@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexiq_jax import orders
+from flexiq_jax import models, orders
 from flexiq_jax.network import Network
 from flexiq_jax.orders import (
   LEVELS,
@@ -285,7 +284,9 @@ def save(path: str | os.PathLike, recipe: Recipe, model: AdaptiveModel) -> None:
   if model.w_scales is None:
     recipes.save(path, recipe)
     return
-  arrays = {f"params/{path}": np.asarray(a) for path, a in _flat(model.network.params).items()}
+  arrays = {
+    f"params/{path}": np.asarray(a) for path, a in models.flatten(model.network.params).items()
+  }
   arrays |= {f"w_scale/{name}": np.asarray(scale) for name, scale in model.w_scales.items()}
   weights.save(path, recipe, arrays)
 
@@ -313,7 +314,7 @@ def load(
   if not recipe.weights:
     return from_recipe(network, recipe, dynamic, other_weights=other_weights)
   require_fit(recipe, network.layers)
-  arrays, have = weights.load(path, recipe), _flat(network.params)
+  arrays, have = weights.load(path, recipe), models.flatten(network.params)
   want = {f"params/{name}": (a.shape, a.dtype) for name, a in have.items()}
   for layer in network.layers:
     want[f"w_scale/{layer.name}"] = ((layer.out_channels,), np.dtype(np.float32))
@@ -327,13 +328,7 @@ def load(
       f"recipe: the weights beside {path} do not fit the model: {wrong[0]} is {sides[0]} there and "
       f"{sides[1]} in the model"
     )
-  params = [arrays[f"params/{name}"] for name in have]
-  network = network.with_params(jax.tree.unflatten(jax.tree.structure(network.params), params))
+  params = models.unflatten({name: arrays[f"params/{name}"] for name in have})
+  network = network.with_params(params)
   scales = {layer.name: arrays[f"w_scale/{layer.name}"] for layer in network.layers}
   return from_recipe(network, recipe, dynamic, other_weights=other_weights, w_scales=scales)
-
-
-def _flat(params: Any) -> dict[str, Any]:
-  """Path -> array, in the tree's order."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {"/".join(str(key.key) for key in keys): leaf for keys, leaf in leaves}

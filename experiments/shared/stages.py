@@ -32,7 +32,7 @@ from flexiq_jax.calibrated import Calibrated, Grouped, Observations, calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import recipes
 from flexiq_jax.quant import BINS, LowSettings, Values
-from flexiq_jax.runs import checkpoint, distributed, files
+from flexiq_jax.runs import checkpoint, distributed
 from flexiq_jax.runs.checkpoint import Checkpoints
 from flexiq_jax.runs.files import to_plain
 from flexiq_jax.runs.progress import PassProgress, Progress
@@ -179,8 +179,7 @@ class Stages:
         model_name=self.config.model, method=search.method, seed=self.config.seed
       )
       recipe = dataclasses.replace(recipe, settings=made_from)
-      with files.named(path):
-        recipes.save(path, recipe)
+      recipes.save(path, recipe)
       # The recipe takes its place.
       shutil.rmtree(self.workdir.path / "search", ignore_errors=True)
     return from_recipe(self.network, recipe, self.config.dynamic)

@@ -13,7 +13,7 @@ one does. Of several devices each takes a part of every batch. docs/flexiq.md, s
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.finetuning.refit import refit
 from flexiq_jax.finetuning.settings import FinetuneSettings
 from flexiq_jax.network import Network
-from flexiq_jax.orders import Schedule
 from flexiq_jax.quant import LowSettings, calibration, rules, straight
 from flexiq_jax.runs import files
 from flexiq_jax.search import DISTANCES
@@ -35,7 +34,6 @@ from flexiq_jax.training import loop
 Array = Any
 # (key, examples of a batch) -> the model's input.
 Prepare = Callable[[jax.Array, Array], Array]
-Listener = Callable[[dict[str, Any]], None]
 # What the random numbers of a step are folded with.
 _PREPARE, _RATIO = 0, 1
 
@@ -81,17 +79,31 @@ class _Batches:
     return np.sort(order[start : start + self.batch_size])
 
 
+class Options(TypedDict, total=False):
+  """How a training runs, of both kinds.
+
+  Attributes:
+    seed: of the batches, the ratios and `Examples.prepare`; 0 if missing.
+    checkpoint_dir: folder of checkpoints; one of the same run is gone on with.
+    run: what else has to be equal for a checkpoint to be of the same run.
+    progress: called with each entry of the log: epoch, step, loss, and `loss_R`, the mean distance
+      at each anchor R, and at drawn ratios (`loss_drawn`).
+    mesh: devices that share every batch; one axis.
+  """
+
+  seed: int
+  checkpoint_dir: str | os.PathLike[str] | None
+  run: Mapping[str, Any]
+  progress: Callable[[dict[str, Any]], None] | None
+  mesh: Mesh | None
+
+
 def finetune(
   model: AdaptiveModel,
   examples: Examples,
   batches: Iterable[Array],
   settings: FinetuneSettings,
-  *,
-  seed: int = 0,
-  checkpoint_dir: str | os.PathLike[str] | None = None,
-  run: Mapping[str, Any] | None = None,
-  progress: Listener | None = None,
-  mesh: Mesh | None = None,
+  **options: Unpack[Options],
 ) -> tuple[AdaptiveModel, list[dict[str, Any]]]:
   """Finetunes a model over all ratios.
 
@@ -100,12 +112,7 @@ def finetune(
     examples: what it is trained on.
     batches: calibration inputs `[B, ...]`, on which shifts and mean codes are fitted again.
     settings: of the training.
-    seed: of the batches, the ratios and `examples.prepare`.
-    checkpoint_dir: folder of checkpoints; one of the same run is gone on with.
-    run: what else has to be equal for a checkpoint to be of the same run.
-    progress: called with each entry of the log: epoch, step, loss, and `loss_R`, the mean distance
-      at each anchor R, and at drawn ratios (`loss_drawn`).
-    mesh: devices that share every batch; one axis.
+    **options: see `Options`.
 
   Returns:
     The model with its new weights, scales and shifts, in the same order; the log.
@@ -115,28 +122,13 @@ def finetune(
   """
   if model.dynamic:
     raise ValueError("model: dynamic shifts are chosen at run time; finetune a static model")
-  schedule, batches = model.schedule, list(batches)
-
-  def masks(ratio):
-    return schedule_masks(schedule, ratio)
-
-  network = model.network
+  network, batches = model.network, list(batches)
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
   state, log = _train(
-    model.network,
-    model.model,
-    model.cuts,
-    model.settings,
-    masks,
-    examples,
-    settings,
-    seed=seed,
-    checkpoint_dir=checkpoint_dir,
-    run=run or {},
-    progress=progress,
-    mesh=mesh,
+    *(network, model.model, model.cuts, model.settings, model.schedule.masks, examples, settings),
     fit=fit,
+    **options,
   )
   return fit(*state), log
 
@@ -146,12 +138,7 @@ def finetune_uniform(
   model: rules.QModel,
   examples: Examples,
   settings: FinetuneSettings,
-  *,
-  seed: int = 0,
-  checkpoint_dir: str | os.PathLike[str] | None = None,
-  run: Mapping[str, Any] | None = None,
-  progress: Listener | None = None,
-  mesh: Mesh | None = None,
+  **options: Unpack[Options],
 ) -> tuple[tuple[Network, dict[str, rules.QLayer]], list[dict[str, Any]]]:
   """Finetunes a uniformly quantized model with the same loss: what FlexiQ is compared with.
 
@@ -160,29 +147,14 @@ def finetune_uniform(
     model: its layers at their widths.
     examples: what it is trained on.
     settings: of the training; a step computes one model instead of two ratios.
-    seed: as `finetune`.
-    checkpoint_dir: as `finetune`.
-    run: as `finetune`.
-    progress: as `finetune`.
-    mesh: as `finetune`.
+    **options: see `Options`.
 
   Returns:
     The float model with its new parameters and its quantized layers; the log.
   """
   plain = {name: dataclasses.replace(q, low=None) for name, q in model.items()}
   (params, scales), log = _train(
-    network,
-    plain,
-    {},
-    LowSettings(),
-    None,
-    examples,
-    settings,
-    seed=seed,
-    checkpoint_dir=checkpoint_dir,
-    run=run or {},
-    progress=progress,
-    mesh=mesh,
+    network, plain, {}, LowSettings(), None, examples, settings, **options
   )
   network = network.with_params(params)
   layers = {
@@ -202,15 +174,6 @@ def examples_mesh(batch_size: int) -> Mesh | None:
   return Mesh(np.array(devices), ("examples",)) if fits else None
 
 
-def schedule_masks(schedule: Schedule, ratio: Array) -> dict[str, Array]:
-  """Layer name -> bool `[J]` at a ratio that may be traced, in float32."""
-  space = schedule.space
-  cost = space.cost[schedule.order]
-  before = np.empty(space.total, np.float64)
-  before[schedule.order] = (np.cumsum(cost) - cost) / cost.sum()
-  return space.split(jnp.asarray(before, jnp.float32) < ratio)
-
-
 def _train(
   network: Network,
   model: rules.QModel,
@@ -220,11 +183,11 @@ def _train(
   examples: Examples,
   settings: FinetuneSettings,
   *,
-  seed: int,
-  checkpoint_dir: Any,
-  run: Mapping[str, Any],
-  progress: Listener | None,
-  mesh: Mesh | None,
+  seed: int = 0,
+  checkpoint_dir: str | os.PathLike[str] | None = None,
+  run: Mapping[str, Any] | None = None,
+  progress: Callable[[dict[str, Any]], None] | None = None,
+  mesh: Mesh | None = None,
   fit: Callable[[Any, Any], AdaptiveModel] | None = None,
 ) -> tuple[tuple[Any, dict[str, straight.Scales]], list[dict[str, Any]]]:
   _check(examples, settings, mesh)
@@ -233,10 +196,9 @@ def _train(
   start = {name: straight.Scales(q.x_scale, q.w_scale) for name, q in model.items()}
   params = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
   whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-  parts = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  shared = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   if whole is not None:
     params, kept = jax.device_put((params, kept), whole)
-  epochs = settings.steps // settings.every
 
   def before(epoch: int, state: loop.State) -> loop.State:
     done = (epoch - 1) * settings.every
@@ -261,11 +223,11 @@ def _train(
     params,
     kept,
     make_optimizer(settings),
-    _Batches(examples, settings.batch_size, settings.every, seed, parts),
-    epochs=epochs,
+    _Batches(examples, settings.batch_size, settings.every, seed, shared),
+    epochs=settings.steps // settings.every,
     seed=seed,
     entry=entry,
-    run=files.to_plain({"finetune": dataclasses.asdict(settings) | {"seed": seed}, **run}),
+    run=files.to_plain({"finetune": dataclasses.asdict(settings) | {"seed": seed}, **(run or {})}),
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,

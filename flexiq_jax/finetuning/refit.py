@@ -1,5 +1,6 @@
 """Fits shifts and mean codes anew to changed weights and scales; order and groups stay."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,13 +42,11 @@ def refit(
     )
     for name, cut in model.cuts.items()
   }
-  return AdaptiveModel(
-    network,
-    grouping.lower_layers(network.layers, base, cuts, model.settings),
-    model.schedule,
+  return dataclasses.replace(
+    model,
+    network=network,
+    model=grouping.lower_layers(network.layers, base, cuts, model.settings),
     cuts=cuts,
-    ranges=model.ranges,
-    settings=model.settings,
-    dynamic=model.dynamic,
+    drops={},  # not measured
     w_scales={name: s.w for name, s in scales.items()},
   )

@@ -26,6 +26,7 @@ import numpy as np
 from flexiq_jax.orders.arrangement import groups_per_block, shift_blocks
 from flexiq_jax.orders.schedule import Schedule
 from flexiq_jax.orders.space import Space
+from flexiq_jax.runs import files
 
 FORMAT = "flexiq_jax recipe"
 VERSION = 2
@@ -109,15 +110,7 @@ def save(path: str | os.PathLike, recipe: Recipe) -> None:
   Raises:
     ValueError: its order is not one of its groups, or does not go with their shift blocks.
   """
-  write(path, dump(recipe).encode())
-
-
-def write(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file, all of it or nothing."""
-  path = pathlib.Path(path)
-  half = path.with_name(path.name + ".part")
-  half.write_bytes(content)
-  os.replace(half, path)
+  files.write_text(path, dump(recipe))
 
 
 def dump(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from flexiq_jax.orders import recipes
 from flexiq_jax.orders.recipes import Recipe
+from flexiq_jax.runs import files
 
 FORMAT = "flexiq_jax finetuned weights"
 VERSION = "1"
@@ -39,8 +40,8 @@ def save(path: str | os.PathLike[str], recipe: Recipe, arrays: Mapping[str, np.n
     "recipe": hashlib.sha256(text.encode()).hexdigest(),
     "arrays": _digest(arrays),
   }
-  recipes.write(path.with_name(NAME), safetensors.numpy.save(dict(arrays), about))
-  recipes.write(path, text.encode())
+  files.write_bytes(path.with_name(NAME), safetensors.numpy.save(dict(arrays), about))
+  files.write_text(path, text)
 
 
 def load(path: str | os.PathLike[str], recipe: Recipe) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import pytest
 
 import flexiq_jax as fq
 from flexiq_jax import adaptive, finetuning, flexiq
-from flexiq_jax.finetuning import Examples, FinetuneSettings, joint
+from flexiq_jax.finetuning import Examples, FinetuneSettings
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule, weights
 from flexiq_jax.quant.grouping import LowSettings
@@ -191,9 +191,9 @@ def test_uniform_4_bits_are_finetuned_likewise(start):
 def test_traced_masks_are_the_schedules(start):
   schedule = start.model.schedule
   assert isinstance(schedule, Schedule)
-  shares = np.linspace(0, 1, 23)
-  for ratio in shares:
-    found = joint.schedule_masks(schedule, np.float32(ratio))
+  traced = jax.jit(schedule.masks)
+  for ratio in np.linspace(0, 1, 23):
+    found = traced(np.float32(ratio))
     for name, mask in schedule.masks(float(np.float32(ratio))).items():
       assert np.array_equal(found[name], mask), (ratio, name)
 
@@ -289,8 +289,9 @@ def test_the_short_way(start, tmp_path):
   model = fq.quantize(apply, params, x, names=("heads", "out"), **options)
   tuned = fq.finetune(model, x, settings=FEW, progress=False)
   assert tuned.w_scales is not None and set(tuned.drops) == set(model.drops)
+  assert (tuned.method, tuned.seed) == (model.method, model.seed)
   search = fq.SearchSettings(levels=(0.5,), probes=1, rounds=0, candidates=1)
-  better = fq.improve(tuned, x[:8], settings=search, progress=False)
+  better = fq.improve(tuned, settings=search, progress=False)  # on what it was calibrated on
   assert better.method == "gram"
   for name, q in tuned.model.items():
     assert np.array_equal(q.w, better.model[name].w)

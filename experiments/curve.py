@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.shared import reporting, setup, tuned
-from experiments.shared.checks import field, is_seed
+from experiments.shared.checks import is_seed
 from experiments.shared.rows import Rows
 from experiments.shared.stages import Stages
 from flexiq_jax import data, orders
-from flexiq_jax.adaptive import AdaptiveModel, load
+from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.network import Network
 from flexiq_jax.runs import distributed, process, report
 from flexiq_jax.runs.files import write_bytes
@@ -80,7 +80,7 @@ def prepare(config) -> setup.Inputs:
   """
   _check(config)
   inputs = setup.prepare(config)
-  tuned.require_data(tuned.check(config), inputs.calibration)
+  tuned.require_data(inputs.settings.tuning, inputs.calibration)
   return inputs
 
 
@@ -167,7 +167,8 @@ def _check(config) -> None:
       raise ValueError(
         f"config.variants: {variant!r} is not one of {known}; give several as \"('naive','range')\""
       )
-  tuned.check(config)
+  if config.tune and distributed.several():
+    raise ValueError("config.tune: finetuning runs in one process; start one, with all its devices")
   for seed in config.random_seeds:
     if not is_seed(seed):
       raise ValueError(f"config.random_seeds: {seed!r} is not an integer from 0 to {2**31 - 1}")
@@ -177,11 +178,7 @@ def _from_recipe(stages: Stages) -> _Methods:
   """The model of the recipe that the config names; a copy of the recipe goes to the workdir."""
   recipe = stages.inputs.recipe
   assert recipe is not None
-  with field("config", ("recipe",)):
-    path = data.expand_path(stages.config.recipe)
-    model = load(
-      *(path, stages.network, stages.config.dynamic), other_weights=stages.config.other_weights
-    )
+  model, path = stages.given(), data.expand_path(stages.config.recipe)
   for name in filter(None, (recipe.weights, path.name)):
     to = "recipe.json" if name == path.name else name
     write_bytes(stages.workdir.path / to, path.with_name(name).read_bytes())
@@ -196,7 +193,7 @@ def _tuned(stages: Stages, methods: _Methods) -> _Methods:
   """Adds the finetuned models that the config asks for."""
   inputs, seed = stages.inputs, stages.config.seed
   uniform, adaptive = dict(methods.uniform), dict(methods.adaptive)
-  for name, settings in tuned.check(stages.config).items():
+  for name, settings in inputs.settings.tuning.items():
     tuner, done = tuned.Tuner(name, settings, inputs, stages.workdir), tuned.DONE[name]
     adaptive[f"flexiq_{done}"] = (tuner.adaptive(methods.chosen), seed)
     if stages.config.tune_int4 and "uniform_int4" in methods.uniform:

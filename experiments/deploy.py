@@ -29,10 +29,10 @@ import numpy as np
 
 from experiments import curve
 from experiments.shared import reporting, setup
-from experiments.shared.checks import field, require
+from experiments.shared.checks import require
 from experiments.shared.rows import Rows, shares
 from experiments.shared.stages import Stages
-from flexiq_jax import adaptive, data, deployment, graph, kernels, models
+from flexiq_jax import deployment, graph, kernels, models
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.deployment import Mixed, Plain, artifact
 from flexiq_jax.kernels import tile_files, tuning
@@ -98,11 +98,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
 def _model(stages: Stages) -> AdaptiveModel:
   """The model of the config's recipe, or of one that is found here."""
   if stages.inputs.recipe:
-    with field("config", ("recipe",)):
-      path = data.expand_path(stages.config.recipe)
-      return adaptive.load(
-        *(path, stages.network, stages.config.dynamic), other_weights=stages.config.other_weights
-      )
+    return stages.given()
   settings = stages.inputs.settings
   return stages.select(Path("recipe.json"), settings.groups, settings.search)
 

@@ -169,3 +169,13 @@ def scaled(layer, made, acc):
   assert np.abs(acc).max() < 2**24
   scale = np.asarray(made.q.w_scale, np.float64) * float(made.q.x_scale)
   return acc * np.asarray(layer.y_vector(scale, acc.shape))
+
+
+# One of each kind whose inputs are few: every row holds all channels.
+KINDS = {
+  "dense": einsum("bc,cn->bn", (40, 11), (11, 4)),
+  "two feature dimensions": einsum("bthd,hdn->btn", (20, 2, 3, 4), (3, 4, 5)),
+  "shared": einsum("bhd,hde->hbe", (20, 2, 5), (2, 5, 3)),
+  "grouped": conv((9, 3, 3, 6), (1, 1, 3, 8), groups=2),
+  "depthwise": conv((9, 3, 3, 5), (1, 1, 1, 10), groups=5),
+}

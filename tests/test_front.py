@@ -18,6 +18,7 @@ from flax import nnx
 
 import flexiq_jax as fq
 from experiments import curve
+from experiments.shared.stages import Stages
 from flexiq_jax import flexiq
 from tests.graph.models_for_test import randomize
 from tests.stacks_for_test import IDS, tied_nnx
@@ -231,16 +232,15 @@ def test_a_run_takes_a_recipe_of_other_weights_only_if_its_config_says_so(small,
   path = model.save(tmp_path / "given", name="einsum") / "recipe.json"
   workdir = tmp_path / "run"
   workdir.mkdir()
-  stages = types.SimpleNamespace(
-    network=fq.Network(apply, params | {"out": 2 * params["out"]}, x),
-    inputs=types.SimpleNamespace(recipe=recipe),
-    config=types.SimpleNamespace(dynamic=False, other_weights=False, recipe=str(path)),
-    workdir=types.SimpleNamespace(path=workdir),
-  )
+  config = types.SimpleNamespace(dynamic=False, other_weights=False, recipe=str(path))
+  inputs: Any = types.SimpleNamespace(recipe=recipe, config=config)
+  place: Any = types.SimpleNamespace(path=workdir)
+  stages = Stages(inputs, place)
+  stages.__dict__["network"] = fq.Network(apply, params | {"out": 2 * params["out"]}, x)
   with pytest.raises(ValueError, match=r"config\.recipe: made for 'einsum' with other weights"):
     curve._from_recipe(stages)
   assert not [*workdir.iterdir()]
-  stages.config.other_weights = True
+  config.other_weights = True
   assert curve._from_recipe(stages).adaptive["flexiq_greedy"][1] == 0
 
 

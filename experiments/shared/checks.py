@@ -12,6 +12,7 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 from flexiq_jax import data, models
+from flexiq_jax.finetuning import ImageSettings
 from flexiq_jax.quant import LowSettings, RangeSettings
 from flexiq_jax.runs import files
 from flexiq_jax.search import METHODS, SearchSettings
@@ -23,6 +24,7 @@ _TOP = (
   *("variants", "keep8", "keep_first_last", "select_depthwise", "search", "compare"),
   *("other_weights", "tune", "tune_int4", "distill", "finetune"),
 )
+TUNING = ("distill", "finetune")
 _MOST = 2**31 - 1  # largest number of images, and seed
 _FIELDS = {  # section -> what a config has to have there
   "": _TOP,
@@ -42,6 +44,7 @@ class Settings:
     train: of training from scratch.
     search: of the order.
     ratios: 4-bit ratios, ascending.
+    tuning: way of finetuning -> its settings, of those that are asked for.
   """
 
   model_args: dict[str, Any]
@@ -51,6 +54,7 @@ class Settings:
   train: TrainSettings
   search: SearchSettings
   ratios: tuple[float, ...]
+  tuning: dict[str, ImageSettings]
 
 
 def check(config) -> Settings:
@@ -114,6 +118,7 @@ def check(config) -> Settings:
     train=train,
     search=search,
     ratios=_ratios(config.ratios),
+    tuning=_tuning(config),
   )
 
 
@@ -176,6 +181,18 @@ def _model_args(text: str, spec: models.ModelSpec) -> dict[str, Any]:
         f"{part.strip()!r} is not name=value with a Python number, string or tuple"
       ) from None
   return args
+
+
+def _tuning(config) -> dict[str, ImageSettings]:
+  found = {}
+  for name in config.tune:
+    if name not in TUNING:
+      raise ValueError(f"config.tune: {name!r} is not one of {', '.join(TUNING)}")
+    with field(f"config.{name}", config[name]):
+      found[name] = ImageSettings(**config[name])
+  if found and config.dynamic:
+    raise ValueError("config.tune: finetuning needs static shifts; set config.dynamic=False")
+  return found
 
 
 def _ratios(ratios) -> tuple[float, ...]:

@@ -26,8 +26,8 @@ import numpy as np
 
 from experiments.shared import setup
 from experiments.shared.checks import field
-from flexiq_jax import models, orders, search
-from flexiq_jax.adaptive import AdaptiveModel, from_recipe
+from flexiq_jax import data, models, orders, search
+from flexiq_jax.adaptive import AdaptiveModel, from_recipe, load
 from flexiq_jax.calibrated import Calibrated, Grouped, Observations, calibrate
 from flexiq_jax.network import Network
 from flexiq_jax.orders import recipes
@@ -74,6 +74,17 @@ class Stages:
     if self.config.weights == "train":
       self._train(module)
     return models.functional(module)
+
+  def given(self) -> AdaptiveModel:
+    """The model of the recipe that the config names, with finetuned weights where it has some.
+
+    Raises:
+      ValueError: the recipe does not fit the model or its weights.
+    """
+    config = self.config
+    with field("config", ("recipe",)):
+      path = data.expand_path(config.recipe)
+      return load(path, self.network, config.dynamic, other_weights=config.other_weights)
 
   @functools.cached_property
   def calibrated(self) -> Calibrated:

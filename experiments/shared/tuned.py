@@ -26,13 +26,12 @@ from flexiq_jax.finetuning import ImageSettings
 from flexiq_jax.network import Network
 from flexiq_jax.orders import recipes
 from flexiq_jax.quant import QModel
-from flexiq_jax.runs import distributed
 from flexiq_jax.runs.files import to_plain
 from flexiq_jax.runs.progress import Progress
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.training import augment
 
-# Rows are named after what was done to their models.
+# Rows are named after what was done to their models; ways are those of `checks.TUNING`.
 DONE = {"distill": "distilled", "finetune": "finetuned"}
 
 
@@ -97,7 +96,7 @@ class Tuner:
         done = entry["step"]
 
       begin = time.monotonic()
-      found, entries = work(
+      found, _ = work(
         seed=config.seed,
         checkpoint_dir=self.workdir.path / "finetuned" / name / "steps",
         run={"model": config.model, "weights": config.weights, **of},
@@ -106,7 +105,7 @@ class Tuner:
       )
     if done:  # else all of it was there
       seconds = time.monotonic() - begin
-      self.workdir.event("finetuned", name=name, steps=len(entries), seconds=seconds)
+      self.workdir.event("finetuned", name=name, steps=self.settings.steps, seconds=seconds)
     return found
 
   @functools.cached_property
@@ -118,8 +117,12 @@ class Tuner:
     labels = source.labels[indices].astype(np.int32) if settings.label_weight else None
     images: Any = _Images(source, preprocess, indices)
     if images.nbytes <= data.MEMORY_BUDGET:
-      with Progress("images to train on", count):
-        images = images[np.arange(count)]
+      parts = []
+      with Progress("images to train on", count) as progress:
+        for rows in np.split(np.arange(count), range(1000, count, 1000)):
+          parts.append(images[rows])
+          progress.update(len(rows))
+      images = np.concatenate(parts)
     return finetuning.Examples(
       images,
       labels,
@@ -146,25 +149,6 @@ class _Images:
   @property
   def nbytes(self) -> int:
     return self.preprocess.geometry(self.source.image(int(self.indices[0]))).nbytes * len(self)
-
-
-def check(config) -> dict[str, ImageSettings]:
-  """The ways that a config asks for, with their settings.
-
-  Raises:
-    ValueError: a value is wrong; names the field.
-  """
-  found = {}
-  for name in config.tune:
-    if name not in DONE:
-      raise ValueError(f"config.tune: {name!r} is not one of {', '.join(DONE)}")
-    with field(f"config.{name}", config[name]):
-      found[name] = ImageSettings(**config[name])
-  if found and distributed.several():
-    raise ValueError("config.tune: finetuning runs in one process; start one, with all its devices")
-  if found and config.dynamic:
-    raise ValueError("config.tune: finetuning needs static shifts; set config.dynamic=False")
-  return found
 
 
 def require_data(tuning: Mapping[str, ImageSettings], source: data.Source) -> None:

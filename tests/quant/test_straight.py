@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from flexiq_jax import graph
 from flexiq_jax.quant import calibration, grouping, lowering, rules, straight
 from flexiq_jax.quant.grouping import LowSettings
-from tests.layers_for_test import conv, einsum
+from tests.layers_for_test import KINDS, conv, einsum
 
-LAYERS = {
-  "dense": einsum("bc,cn->bn", (40, 11), (11, 4)),
-  "two feature dimensions": einsum("bthd,hdn->btn", (20, 2, 3, 4), (3, 4, 5)),
-  "shared": einsum("bhd,hde->hbe", (20, 2, 5), (2, 5, 3)),
-  "grouped": conv((9, 3, 3, 6), (1, 1, 3, 8), groups=2),
-  "depthwise": conv((9, 3, 3, 5), (1, 1, 1, 10), groups=5),
-  "convolution": conv((2, 8, 8, 5), (3, 3, 5, 4), padding=((1, 1), (1, 1))),
-}
+LAYERS = {**KINDS, "convolution": conv((2, 8, 8, 5), (3, 3, 5, 4), padding=((1, 1), (1, 1)))}
 SETTINGS = {
   "plain": LowSettings(group_size=2),
   "per output, uncorrected": LowSettings(

@@ -1,14 +1,11 @@
 """What finetuning does, as settings."""
 
 import dataclasses
-import math
-from typing import Any
 
 from flexiq_jax.quant import check_one_of
-from flexiq_jax.training import AUGMENTATIONS
+from flexiq_jax.training import AUGMENTATIONS, is_real, is_whole, require
 
 LOSSES = ("kl", "l2")
-_MOST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,29 +43,25 @@ class FinetuneSettings:
 
   def __post_init__(self):
     for field in ("steps", "batch_size", "every"):
-      self._require(field, _whole(getattr(self, field), 1), "an integer from 1")
+      require(self, field, is_whole(getattr(self, field), 1), "an integer from 1")
     for field in ("warmup", "refit"):
-      self._require(field, _whole(getattr(self, field), 0), "an integer from 0")
+      require(self, field, is_whole(getattr(self, field), 0), "an integer from 0")
     for field in ("learning_rate", "scale_learning_rate"):
       value = getattr(self, field)
-      self._require(field, _real(value) and value > 0, "a number above 0")
-    self._require(
-      "label_weight", _real(self.label_weight) and self.label_weight >= 0, "a number from 0"
+      require(self, field, is_real(value) and value > 0, "a number above 0")
+    require(
+      self, "label_weight", is_real(self.label_weight) and self.label_weight >= 0, "a number from 0"
     )
-    self._require("warmup", self.warmup < self.steps, f"fewer than steps ({self.steps})")
+    require(self, "warmup", self.warmup < self.steps, f"fewer than steps ({self.steps})")
     for field in ("steps", "refit"):
       fits = getattr(self, field) % self.every == 0
-      self._require(field, fits, f"a multiple of every ({self.every})")
+      require(self, field, fits, f"a multiple of every ({self.every})")
     for field in ("anchors", "ratios"):
       ratios = getattr(self, field)
       fits = not isinstance(ratios, str | float | int)
-      fits = fits and all(_real(ratio) and 0 <= ratio <= 1 for ratio in ratios)
-      self._require(field, fits, "a tuple of numbers in 0..1")
+      fits = fits and all(is_real(ratio) and 0 <= ratio <= 1 for ratio in ratios)
+      require(self, field, fits, "a tuple of numbers in 0..1")
     check_one_of("loss", self.loss, LOSSES)
-
-  def _require(self, field: str, fits: bool, accepted: str) -> None:
-    if not fits:
-      raise ValueError(f"{field} is {getattr(self, field)!r}; {accepted} is accepted")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,14 +78,5 @@ class ImageSettings(FinetuneSettings):
 
   def __post_init__(self):
     super().__post_init__()
-    self._require("images", _whole(self.images, 0), "an integer from 0")
+    require(self, "images", is_whole(self.images, 0), "an integer from 0")
     check_one_of("augmentation", self.augmentation, AUGMENTATIONS)
-
-
-def _whole(value: Any, least: int) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
-
-
-def _real(value: Any) -> bool:
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  return number and math.isfinite(value)

@@ -3,6 +3,13 @@
 Beside these names the modules `loop` and `classification` are for use from outside.
 """
 
-from flexiq_jax.training.settings import AUGMENTATIONS, TrainSettings, augment
+from flexiq_jax.training.settings import (
+  AUGMENTATIONS,
+  TrainSettings,
+  augment,
+  is_real,
+  is_whole,
+  require,
+)
 
-__all__ = ["AUGMENTATIONS", "TrainSettings", "augment"]
+__all__ = ["AUGMENTATIONS", "TrainSettings", "augment", "is_real", "is_whole", "require"]

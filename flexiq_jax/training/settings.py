@@ -55,14 +55,9 @@ class TrainSettings:
   checkpoint_every: int = 1
 
   def __post_init__(self):
-    def require(fine: bool, field: str, accepted: str) -> None:
-      if not fine:
-        raise ValueError(f"{field} is {getattr(self, field)!r}; {accepted} is accepted")
-
     for field in ("epochs", "batch_size", "checkpoint_every", "seed"):
       value, least = getattr(self, field), 0 if field == "seed" else 1
-      whole = isinstance(value, int) and not isinstance(value, bool)
-      require(whole and least <= value < 2**31, field, f"an integer from {least}")
+      require(self, field, is_whole(value, least), f"an integer from {least}")
     reals = {
       "learning_rate": (lambda v: v > 0, "a number above 0"),
       "warmup": (lambda v: 0 <= v < self.epochs, f"0 up to, but not, {self.epochs}"),
@@ -73,10 +68,26 @@ class TrainSettings:
     }
     for field, (fits, accepted) in reals.items():
       value = getattr(self, field)
-      number = isinstance(value, (int, float)) and math.isfinite(value)
-      require(number and fits(value), field, accepted)
-    require(self.optimizer in OPTIMIZERS, "optimizer", " or ".join(OPTIMIZERS))
-    require(self.augmentation in AUGMENTATIONS, "augmentation", " or ".join(AUGMENTATIONS))
+      require(self, field, is_real(value) and fits(value), accepted)
+    require(self, "optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
+    require(self, "augmentation", self.augmentation in AUGMENTATIONS, " or ".join(AUGMENTATIONS))
+
+
+def require(settings: Any, field: str, fits: bool, accepted: str) -> None:
+  """Raises a ValueError that names a field of settings, its value and what is accepted."""
+  if not fits:
+    raise ValueError(f"{field} is {getattr(settings, field)!r}; {accepted} is accepted")
+
+
+def is_whole(value: Any, least: int) -> bool:
+  """Whether a value is an integer from `least` to the largest of 32 bits."""
+  return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+
+def is_real(value: Any) -> bool:
+  """Whether a value is a finite number."""
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def learning_rate_schedule(settings: TrainSettings, steps_per_epoch: int) -> optax.Schedule:

@@ -293,7 +293,7 @@ def parts_of(settings: FinetuneSettings, masks: Any) -> int:
 
 
 def _ratio(key: jax.Array, part: Array, settings: FinetuneSettings) -> tuple[Array, Array]:
-  """The 4-bit ratio of a part of a step, and its number among the anchors (behind them: drawn)."""
+  """The 4-bit ratio of a part of a step, and its number among the anchors (after them: drawn)."""
   keys = jax.random.split(jax.random.fold_in(key, _RATIO))
   drawn = jax.random.uniform(keys[0])
   if settings.ratios:

@@ -6,12 +6,12 @@ list of forms is not public. Ours, each with one quantized output per node:
 | grouping | a node is |
 |---|---|
 | unfused | one operation |
-| norm | a layer with the batch norm, or bias, behind it |
-| activation | the same with the activation behind that |
-| residual | the same with a residual addition behind that, and the activation behind the addition |
+| norm | a layer with the batch norm, or bias, after it |
+| activation | the same with the activation after that |
+| residual | the same with a residual addition after that, and the activation after the addition |
 
 Operations are found in the traced model (graph.trace), whichever library wrote it: layers; `norm`,
-arithmetic with parameters behind an operation; `activation`, elementwise functions of one operation
+arithmetic with parameters after an operation; `activation`, elementwise functions of one operation
 alone; `add`, of two activations. Whatever else there is (pooling, reshapes, attention) belongs to
 no operation: what reads it reads the operations that it reads. An operation joins the one before it
 only if nobody else reads that one.

@@ -129,7 +129,7 @@ def create(
 
   Args:
     layers: from `graph.layers`.
-    weights: from `graph.weights`, behind folded batch norm.
+    weights: from `graph.weights`, after folded batch norm.
     values: from `calibration.observe_values`.
     settings: how clipping ranges are found.
     bits: widths of the weights, 2..8, all different.

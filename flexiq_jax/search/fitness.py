@@ -322,7 +322,7 @@ def population_of(
 
   Returns:
     `(masks, counts, span, examples, target, model, params)`: bool `[P, T]`; int32 `[D]`,
-    individuals on each device that count; int32 `[2]`, first block and the one behind the last;
+    individuals on each device that count; int32 `[2]`, first block and the one after the last;
     `[J, B, ...]`; `[J, B, ..., K]`; layers; parameters -> float32 `[P, J, B]`, zero elsewhere.
   """
   many = jax.vmap(one, (0, None, None, None, None)) if width > 1 else None

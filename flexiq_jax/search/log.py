@@ -52,7 +52,7 @@ def add(
   stage: str,
   differ: float | None = None,
 ) -> None:
-  """Records a step, for good before it returns; the values are those of the table above."""
+  """Records a step, which is on disk when this returns; the values are those of the table above."""
   workdir.event(
     "search",
     method=method,
@@ -95,7 +95,7 @@ def steps(workdir: Workdir, method: str | None = None, seed: int | None = None) 
 
 
 def keep(workdir: Workdir, method: str, seed: int, count: int) -> None:
-  """Says that a search goes on behind its first `count` steps; the others count no longer.
+  """Says that a search goes on after its first `count` steps; later ones no longer count.
 
   Raises:
     ValueError: the log has fewer steps of that search.
@@ -104,7 +104,7 @@ def keep(workdir: Workdir, method: str, seed: int, count: int) -> None:
   if have < count:
     raise ValueError(
       f"{workdir.path / 'metrics.jsonl'}: {have} steps of {method!r} with seed {seed}, and the "
-      f"checkpoint was saved behind {count}. Restore the file, or search again without the "
+      f"checkpoint was saved after {count}. Restore the file, or search again without the "
       "checkpoint"
     )
   if have > count:

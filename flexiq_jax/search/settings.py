@@ -70,10 +70,10 @@ class SearchSettings:
     probes: gram: k, random probes per example (see `influence`).
     effects: gram: how effects of groups are measured, by backward passes of random `probes` or by
       `flips` of every group.
-    rounds: gram: most linearisations around a level's best mask, behind the first around 8 bits.
+    rounds: gram: most linearisations around a level's best mask, after the first around 8 bits.
     candidates: gram: masks of each round that are evaluated truly.
     max_groups: gram: above so many groups, neighbours of one layer are tied together.
-    polish: gram: generations of evolution behind it, at each level.
+    polish: gram: generations of evolution after it, at each level.
     mode: evolution: `progressive`, level by level with the lower ones frozen (Algorithm 1), or
       `joint`, all levels at once.
     generations: evolution: of each level.

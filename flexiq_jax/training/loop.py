@@ -111,7 +111,7 @@ def train(
     data: the batches.
     epochs: how many in all.
     seed: of the random numbers of the steps, a non-negative integer.
-    entry: makes the log's entry of an epoch from the state behind it, values that JSON holds.
+    entry: makes the log's entry of an epoch from the state after it, values that JSON holds.
     run: what has to be equal for a checkpoint to be of the same run, as JSON gives it back.
     checkpoint_dir: folder of checkpoints.
     checkpoint_every: epochs between checkpoints; the last epoch is always saved.
@@ -180,8 +180,8 @@ def make_step(
     prepare: what is done to a batch once, whatever its parts.
     parts: above 1, the loss is taken of `(part, batch)` for each part 0, 1, ... and the step goes
       by the mean of their gradients; losses are averaged, metrics added up. A part's forward and
-      backward pass end before those of the next begin, so memory holds one of them, which one
-      program of all parts would not see to.
+      backward pass end before those of the next begin, so memory holds one part at a time; one
+      program of all parts would hold several.
   """
 
   def key_of(step):

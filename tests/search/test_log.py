@@ -125,7 +125,7 @@ def test_the_oldest_steps_are_kept_and_all_of_others(tmp_path_factory, searches,
     add(workdir, **ROW | {"method": method, "seed": seed, "best": i})
   before, own = steps(workdir), searches.count(("a", 0))
   if count > own:
-    with pytest.raises(ValueError, match=rf"{own} steps of 'a' with seed 0, .* behind {count}"):
+    with pytest.raises(ValueError, match=rf"{own} steps of 'a' with seed 0, .* after {count}"):
       keep(workdir, "a", 0, count)
     assert steps(workdir) == before
     return

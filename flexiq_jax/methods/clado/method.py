@@ -1,7 +1,7 @@
 """CLADO and its variants as methods, which share one measurement.
 
 Its losses, the long part, are kept as checkpoints (`sensitivity/`) while they are measured and
-behind that.
+after that.
 
 Where layers may stay in floating point, the cross-entropy does not tell them apart: on ResNet-20, 8
 bits in one layer lower it about as often as they raise it, and what a pair of layers adds is as

@@ -55,7 +55,7 @@ class Suffixes:
     names: the I layers to choose for, in execution order.
     params, stacks: the float model's parameters; all of its layers at every width.
     loss: a name in `LOSSES`.
-    tails: float64 `[I]`, share of the model's MACs in each layer and behind it.
+    tails: float64 `[I]`, share of the model's MACs in each layer and after it.
     traces: how often a piece was traced.
   """
 

@@ -63,7 +63,7 @@ def _anneal(blocks: Blocks, start: np.ndarray, rng, end: float) -> np.ndarray:
       break
     draws = rng.random((4, _CHAINS))
     first = (draws[0] * len(free)).astype(int)
-    # The second block is another one by an offset; with a single one free it is never used.
+    # The second block is drawn by an offset from the first; with one block free it is not used.
     second = (first + 1 + (draws[1] * (len(free) - 1)).astype(int)) % len(free)
     both = (rng.random(_CHAINS) < 0.5) & (len(free) > 1)
     block = free[np.stack([first, second], axis=1)]

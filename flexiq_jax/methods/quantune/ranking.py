@@ -77,7 +77,7 @@ def allocate(
     extra: name -> what high precision costs more than low (bytes, predicted latency), not negative;
       None counts nodes.
     budget: the most that all of them may cost.
-    fill: go on behind a node that does not fit, with later ones that do. That uses more of the
+    fill: go on after a node that does not fit, with later ones that do. That uses more of the
       budget; without it a larger budget only adds nodes.
   """
   costs = np.array([1.0 if extra is None else extra[name] for name in ranking])

@@ -179,7 +179,7 @@ def mutate(key: Array, encoding: Encoding, settings: EvolutionSettings, keys: Ar
   swaps = jnp.append(jnp.where(chosen, jnp.minimum(swaps, pairs), 0), 0)
 
   # Gumbel top-k in all segments with one sort: the j-th of a segment swaps with the j-th of its
-  # partner. Frozen groups and those behind the last swap stay.
+  # partner. Frozen groups and those after the last swap stay.
   weight = jnp.where(inside, encoding.log_score, -encoding.log_score)
   drawn = weight + jax.random.gumbel(group_key, (encoding.total,))
   segment, _, group = jax.lax.sort((segment, -drawn, groups), num_keys=3)
@@ -281,7 +281,7 @@ def _places(encoding: Encoding) -> tuple[Array, Array]:
 
 
 def _ascending(key: Array, keys: Array, fitness: Array, generation: Array) -> Population:
-  best = jnp.argsort(fitness, stable=True)  # puts NaN behind inf
+  best = jnp.argsort(fitness, stable=True)  # puts NaN after inf
   fitness = fitness[best].astype(jnp.float32)
   return Population(
     key=key,

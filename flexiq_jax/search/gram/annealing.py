@@ -79,7 +79,7 @@ class Chain:
 class Proposals:
   """Proposed moves `[K]`: that in `leave` goes outside if `out`, that in `enter` inside if `into`.
 
-  `cost` is the cost of the mask behind the move; `allowed`, whether it keeps budget and limit.
+  `cost` is the cost of the mask after the move; `allowed`, whether it keeps budget and limit.
   """
 
   leave: Array
@@ -95,8 +95,9 @@ def propose(model: Model, chain: Chain, limit: Array, draws: Array) -> Proposals
   """Draws moves: 80 % swaps, half of them with a flipped group; 10 % out; 10 % in.
 
   Without those swaps little could be drawn once `limit` is reached. The mask must stay reachable:
-  above the threshold by less than its most expensive free group. As that one serves the dearest of
-  those that enter or were drawn to leave, so that a fine move is refused at times.
+  above the threshold by less than its most expensive free group. The most
+  expensive of the groups that enter or were drawn to leave stands for that group, so some moves
+  that would be allowed are refused.
 
   Args:
     model: the model.
@@ -125,8 +126,8 @@ def propose(model: Model, chain: Chain, limit: Array, draws: Array) -> Proposals
   cost = chain.cost - out * model.cost[i] + into * model.cost[j]
 
   some_inside, some_outside = lo + hi > mid, mid + end > lo + hi
-  # The dearest may be the one that leaves: if it cost more than there was to spare, the one that
-  # enters costs more than there is now; if not, another one does, as the mask was reachable.
+  # The most expensive may be the one that leaves: if it cost more than there was to spare, the one
+  # that enters costs more than there is now; if not, some other group does: the mask was reachable.
   dearest = jnp.maximum(jnp.max(jnp.where(some_inside, model.cost[i], 0)), into * model.cost[j])
   spare = cost - model.threshold
   allowed = (some_inside | ~out) & (some_outside | ~into) & (hi - lo + a + b <= limit)

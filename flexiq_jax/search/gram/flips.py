@@ -3,7 +3,7 @@
 The peer of `influence`, with the same interface: as many forward passes as there are groups, where
 that takes a few backward passes. A flip leaves everything before its layer as it is, so the model
 is cut at a few layers (`graph.cut`): what lies before a cut runs once for a block of examples, what
-follows runs for each group behind it.
+follows runs for each group after it.
 """
 
 from collections.abc import Callable

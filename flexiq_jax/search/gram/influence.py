@@ -2,7 +2,7 @@ r"""Influence of every channel group on the logits, all of them from one backwar
 
 When group g of a layer changes sides (8 to 4 bits, or back), the layer's output changes by a known
 `e_g = +-(X4_g W4_g - X_g W_g + bias_g)`, and the logits by about `d_g = J e_g`, with the Jacobian J
-of the logits behind that layer; roundings count as the identity in it, saturation as a stop
+of the logits after that layer; roundings count as the identity in it, saturation as a stop
 (straight-through). So `v' d_g`, for a vector v over the logits, comes for *all* groups of the model
 from one backward pass of v. The squares of many such numbers give the Gram matrix of the effects,
 
@@ -10,7 +10,7 @@ from one backward pass of v. The squares of many such numbers give the Gram matr
 
 which predicts the distance of any mask (`surrogate.Quadratic`). Flipping each group and running the
 model instead costs T forward passes and is *less* accurate: one group's flip disturbs the roundings
-of all layers behind it, and those disturbances, which make up most of a single small effect, do not
+of all layers after it, and those disturbances, which make up most of a single small effect, do not
 add up over groups as the effects do (docs/flexiq.md, step E).
 
 | symbol | meaning |

@@ -36,7 +36,7 @@ Array = Any
 
 @dataclasses.dataclass
 class _State:
-  """Where the search stands; saved behind every step.
+  """Where the search stands; saved after every step.
 
   Attributes:
     gram: float64 `[T, T]`, mean Gram matrix of the effects of going to 4 bits.
@@ -226,7 +226,7 @@ def _completed(space: Space, inside: np.ndarray, more: np.ndarray) -> np.ndarray
 
 
 def _prefix(space: Space, order: np.ndarray, frozen: np.ndarray, ratio: float) -> np.ndarray:
-  """The groups of an order that reach a ratio behind the frozen ones."""
+  """The groups of an order that reach a ratio after the frozen ones."""
   rest = order[~frozen[order]]
   whole = Schedule(space, np.concatenate([np.flatnonzero(frozen), rest]))
   return whole.order[: whole.prefix(ratio)]

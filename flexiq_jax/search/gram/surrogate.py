@@ -155,7 +155,7 @@ def arrange(
   """An order whose schedule has the given masks at the given ratios.
 
   What a level adds to the one below it is ordered greedily, by predicted increase per cost, and so
-  is the rest behind the last level. A level must end with a group without which it falls short: of
+  is the rest after the last level. A level must end with a group without which it falls short: of
   these with the one that greedy takes last.
 
   Args:

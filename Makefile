@@ -39,7 +39,7 @@ demo: $(RUN) ## train, quantize and report on the digits; about a minute on two 
 	@echo "report: runs/digits/report.md"
 
 test: $(DEV) $(GPU) ## the tests that a commit has to pass; minutes
-	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) -m "not slow and not parity"
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --durations=40 -m "not slow and not parity"
 
 test-slow: $(DEV) $(GPU) ## the tests that take minutes each; with FLEXIQ_DATA, on real weights and images
 	JAX_PLATFORMS=cpu $(PY) -m pytest -m "slow and not parity"

@@ -33,15 +33,15 @@ QUICKEST = [
 
 # What runs in every test, models of each job on each target; the rest is marked slow. Compiling for
 # a TPU takes several times as long as for a GPU.
-_ALL, _SOME = jobs.MODELS, ("resnet20", "vit_s", "odd")
-_SEARCHED = {"h100": _ALL, "a100": _SOME, "v5e": _SOME, "v6e": _SOME[:2]}
+_ALL, _SOME, _TWO = jobs.MODELS, ("resnet20", "vit_s", "odd"), ("resnet20", "vit_s")
+_SEARCHED = {"h100": _ALL, "a100": _TWO, "v5e": _SOME, "v6e": _TWO}
 QUICK = {
-  "inference": {"h100": _ALL, "a100": _ALL, "v5e": _ALL, "v6e": (*_SOME, "mobilenet_v2")},
+  "inference": {"h100": _ALL, "a100": _SOME, "v5e": (*_SOME, "mobilenet_v2"), "v6e": _TWO},
   "calibrate": _SEARCHED,
   "search": _SEARCHED,
-  "layer_bits": {"h100": _SOME, "a100": ("odd",), "v5e": ("odd",)},
-  "finetune": {"h100": _SOME[:1], "v5e": _SOME[:1]},
-  "serve": {"h100": _SOME[:2], "a100": ("vit_s",), "v5e": ("vit_s",)},
+  "layer_bits": {"h100": ("resnet20", "odd"), "v5e": ("odd",)},
+  "finetune": {"h100": _TWO[:1], "v5e": _TWO[:1]},
+  "serve": {"h100": _TWO[:1], "a100": ("vit_s",), "v5e": ("vit_s",)},
 }
 
 
@@ -135,7 +135,9 @@ _SHARED = {"fold_batch_norm.fold", "weights.compute"}
 
 
 @pytest.mark.parametrize("name", QUICKEST)
-@pytest.mark.parametrize("model", ["resnet20", "efficientnet_lite0", "vit_s", "odd"])
+@pytest.mark.parametrize(
+  "model", ["resnet20", pytest.param("efficientnet_lite0", marks=pytest.mark.slow), "vit_s"]
+)
 def test_models_in_bfloat16_compile(model, name):
   target = targets.get(name)
   calls = calls_of("inference", model, target.platform, "bfloat16")
@@ -151,7 +153,7 @@ def test_quantized_layers_compile_with_the_compilers_own_tiles(model):
 
 
 @pytest.mark.parametrize("name", QUICKEST)
-@pytest.mark.parametrize("model", ["resnet20", "vit_s"])
+@pytest.mark.parametrize("model", ["resnet20", pytest.param("vit_s", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", fitness.FORMS)
 def test_every_form_of_a_population_compiles_on_several_devices(form, model, name):
   target, m = targets.get(name), jobs.made(model)

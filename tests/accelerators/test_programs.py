@@ -15,10 +15,12 @@ NAMES = [name for name in targets.NAMES if name != "v7x"]
 
 
 def cases(models):
-  """All on an H100 and a v5e, some on others; the rest is marked slow."""
+  """All on an H100, some on others; the rest is marked slow."""
+  some = {"v5e": ("resnet20", "mobilenet_v2", "vit_s", "odd")}
+  some |= dict.fromkeys(("a100", "v6e"), ("resnet20", "odd"))
   for name in NAMES:
     for model in models:
-      quick = name in ("h100", "v5e") or (name in ("a100", "v6e") and model in ("resnet20", "odd"))
+      quick = name == "h100" or model in some.get(name, ())
       marks = [] if quick else [pytest.mark.slow]
       yield pytest.param(model, name, marks=marks, id=f"{model}-{name}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from flexiq_jax.finetuning import ImageSettings
+from flexiq_jax.finetuning import ImageSettings, ReconstructionSettings
 from flexiq_jax.quant import LowSettings, RangeSettings
 from flexiq_jax.search import SearchSettings
 from flexiq_jax.training import TrainSettings
@@ -113,10 +113,11 @@ def defaults(name: str, model: str) -> config_dict.ConfigDict:
 
   config.train = settings(TrainSettings())
   del config.train.seed  # the run's
-  # What the run's own order is finetuned by, `distill` and `finetune`, and whether uniform INT4 is,
-  # too; see experiments/shared/tuned.py.
+  # What is done to the weights for the run's own order: `reconstruct`, `distill`, `finetune`; and
+  # whether uniform INT4 is finetuned, too. See experiments/shared/tuned.py.
   config.tune = ()
   config.tune_int4 = False
+  config.reconstruct = settings(ReconstructionSettings())
   config.distill = settings(ImageSettings())
   config.finetune = settings(ImageSettings(images=0, steps=4000, batch_size=128, refit=1000))
   return config

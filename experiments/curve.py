@@ -16,6 +16,7 @@ Stages, each kept in the workdir so that a stopped run goes on after the last co
 | `flexiq_greedy_per_output` | a weight shift per output channel instead of one per group |
 | `flexiq_greedy_uncorrected` | no bias correction |
 | `flexiq_METHOD_dynamic` | activation shifts chosen at run time, the config's order |
+| `flexiq_reconstructed` | the config's order, weights rounded by their layers' outputs |
 | `flexiq_distilled`, `flexiq_finetuned` | the config's order, finetuned over all ratios |
 | `uniform_int4_distilled`, `uniform_int4_finetuned` | uniform INT4, finetuned likewise |
 """
@@ -196,7 +197,7 @@ def _tuned(stages: Stages, methods: _Methods) -> _Methods:
   for name, settings in inputs.settings.tuning.items():
     tuner, done = tuned.Tuner(name, settings, inputs, stages.workdir), tuned.DONE[name]
     adaptive[f"flexiq_{done}"] = (tuner.adaptive(methods.chosen), seed)
-    if stages.config.tune_int4 and "uniform_int4" in methods.uniform:
+    if stages.config.tune_int4 and name != "reconstruct" and "uniform_int4" in methods.uniform:
       _, network, model = methods.uniform["uniform_int4"]
       uniform[f"uniform_int4_{done}"] = (4, *tuner.uniform(network, model))
   return dataclasses.replace(methods, uniform=uniform, adaptive=adaptive)

@@ -4,7 +4,7 @@
 
     model = fq.quantize(net_or_apply, params, batches)
     model = fq.improve(model)
-    model = fq.finetune(model)
+    model = fq.reconstruct(model)  # or fq.finetune(model), which trains
     print(model)
     logits = model(x, 0.5)
     print(fq.evaluate(model, (x, labels)))
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
   from flexiq_jax.adaptive import AdaptiveModel
   from flexiq_jax.deployment import Runner
   from flexiq_jax.finetuning import FinetuneSettings
-  from flexiq_jax.flexiq import deploy, export, finetune, improve, load, load_runner, quantize
+  from flexiq_jax.flexiq import (
+    deploy,
+    export,
+    finetune,
+    improve,
+    load,
+    load_runner,
+    quantize,
+    reconstruct,
+  )
   from flexiq_jax.network import Network
   from flexiq_jax.quant import LowSettings, RangeSettings
   from flexiq_jax.search import SearchSettings
@@ -49,6 +58,7 @@ __all__ = [
   "load_runner",
   "models",
   "quantize",
+  "reconstruct",
 ]
 
 _HOMES = {

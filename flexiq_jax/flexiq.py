@@ -168,6 +168,33 @@ def improve(
 
 
 @quiet
+def reconstruct(
+  model: AdaptiveModel, batches: Any = None, *, progress: bool = True
+) -> AdaptiveModel:
+  """Rounds a model's weights by the outputs of their layers, without training.
+
+  Args:
+    model: the model; order, groups and scales stay. `finetune` may follow.
+    batches: calibration inputs, as for `quantize`; those it was calibrated on if None.
+    progress: whether to show how far it is, on standard error.
+
+  Returns:
+    The model with its new weights; `save` writes them beside the recipe.
+
+  Raises:
+    ValueError: as `finetuning.reconstruct`; or examples are missing.
+  """
+  known = [] if model.grouped is None else list(model.grouped.calibrated.batches)
+  examples = inputs.batches_of(batches) if batches is not None else known
+  if not examples:
+    raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
+  with _passes(examples, progress) as listener:
+    settings = finetuning.ReconstructionSettings()
+    found, _ = finetuning.reconstruct(model, examples, settings, listener)
+  return _measured(found, examples)
+
+
+@quiet
 def finetune(
   model: AdaptiveModel,
   batches: Any = None,

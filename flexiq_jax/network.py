@@ -62,7 +62,7 @@ class Network:
 
   @functools.cached_property
   def weights(self) -> dict[str, Array]:
-    """The weights of every layer, behind folded batch norm."""
+    """The weights of every layer, after batch norm is folded."""
     return graph.weights(self.apply, self.params, self._x)
 
   @functools.cached_property

@@ -59,7 +59,10 @@ OURS = {
   "flexiq_jax.methods.program": (),
   "flexiq_jax.methods.layerwise": _QUANT,
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),
-  "flexiq_jax.finetuning": (*_MODEL, "flexiq_jax.search", "flexiq_jax.training", "flexiq_jax.runs"),
+  "flexiq_jax.finetuning": (
+    *(*_MODEL, "flexiq_jax.models", "flexiq_jax.runs"),
+    *("flexiq_jax.search", "flexiq_jax.training"),
+  ),
   "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.models", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deployment", "flexiq_jax.runs"),
 }

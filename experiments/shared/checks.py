@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 from flexiq_jax import data, models
-from flexiq_jax.finetuning import ImageSettings
+from flexiq_jax.finetuning import ImageSettings, ReconstructionSettings
 from flexiq_jax.quant import LowSettings, RangeSettings
 from flexiq_jax.runs import files
 from flexiq_jax.search import METHODS, SearchSettings
@@ -22,9 +22,13 @@ _TOP = (
   *("experiment", "name", "seed", "model", "model_args", "dtype", "weights", "recipe", "train"),
   *("batch_size", "preprocess", "ranges", "groups", "dynamic", "score", "ratios", "random_seeds"),
   *("variants", "keep8", "keep_first_last", "select_depthwise", "search", "compare"),
-  *("other_weights", "tune", "tune_int4", "distill", "finetune"),
+  *("other_weights", "tune", "tune_int4", "reconstruct", "distill", "finetune"),
 )
-TUNING = ("distill", "finetune")
+TUNING: dict[str, type[Any]] = {
+  "reconstruct": ReconstructionSettings,
+  "distill": ImageSettings,
+  "finetune": ImageSettings,
+}
 _MOST = 2**31 - 1  # largest number of images, and seed
 _FIELDS = {  # section -> what a config has to have there
   "": _TOP,
@@ -54,7 +58,7 @@ class Settings:
   train: TrainSettings
   search: SearchSettings
   ratios: tuple[float, ...]
-  tuning: dict[str, ImageSettings]
+  tuning: dict[str, Any]
 
 
 def check(config) -> Settings:
@@ -183,13 +187,13 @@ def _model_args(text: str, spec: models.ModelSpec) -> dict[str, Any]:
   return args
 
 
-def _tuning(config) -> dict[str, ImageSettings]:
+def _tuning(config) -> dict[str, Any]:
   found = {}
   for name in config.tune:
     if name not in TUNING:
       raise ValueError(f"config.tune: {name!r} is not one of {', '.join(TUNING)}")
     with field(f"config.{name}", config[name]):
-      found[name] = ImageSettings(**config[name])
+      found[name] = TUNING[name](**config[name])
   if found and config.dynamic:
     raise ValueError("config.tune: finetuning needs static shifts; set config.dynamic=False")
   return found

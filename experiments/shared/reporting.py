@@ -76,13 +76,13 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
   if not parts:
     return ""
   text += f". One model changes between them at run time: {'; '.join(parts)}."
-  for done in ("distilled", "finetuned"):
+  for done in ("reconstructed", "distilled", "finetuned"):
     levels = [
       (r, found[f"flexiq_{done}", r]["top1"]) for r in (0.5, 1.0) if (f"flexiq_{done}", r) in found
     ]
     if levels:
       shown = " and ".join(f"{top1:.2f} % at {tables.percent(ratio)}" for ratio, top1 in levels)
-      text += f" {done.capitalize()} over all ratios it has {shown}."
+      text += f" {done.capitalize()}, it has {shown}."
   return text
 
 

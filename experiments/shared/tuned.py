@@ -2,6 +2,7 @@
 
 | name | what it is |
 |---|---|
+| `reconstruct` | no training: weights are rounded by the outputs of their layers |
 | `distill` | few training images, no labels |
 | `finetune` | the training set, with labels where `label_weight` asks for them |
 
@@ -27,12 +28,12 @@ from flexiq_jax.network import Network
 from flexiq_jax.orders import recipes
 from flexiq_jax.quant import QModel
 from flexiq_jax.runs.files import to_plain
-from flexiq_jax.runs.progress import Progress
+from flexiq_jax.runs.progress import PassProgress, Progress
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.training import augment
 
 # Rows are named after what was done to their models; ways are those of `checks.TUNING`.
-DONE = {"distill": "distilled", "finetune": "finetuned"}
+DONE = {"reconstruct": "reconstructed", "distill": "distilled", "finetune": "finetuned"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Tuner:
   """
 
   name: str
-  settings: ImageSettings
+  settings: Any
   inputs: Inputs
   workdir: Workdir
 
@@ -55,19 +56,36 @@ class Tuner:
     """A model finetuned over all ratios, kept as a recipe with its weights."""
     about = {"model_name": self.inputs.config.model, "seed": self.inputs.config.seed}
     recipe = recipes.dump(start.recipe(method="start", **about))
+    digest = hashlib.sha256(recipe.encode()).hexdigest()
+    path = self.workdir.path / "finetuned" / self.name / "recipe.json"
+    made = {self.name: to_plain(dataclasses.asdict(self.settings)), "start": digest}
+    trains = isinstance(self.settings, ImageSettings)
+    if not trains and path.is_file() and made.items() <= recipes.load(path).settings.items():
+      return adaptive.load(path, start.network)
     batches, _ = self.inputs.calibration_set
-    model = self._run(
-      self.name,
-      {"recipe": hashlib.sha256(recipe.encode()).hexdigest()},
-      lambda **given: finetuning.finetune(start, self._examples, batches, self.settings, **given),
-    )
+    if trains:
+      model = self._run(
+        self.name,
+        {"recipe": digest},
+        lambda **given: finetuning.finetune(start, self._examples, batches, self.settings, **given),
+      )
+    else:
+      model = self._reconstructed(start, batches)
     kept = model.recipe(method=self.name, **about)
-    settings = {**kept.settings, self.name: to_plain(dataclasses.asdict(self.settings))}
-    adaptive.save(
-      self.workdir.path / "finetuned" / self.name / "recipe.json",
-      dataclasses.replace(kept, settings=settings),
-      model,
-    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    adaptive.save(path, dataclasses.replace(kept, settings={**kept.settings, **made}), model)
+    return model
+
+  def _reconstructed(self, start: AdaptiveModel, batches: list[np.ndarray]) -> AdaptiveModel:
+    begin = time.monotonic()
+    with (
+      field(f"config.{self.name}", self.inputs.config[self.name]),
+      PassProgress(sum(map(len, batches)), "reconstruction, ") as progress,
+    ):
+      model, errors = finetuning.reconstruct(start, batches, self.settings, progress)
+    # Each layer's squared error, by ratio, over that of nearest rounding.
+    plain = {name: {f"{r:g}": e for r, e in each.items()} for name, each in errors.items()}
+    self.workdir.event("reconstructed", errors=plain, seconds=time.monotonic() - begin)
     return model
 
   def uniform(self, network: Network, model: QModel) -> tuple[Network, QModel]:
@@ -151,13 +169,15 @@ class _Images:
     return self.preprocess.geometry(self.source.image(int(self.indices[0]))).nbytes * len(self)
 
 
-def require_data(tuning: Mapping[str, ImageSettings], source: data.Source) -> None:
+def require_data(tuning: Mapping[str, Any], source: data.Source) -> None:
   """Refuses settings that ask for more images than there are.
 
   Raises:
     ValueError: names the field.
   """
   for name, settings in tuning.items():
+    if not isinstance(settings, ImageSettings):
+      continue
     if settings.images > len(source):
       raise ValueError(
         f"config.{name}.images: {settings.images}; 0..{len(source)} is accepted, {source}"

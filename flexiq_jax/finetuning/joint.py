@@ -23,8 +23,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flexiq_jax import graph
 from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.finetuning.reconstruction import reconstruct
 from flexiq_jax.finetuning.refit import refit
-from flexiq_jax.finetuning.settings import FinetuneSettings
+from flexiq_jax.finetuning.settings import FinetuneSettings, ReconstructionSettings
 from flexiq_jax.network import Network
 from flexiq_jax.quant import LowSettings, calibration, rules, straight
 from flexiq_jax.runs import files
@@ -122,12 +123,16 @@ def finetune(
   """
   if model.dynamic:
     raise ValueError("model: dynamic shifts are chosen at run time; finetune a static model")
-  network, batches = model.network, list(batches)
+  network, source, batches = model.network, model.network, list(batches)
+  if settings.reconstruct:
+    model, _ = reconstruct(model, batches, ReconstructionSettings())
+    network = model.network
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
   state, log = _train(
     *(network, model.model, model.cuts, model.settings, model.schedule.masks, examples, settings),
     fit=fit,
+    source=source,
     **options,
   )
   return fit(*state), log
@@ -189,6 +194,7 @@ def _train(
   progress: Callable[[dict[str, Any]], None] | None = None,
   mesh: Mesh | None = None,
   fit: Callable[[Any, Any], AdaptiveModel] | None = None,
+  source: Network | None = None,
 ) -> tuple[tuple[Any, dict[str, straight.Scales]], list[dict[str, Any]]]:
   _check(examples, settings, mesh)
   layers = network.layers
@@ -231,7 +237,7 @@ def _train(
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,
-    prepare=teacher(network, examples.prepare),
+    prepare=teacher(source or network, examples.prepare),
     parts=parts_of(settings, masks),
   )
   trained = jax.device_get(state.params)

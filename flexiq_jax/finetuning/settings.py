@@ -9,6 +9,24 @@ LOSSES = ("kl", "l2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReconstructionSettings:
+  """Settings of reconstruction.
+
+  Attributes:
+    ratios: 4-bit ratios whose outputs count.
+    sweeps: passes over all weights of a layer.
+  """
+
+  ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+  sweeps: int = 4
+
+  def __post_init__(self):
+    _require_ratios(self, "ratios")
+    require(self, "ratios", len(self.ratios) > 0, "at least one number in 0..1")
+    require(self, "sweeps", is_whole(self.sweeps, 1), "an integer from 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
   """Settings of finetuning.
 
@@ -27,6 +45,7 @@ class FinetuneSettings:
     every: steps between checkpoints, each with an entry in the log.
     refit: steps between two fits of extraction shifts and mean codes, a multiple of `every`; 0 fits
       them once, at the end.
+    reconstruct: whether the weights are rounded by the layers' outputs first (`reconstruct`).
   """
 
   steps: int = 1600
@@ -40,6 +59,7 @@ class FinetuneSettings:
   label_weight: float = 0.0
   every: int = 100
   refit: int = 400
+  reconstruct: bool = False
 
   def __post_init__(self):
     for field in ("steps", "batch_size", "every"):
@@ -57,10 +77,7 @@ class FinetuneSettings:
       fits = getattr(self, field) % self.every == 0
       require(self, field, fits, f"a multiple of every ({self.every})")
     for field in ("anchors", "ratios"):
-      ratios = getattr(self, field)
-      fits = not isinstance(ratios, str | float | int)
-      fits = fits and all(is_real(ratio) and 0 <= ratio <= 1 for ratio in ratios)
-      require(self, field, fits, "a tuple of numbers in 0..1")
+      _require_ratios(self, field)
     check_one_of("loss", self.loss, LOSSES)
 
 
@@ -80,3 +97,10 @@ class ImageSettings(FinetuneSettings):
     super().__post_init__()
     require(self, "images", is_whole(self.images, 0), "an integer from 0")
     check_one_of("augmentation", self.augmentation, AUGMENTATIONS)
+
+
+def _require_ratios(settings, field: str) -> None:
+  ratios = getattr(settings, field)
+  fits = not isinstance(ratios, str | float | int)
+  fits = fits and all(is_real(ratio) and 0 <= ratio <= 1 for ratio in ratios)
+  require(settings, field, fits, "a tuple of numbers in 0..1")

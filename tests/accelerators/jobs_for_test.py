@@ -194,11 +194,12 @@ def serve(m: Made, platform: str, implementation: str | None = None) -> None:
 
 
 def finetune(m: Made, platform: str) -> None:
-  """A step of finetuning over two ratios, with a fit of the shifts behind it."""
+  """Reconstruction, then a step over two ratios with a fit of the shifts after it."""
   here = dataclasses.replace(m.calibrated, network=network_for(m, platform))
   grouped = here.group(selectable(here.network.layers), LowSettings())
   model = grouped.ordered(np.arange(grouped.space.total))
   settings = finetuning.FinetuneSettings(steps=1, every=1, refit=0, warmup=0, batch_size=2)
+  settings = dataclasses.replace(settings, reconstruct=True)
   examples = finetuning.Examples(np.asarray(m.images))
   finetuning.finetune(model, examples, [m.images], settings)
 

@@ -122,6 +122,7 @@ def test_jobs_run_what_they_say():
     },
     "finetune": {
       *("make_step.gradient_fn", "make_step.update", "teacher.run", "compiled.<lambda>"),
+      *("moment_pass.run", "round_weights"),
     },
     "serve": {"Runner.__init__.run", "prepare"},
   }

@@ -8,7 +8,7 @@ from tests.runs_for_test import DIGITS, TINY, compiled, start  # noqa: F401
 TUNE = (
   DIGITS,
   *TINY,
-  "--config.tune=('distill',)",
+  "--config.tune=('reconstruct','distill')",
   "--config.distill.images=24",
   "--config.distill.steps=4",
   "--config.distill.every=2",
@@ -38,6 +38,7 @@ def test_rows_of_every_ratio_and_of_uniform_int4(finished):
   rows = results(finished)
   assert [r["ratio"] for r in rows if r["method"] == "flexiq_distilled"] == [0.0, 0.5, 1.0]
   assert [r["avg_bits"] for r in rows if r["method"] == "uniform_int4_distilled"] == [4.0]
+  assert [r["ratio"] for r in rows if r["method"] == "flexiq_reconstructed"] == [0.0, 0.5, 1.0]
   steps = [e["step"] for e in Workdir(finished).events("finetune") if e["name"] == "distill"]
   assert steps == [2, 4]
 
@@ -78,13 +79,17 @@ def test_recipe_without_its_weights_is_refused_before_anything_runs(finished, tm
 @pytest.mark.parametrize(
   ("argument", "message"),
   [
-    ("--config.tune=('distil',)", "config.tune: 'distil' is not one of distill, finetune"),
+    (
+      "--config.tune=('distil',)",
+      "config.tune: 'distil' is not one of reconstruct, distill, ",
+    ),
     ("--config.distill.learning_rate=0.0", "config.distill.learning_rate is 0.0; a number above 0"),
     ("--config.distill.learning_rate=nan", "config.distill.learning_rate is nan"),
     ("--config.distill.images=5000", "config.distill.images: 5000; 0..1352 is accepted"),
     ("--config.distill.batch_size=25", "config.distill.batch_size: 25; 1..24 is accepted"),
     ("--config.distill.anchors=(0.0,2.0)", "config.distill.anchors is (0.0, 2.0)"),
     ("--config.distill.augmentation=cutout", "config.distill.augmentation: 'cutout'"),
+    ("--config.reconstruct.sweeps=0", "config.reconstruct.sweeps is 0; an integer from 1"),
     ("--config.dynamic", "config.tune: finetuning needs static shifts"),
   ],
 )

@@ -38,6 +38,7 @@ _LOOKS = {
   "gram_dynamic": Look("Gram search, dynamic shifts", INDIGO, "h"),
   "greedy_dynamic": Look("greedy, dynamic shifts", INDIGO, "h"),
   "evolution_dynamic": Look("evolutionary, dynamic shifts", INDIGO, "h"),
+  "reconstructed": Look("FlexiQ, reconstructed", SKY, "P"),
   "distilled": Look("FlexiQ, distilled", OLIVE, "<"),
   "finetuned": Look("FlexiQ, finetuned", PURPLE, "*"),
   # Of an ablation.

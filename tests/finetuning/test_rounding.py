@@ -1,9 +1,12 @@
 """Rounding by the output's error, against its definition in NumPy and every single change."""
 
+import jax
 import numpy as np
 import pytest
 
 from flexiq_jax.finetuning.rounding import covariance, round_weights
+
+_solve = jax.jit(round_weights, static_argnames="sweeps")
 
 
 def lower(codes, shifts):
@@ -32,7 +35,7 @@ class Problem:
 
   def solve(self, sweeps=50):
     moments = [covariance(len(x), x.sum(axis=0), x.T @ x) for x in self.data]
-    return round_weights(
+    return _solve(
       *(np.stack(moments), self.weights.astype(np.float32), self.codes.astype(np.int32)),
       *(self.shifts.astype(np.int32), self.low, self.steps.astype(np.float32)),
       sweeps=sweeps,

@@ -78,8 +78,8 @@ class Rate(NamedTuple):
 def estimate(rate: Rate, seen: Seen, tau: float) -> Rate:
   """Moves an estimate on to a later reading.
 
-  An exponential window of irregular steps. In the first τ it is the plain mean of what came so far,
-  since the window is not full yet.
+  An exponential window of irregular steps. As long as less than τ has passed since the first
+  reading, the window is that long, though not below τ / 4, in which a few requests say little.
 
   Args:
     rate: the estimate so far.
@@ -92,10 +92,8 @@ def estimate(rate: Rate, seen: Seen, tau: float) -> Rate:
   if passed <= 0:
     return rate
   mean = (seen.arrived - rate.arrived) / passed
-  # The window is as long as the time since the start, up to τ.
-  weight = -math.expm1(-passed / min(tau, seen.now - rate.first))
-  if rate.time == rate.first:
-    weight = 1.0
+  window = min(tau, max(tau / 4, seen.now - rate.first))
+  weight = -math.expm1(-passed / window)
   return Rate(rate.value + weight * (mean - rate.value), seen.now, seen.arrived, rate.first)
 
 

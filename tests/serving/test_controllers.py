@@ -63,14 +63,25 @@ def test_estimate_is_of_what_came_so_far_and_an_exponential_window_later():
   assert estimate(after, Seen(after.time, after.arrived, 9, 0.0), 1.0) == after
 
 
-def test_load_takes_the_smallest_level_that_carries_the_load():
-  controller = make("load", headroom=1.1)
+def test_load_takes_the_smallest_level_at_which_the_queue_has_room_for_the_horizon():
+  controller = make("load", headroom=1.1, horizon=2.0)
   sustained = [PROFILE.throughput(r, within=TARGET / 2) for r in PROFILE.ratios]
   assert sustained == sorted(sustained) and sustained[0] < sustained[-1]
-  for rate in (100, 850, 950, 1100, 1400, 1700, 5000):
-    last = drive(controller, [rate] * 500)[-1]
-    carried = [r for r, t in zip(PROFILE.ratios, sustained, strict=True) if t >= 1.1 * rate]
-    assert last == (carried[0] if carried else 1.0), rate
+  found = set()
+  for rate in (100, 850, 930, 1000, 1100, 1250, 1400, 1700, 5000):
+    last = drive(controller, [rate] * 500, queued=20)[-1]
+    enough = [
+      r
+      for r, t in zip(PROFILE.ratios, sustained, strict=True)
+      if (20 + 2.0 * max(0.0, 1.1 * rate - t)) / t <= TARGET / 2
+    ]
+    assert last == (enough[0] if enough else 1.0), rate
+    found.add(last)
+  assert found == set(PROFILE.ratios)
+  # The longer the horizon, the nearer to a level that carries all of the load.
+  assert drive(make("load", horizon=0.1), [1200] * 500)[-1] < controller.levels[-1]
+  last = drive(make("load", horizon=1e4), [1200] * 500)[-1]
+  assert last == next(r for r, t in zip(PROFILE.ratios, sustained, strict=True) if t >= 1200)
 
 
 def test_load_goes_up_at_once_and_down_by_one_level_a_hold():
@@ -84,9 +95,9 @@ def test_load_goes_up_at_once_and_down_by_one_level_a_hold():
 
 def test_a_long_queue_raises_the_level_at_any_rate():
   controller = make("load")
-  peak = PROFILE.throughput(0.0)
-  assert drive(controller, [10] * 3, queued=int(peak * TARGET / 2))[-1] == 0.0
-  assert drive(controller, [10] * 3, queued=int(peak * TARGET / 2) + 1)[-1] == 0.25
+  room = PROFILE.throughput(0.0, within=TARGET / 2) * TARGET / 2
+  assert drive(controller, [10] * 3, queued=int(room))[-1] == 0.0
+  assert drive(controller, [10] * 3, queued=int(room) + 1)[-1] == 0.25
   assert drive(controller, [10] * 3, queued=10_000)[-1] == 1.0
 
 

@@ -126,7 +126,9 @@ def test_summary_counts_what_had_no_result_as_endless():
   assert records.summary(record, target=1.0)["accuracy"] is None
   bins = np.array([0.0, 1.5, 3.0, 4.0, 5.0])
   found = records.over_time(record, bins, record.latency, "median")
-  np.testing.assert_array_equal(found, [0.5, 1.0, np.nan, 0.25])
+  np.testing.assert_array_equal(found, [np.inf, 1.0, np.nan, 0.25])
+  found = records.over_time(record, bins, record.ratio, "mean")
+  np.testing.assert_array_equal(found, [0.0, 1.0, np.nan, 0.5])
 
 
 @pytest.mark.parametrize(

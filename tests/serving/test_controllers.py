@@ -155,6 +155,30 @@ def test_peers_pay_for_a_change():
   assert make("swapping", load_s=0.7).switch_s == 0.7
   assert make("layerwise", load_s=0.8, share=0.25).switch_s == pytest.approx(0.2)
   assert make("load").switch_s == 0
+  # What queues up while a model loads does not load the other one, until `hold` is over.
+  controller = make("swapping", load_s=0.7, hold=2.0)
+  rates = [2000] * 50 + [10] * 400
+  found = drive(controller, rates, queued=100_000)
+  assert found[49] == 1.0
+  quiet = drive(controller, rates, queued=0)
+  down = np.flatnonzero(np.diff(quiet) < 0)
+  assert len(down) == 1 and 200 <= down[0] - 50 <= 350
+  state, arrived = controller.start(), 0
+  for now, queued, expected in [
+    (0.0, 1, 0),
+    (1.0, 9000, 1),
+    (2.9, 9000, 1),
+    (3.1, 0, 1),
+    (4.0, 0, 0),
+  ]:
+    state, ratio = controller.step(state, Seen(now, arrived, queued, 0.0))
+    assert ratio == expected, now
+  state, ratio = controller.step(state, Seen(4.8, arrived, 9000, 0.0))
+  assert ratio == 0
+  state, ratio = controller.step(state, Seen(6.0, arrived, 9000, 0.0))
+  assert ratio == 1
+  with pytest.raises(ValueError, match="switch_s: -1"):
+    make("swapping", load_s=-1)
   with pytest.raises(ValueError, match="two are accepted"):
     serving.create("swapping", PROFILE, target=1.0)
 

@@ -42,13 +42,14 @@ def latency_against_rate(
     for axes, part, name in zip(panels, (1, 2), ("median", "p90"), strict=True):
       for i, (ratio, curve) in enumerate(sorted(curves.items())):
         x, y = np.asarray(curve[0], float), 1e3 * np.asarray(curve[part], float)
-        # Far beyond what is sustained the figure is that of the full queue.
-        y = np.where(y > 1e4 * limit, np.nan, y)
+        # Beyond what is sustained the latency is that of the full queue: lines leave the picture.
+        y = np.minimum(y, 1e6 * limit)
         style = {"color": colours[i], "marker": MARKERS[i % len(MARKERS)], "markersize": 4.5}
         axes.plot(x, y, **style, linewidth=1.6, label=f"{100 * ratio:g} %" if part == 1 else "_")
       axes.axvline(capacity, color=drawing.GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
       axes.axhline(1e3 * limit, color=drawing.GREY, linewidth=1, zorder=1)
       axes.set_yscale("log")
+      axes.set_ylim(top=4e3 * limit)
       axes.set_xlabel("requests a second")
       axes.set_title(name)
       axes.grid(axis="y", color="#dddddd", linewidth=0.6)

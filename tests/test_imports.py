@@ -100,6 +100,8 @@ FRONTS = {
   "flexiq_jax.search": ("evolution", "gram"),
   "flexiq_jax.search.evolution": (),
   "flexiq_jax.search.gram": (),
+  "flexiq_jax.serving": ("npu", "profile", "records", "workloads"),
+  "flexiq_jax.serving.controllers": (),
   "flexiq_jax.training": ("classification", "loop"),
 }
 # Not asked: tests look inside.

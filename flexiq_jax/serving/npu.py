@@ -151,12 +151,27 @@ def compute_cycles(array: Array, work: Work, low: int, batch: int = 1) -> int:
 def cycles(array: Array, work: Work, low: int, batch: int = 1) -> Cycles:
   """Cycles of a layer with its DRAM traffic.
 
+  A batch runs in as many equal parts as is quickest: smaller parts fit into the buffer, but load
+  the weights again.
+
   Args:
     array: the array.
     work: the layer.
     low: feature channels in 4 bits.
-    batch: examples that stream through together.
+    batch: examples.
   """
+  ways = []
+  for parts in range(1, batch + 1):
+    if batch % parts == 0:
+      one = _at_once(array, work, low, batch // parts)
+      compute = parts * (one.compute + 1) - 1
+      total = parts * (one.total + 1) - 1
+      ways.append(Cycles(compute=compute, dram=parts * one.dram, total=total))
+  return min(ways, key=lambda way: way.total)
+
+
+def _at_once(array: Array, work: Work, low: int, batch: int) -> Cycles:
+  """The same for a batch that streams through together."""
   wide, narrow, columns = folds(array, work, low)
   rows = _spread((work.channels - low) * work.window, wide, array.rows)
   rows += _spread(low * work.window, narrow, array.factor * array.rows)

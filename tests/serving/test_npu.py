@@ -145,13 +145,16 @@ def test_traffic_is_that_of_fold_after_fold(data):
     **{"name": "w", "channels": draw(1, 20), "window": draw(1, 9), "outputs": draw(1, 20)},
     **{"pixels": draw(1, 20), "inputs": draw(1, 100)},
   )
-  low, batch = draw(0, work.channels), draw(1, 3)
+  low, batch = draw(0, work.channels), draw(1, 4)
   found = npu.cycles(array, work, low, batch)
-  compute, dram, total = by_folds(array, work, low, batch)
-  assert found.compute == compute
-  assert found.dram == pytest.approx(dram, abs=1.01)
-  assert found.total == pytest.approx(total, abs=1.01)
-  assert found.total >= max(found.compute, found.dram - 2)
+  ways = []
+  for parts in (p for p in (1, 2, 3, 4) if batch % p == 0):
+    one = by_folds(array, work, low, batch // parts)
+    ways.append([parts * (one[0] + 1) - 1, parts * one[1], parts * (one[2] + 1) - 1])
+  assert found.total == pytest.approx(min(way[2] for way in ways), abs=4.1)
+  near = [w for w in ways if w[0] == found.compute and abs(w[2] - found.total) < 4.1]
+  assert any(found.dram == pytest.approx(way[1], abs=4.1) for way in near)
+  assert found.total >= max(found.compute, found.dram - 8)
   assert found.bound == ("compute" if found.compute >= found.dram else "DRAM")
 
 

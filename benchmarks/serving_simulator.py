@@ -1,6 +1,6 @@
 """Requests that the simulator serves in a second of wall time, beside a peer that handles events.
 
-The peer (`tests/serving/engines_for_test.py`) makes the same decisions by the same functions, but
+The peer (`benchmarks/serving_events.py`) makes the same decisions by the same functions, but
 keeps a list of requests and handles one arrival at a time. Both results are compared.
 
     PYTHONPATH=. python benchmarks/serving_simulator.py
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.serving_events import event_by_event
 from flexiq_jax import serving
 from flexiq_jax.runs import files
 from flexiq_jax.serving import workloads
@@ -77,10 +78,7 @@ def main(argv: list[str] | None = None) -> None:
   given = parser.parse_args(argv)
   if given.rounds < 1 or given.seconds <= 0:
     parser.error("--rounds, --seconds: positive numbers are accepted")
-  peer = None
-  if not given.no_peer:
-    from tests.serving.engines_for_test import event_by_event as peer
-  rows = measure(given.seconds, given.rounds, peer)
+  rows = measure(given.seconds, given.rounds, None if given.no_peer else event_by_event)
   for row in rows:
     beside = f", {row['relative_to_peer']:.1f}x the peer" if "relative_to_peer" in row else ""
     print(

@@ -100,7 +100,15 @@ FRONTS = {
   "flexiq_jax.search": ("evolution", "gram"),
   "flexiq_jax.search.evolution": (),
   "flexiq_jax.search.gram": (),
-  "flexiq_jax.serving": ("npu", "profile", "records", "workloads"),
+  "flexiq_jax.serving": (
+    "batching",
+    "npu",
+    "profile",
+    "records",
+    "replicas",
+    "server",
+    "workloads",
+  ),
   "flexiq_jax.serving.controllers": (),
   "flexiq_jax.training": ("classification", "loop"),
 }

@@ -38,7 +38,7 @@ def measure(seconds: float, rounds: int, peer: Callable[..., Any] | None) -> lis
   for load in LOADS:
     arrivals = workloads.poisson(load * profile.throughput(0.0), seconds, 0)
     for name in ("fixed", "load"):
-      options = {"ratio": 0.0} if name == "fixed" else {}
+      options: dict[str, Any] = {"ratio": 0.0} if name == "fixed" else {}
       controller = serving.create(name, profile, target=0.2, **options)
       ours = lambda c=controller, a=arrivals: serving.simulate(
         a, c, profile=profile, batching=batching

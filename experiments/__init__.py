@@ -11,7 +11,7 @@
 import importlib
 from types import ModuleType
 
-EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "table")
+EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "table", "fig8", "fig9", "npu")
 
 
 def job(name: str) -> ModuleType:

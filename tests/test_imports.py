@@ -62,6 +62,7 @@ OURS = {
   "flexiq_jax.finetuning": (*_MODEL, "flexiq_jax.search", "flexiq_jax.training", "flexiq_jax.runs"),
   "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.models", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deployment", "flexiq_jax.runs"),
+  "flexiq_jax.serving.server": ("flexiq_jax.serving",),
 }
 
 # Module or package -> the only packages outside the standard library that it may import.
@@ -73,6 +74,10 @@ OUTSIDE = {
   "flexiq_jax.graph": ("flax", "jax", "numpy"),
   "flexiq_jax.kernels": ("flax", "jax", "numpy"),
   "flexiq_jax.methods.program": ("numpy", "scipy"),
+  "flexiq_jax.serving.server": (
+    *("numpy", "ml_dtypes", "msgspec", "PIL", "prometheus_client", "python_multipart"),
+    *("starlette", "uvicorn", "uvloop"),
+  ),
 }
 
 # Functions of the package take plain arguments; torch is an oracle of tests.
@@ -100,6 +105,7 @@ FRONTS = {
   "flexiq_jax.search": ("evolution", "gram"),
   "flexiq_jax.search.evolution": (),
   "flexiq_jax.search.gram": (),
+  "flexiq_jax.serving.server": (),
   "flexiq_jax.training": ("classification", "loop"),
 }
 # Not asked: tests look inside.

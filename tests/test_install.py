@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = ("flexiq_jax", "requirements", "pyproject.toml", "README.md", "LICENSE")
-EXTRAS = ("PIL", "matplotlib", "ml_collections", "sklearn", "tensorflow_datasets")
+EXTRAS = ("PIL", "matplotlib", "ml_collections", "sklearn", "starlette", "tensorflow_datasets")
 
 # Everything that is installed and not asked for by the wheel is hidden; the wheel is on the path.
 SCRIPT = """
@@ -97,7 +97,10 @@ def test_wheel_has_what_it_needs_and_no_more(wheel):
     f"flexiq_jax-{metadata['Version']}.dist-info",
   }
   assert (folder / "flexiq_jax/py.typed").is_file()
-  assert {*metadata.get_all("Provides-Extra")} == {"datasets", "experiments", "plots", "weights"}
+  assert (folder / "flexiq_jax/serving/server/page.html").is_file()
+  assert {*metadata.get_all("Provides-Extra")} == {
+    *("datasets", "experiments", "plots", "serve", "weights")
+  }
   # All extras together are what `requirements.txt` names.
   lines = [line for p in (ROOT / "requirements").iterdir() for line in p.read_text().splitlines()]
   wanted = {Requirement(line).name for line in lines if not line.startswith("#")}

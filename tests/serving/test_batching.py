@@ -41,7 +41,9 @@ def queues(draw):
   examples = np.array(draw(st.lists(st.integers(1, SIZE), min_size=count, max_size=count)))
   deadlines = None
   if draw(st.booleans()):
-    slack = draw(st.lists(st.sampled_from([1.0, 5.0, 20.0, math.inf]), min_size=count, max_size=count))
+    slack = draw(
+      st.lists(st.sampled_from([1.0, 5.0, 20.0, math.inf]), min_size=count, max_size=count)
+    )
     deadlines = arrivals + np.array(slack)
   steps = draw(st.lists(st.integers(0, 3), min_size=SIZE, max_size=SIZE))
   seconds = np.concatenate([[0.0], 1.0 + np.cumsum(steps)])

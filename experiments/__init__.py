@@ -11,7 +11,7 @@
 import importlib
 from types import ModuleType
 
-EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "table")
+EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "serve", "table")
 
 
 def job(name: str) -> ModuleType:

@@ -66,7 +66,7 @@ def known_fields() -> frozenset[str]:
       if hasattr(value, "items"):
         walk(value, f"{front}{name}.")
 
-  for name in ("digits", "ablation", "compare_cifar10", "deploy"):
+  for name in ("digits", "ablation", "compare_cifar10", "deploy", "serve"):
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     walk(module.get_config(), "")
   return frozenset(found)

@@ -133,7 +133,7 @@ def test_without_an_artifact_the_model_is_deployed_once(process, tmp_path):
     ("artifact", "/no/where", "config.artifact: "),
     ("serve.port", 70000, "config.serve.port: 70000; 0..65535 is accepted"),
     ("serve.controller", "oracle", "config.serve.controller: 'oracle'; one of load, predictive"),
-    ("serve.sizes", "(0,)", "config.serve.sizes: (0,); positive integers"),
+    ("serve.sizes", "(0,)", "config.serve.sizes: (1, 4, 0); positive integers"),
     ("serve.target", 0.0, "config.serve.target: 0.0; seconds above 0"),
     ("serve.deadline", -1.0, "config.serve.deadline: -1.0; seconds of at least 0"),
     ("serve.priorities", "(0.0,)", "config.serve.priorities: 0.0; seconds above 0"),

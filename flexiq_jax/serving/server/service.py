@@ -97,12 +97,19 @@ class Service:
       raise Refused(504, str(error)) from error
     except serving.Stopping as error:
       raise Refused(503, str(error), {"Retry-After": "1", "Connection": "close"}) from error
-    except serving.ServingError as error:
-      _LOG.error("a batch failed: %s", error)
-      raise Refused(500, f"the batch failed: {error}") from error
+    except serving.Failed as error:
+      _log_once(error.cause)
+      raise Refused(500, str(error)) from error
     finally:
       for task in (submitted, gone):
         task.cancel()
+
+
+def _log_once(cause: BaseException) -> None:
+  """Logs what a batch raised, once for all of its requests."""
+  if not getattr(cause, "is_logged", False):
+    cause.is_logged = True  # type: ignore[attr-defined]
+    _LOG.error("a batch failed", exc_info=cause)
 
 
 Handler = Callable[[Request, Held], Awaitable[Response]]

@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
     if head < 0:
       return
     text = bytes(self._buffer[:head]).lower()
-    length = int(text.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+    length = int(text.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or 0)
     if len(self._buffer) < head + 4 + length:
       return
     body = bytes(self._buffer[head + 4 : head + 4 + length])

@@ -224,6 +224,44 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
   return config
 
 
+def serving(name: str, of: str, small: bool) -> config_dict.ConfigDict:
+  """A serving experiment with the model of another config.
+
+  Args:
+    name: of the experiment.
+    of: the other config's name.
+    small: its variant `runlocal`.
+  """
+  try:
+    config = importlib.import_module(f"configs.{of}").get_config("runlocal" if small else None)
+  except ModuleNotFoundError:
+    raise ValueError(f"config argument of={of!r}: there is no configs/{of}.py") from None
+  config.experiment = name
+  config.name = f"{name}_{of}" + ("_runlocal" if small else "")
+  config.serving = config_dict.create(
+    # Latencies: a profile's file; `measure` times the artifact's model here, `repeats` batches at
+    # each size and ratio; "" models them: INT8 runs `int8` requests a second in its largest
+    # batches, `fixed` seconds of each batch are not its examples', 100 % runs `gain` times as fast.
+    profile="",
+    artifact="",
+    repeats=20,
+    int8=1250.0,
+    gain=1.43,
+    fixed=0.004,
+    sizes=(1, 2, 4, 8, 16, 32, 64, 128),
+    # Accuracy: the workdir of a finished run, and which of its methods.
+    accuracy="",
+    method="flexiq_distilled",
+    # Largest batch, seconds that a batch waits for company, requests that wait at most, seconds
+    # within which a request is to be answered.
+    size=128,
+    delay=0.1,
+    queue=4096,
+    target=0.3,
+  )
+  return config
+
+
 def imagenet(name: str, model: str, weights: str, arg: str | None) -> config_dict.ConfigDict:
   """An ImageNet model: hub weights and ImageNet-2012, or what the arguments say.
 

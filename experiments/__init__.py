@@ -11,7 +11,7 @@
 import importlib
 from types import ModuleType
 
-EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "serve", "table")
+EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "serve", "table", "fig8", "fig9")
 
 
 def job(name: str) -> ModuleType:

@@ -68,8 +68,7 @@ def describe(config) -> str:
   """The layer table of a config's model, without weights or data."""
   described = setup.describe(config)
   _check(config)
-  rows = reporting.layer_rows(described.layers, described.groups)
-  return "\n".join([report.layer_table(rows), *reporting.layer_notes(described)])
+  return reporting.layer_text(described)
 
 
 def prepare(config) -> setup.Inputs:

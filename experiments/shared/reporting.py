@@ -42,6 +42,12 @@ def layer_notes(model: Network | setup.Described) -> list[str]:
   ]
 
 
+def layer_text(described: setup.Described) -> str:
+  """The layer table of a model with its remarks, for `--dry_run`."""
+  rows = layer_rows(described.layers, described.groups)
+  return "\n".join([report.layer_table(rows), *layer_notes(described)])
+
+
 def title(config) -> str:
   """Model and dataset, for tables and pictures."""
   return f"FlexiQ: {config.model} on {setup.data_name(config)}"

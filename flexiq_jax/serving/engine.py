@@ -100,7 +100,9 @@ class Engine:
     self._numbers, self._batch = itertools.count(), 0
     self._queued = self._arrived = self._deadlines = 0
     self._need = 1  # examples in the queue that end a wait
-    self._soonest = math.inf  # nobody who waits becomes hopeless earlier, clock seconds
+    # Nobody who waits becomes hopeless earlier, clock seconds; and what looks again then.
+    self._soonest = math.inf
+    self._timer: asyncio.TimerHandle | None = None
     self._wake = asyncio.Event()
     self._device: concurrent.futures.ThreadPoolExecutor | None = None
     self._task: asyncio.Task[None] | None = None
@@ -174,7 +176,8 @@ class Engine:
     self._queue[number] = request
     self._queued += n
     self._deadlines += due < math.inf
-    self._soonest = min(self._soonest, due - float(self._policy.fastest[n]))
+    if (latest := due - float(self._policy.fastest[n])) < self._soonest:
+      self._watch(latest)
     if self._queued >= self._need or due < math.inf:
       self._wake.set()
     try:
@@ -204,6 +207,7 @@ class Engine:
     # There is nobody left, unless time ran out.
     error = lambda: Stopping(f"the engine stopped before this request ran, after {drain_s} s")
     self._fail((*self._running, *self._take(len(self._queue))), error)
+    self._watch(math.inf)
     if self._device is not None:
       self._device.shutdown(wait=False)
 
@@ -219,7 +223,8 @@ class Engine:
     else:
       self._policy, self._state = self._policy_of(Fixed(ratio=float(ratio))), None
     self._held = ratio
-    self._soonest = -math.inf  # what is hopeless depends on the levels
+    if self._deadlines:  # what is hopeless depends on the levels
+      self._watch(-math.inf)
     self._wake.set()
 
   def state(self) -> State:
@@ -258,7 +263,7 @@ class Engine:
       take, until, need = chosen.plan
       if take == 0 and not self.stopping:
         self._need = need
-        await self._wait(min(until, self._soonest + _TICK) - now)
+        await self._wait(until - now)
         continue
       # Who stops does not wait for company.
       self._running = self._take(take or self._fitting())
@@ -270,12 +275,7 @@ class Engine:
     assert self._device is not None
     loop, xs = asyncio.get_running_loop(), [request.x for request in requests]
     future = loop.run_in_executor(self._device, self._compute, xs, ratio)
-    while not future.done():
-      # Those that wait too long meanwhile are told so at once.
-      left = self._soonest + _TICK - self._clock()
-      await asyncio.wait({future}, timeout=max(0.0, left) if left < math.inf else None)
-      self._expire(self._clock())
-    outcome, ended = future.result(), self._clock()
+    outcome, ended = await future, self._clock()
     record = BatchRecord(
       number=self._batch,
       size=sum(len(x) for x in xs),
@@ -362,7 +362,17 @@ class Engine:
       waited = now - waiting[i].submitted
       waiting[i].fail(TooLate(f"after {waited:.4f} s the deadline can no longer be met"))
       self._statistics.late += 1
-    self._soonest = float((deadlines - fastest[examples])[~late].min(initial=math.inf))
+    self._watch(float((deadlines - fastest[examples])[~late].min(initial=math.inf)))
+
+  def _watch(self, soonest: float) -> None:
+    """Looks at the queue again when somebody becomes hopeless, whatever the device does then."""
+    self._soonest = soonest
+    if self._timer is not None:
+      self._timer.cancel()
+      self._timer = None
+    if soonest < math.inf:
+      wait = max(0.0, soonest + _TICK - self._clock())
+      self._timer = asyncio.get_running_loop().call_later(wait, lambda: self._expire(self._clock()))
 
   def _fail(self, requests: Sequence[Request], error: Callable[[], ServingError]) -> None:
     for request in requests:  # an exception for each: its traceback grows where it is raised

@@ -78,7 +78,10 @@ class Profile:
       raise ValueError(f"ratios: {ratios}; ascending numbers in 0..1 are accepted")
     shape = (len(sizes), len(ratios))
     for name in ("p50", "p99"):
-      values = np.asarray(getattr(self, name), np.float64)
+      try:
+        values = np.array(getattr(self, name), np.float64)
+      except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: no table of numbers ({error})") from None
       if values.shape != shape or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(
           f"{name}: shape {values.shape}, smallest {np.min(values, initial=math.inf):g}; "
@@ -177,7 +180,10 @@ def read(path: str | os.PathLike[str]) -> Profile:
     raise ValueError(f"profile {str(path)!r}: unknown field {unknown[0]!r}")
   if missing := [name for name in known if name not in given]:
     raise ValueError(f"profile {str(path)!r}: field {missing[0]!r} is missing")
-  for name, kind in {"sizes": list, "ratios": list, "versions": dict}.items():
+  for name, kind in {
+    **dict.fromkeys(("sizes", "ratios", "p50", "p99"), list),
+    "versions": dict,
+  }.items():
     if not isinstance(given[name], kind):
       raise ValueError(
         f"profile {str(path)!r}: {name}: {given[name]!r}; a {kind.__name__} is needed"

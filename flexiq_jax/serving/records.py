@@ -91,7 +91,7 @@ def over_time(record: Record, bins: np.ndarray, values: np.ndarray, how: str) ->
   Args:
     record: of a run.
     bins: float64 `[B + 1]`, edges in seconds.
-    values: float64 `[N]`; nan and inf do not count.
+    values: float64 `[N]`; nan does not count.
     how: `median` or `mean`.
 
   Returns:
@@ -101,7 +101,7 @@ def over_time(record: Record, bins: np.ndarray, values: np.ndarray, how: str) ->
   edges = record.arrival.searchsorted(bins)
   found = np.full(len(bins) - 1, np.nan)
   for i, (a, b) in enumerate(itertools.pairwise(edges)):
-    part = values[a:b][np.isfinite(values[a:b])]
+    part = values[a:b][~np.isnan(values[a:b])]
     if part.size:
       found[i] = reduce(part)
   return found

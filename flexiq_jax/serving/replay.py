@@ -20,24 +20,33 @@ _OUTCOME: dict[type[ServingError], int] = {
 
 
 def stand_in(
-  profile: Profile, *, switch_s: float = 0.0, sleep: Callable[[float], None] = time.sleep
+  profile: Profile,
+  *,
+  switch_s: float = 0.0,
+  sleep: Callable[[float], None] = time.sleep,
+  clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[np.ndarray, float], np.ndarray]:
   """A device that sleeps as long as a profile says, and returns each example's first number.
+
+  A system wakes sleepers late. By how much, the next sleep is shorter, so that the mean is right.
 
   Args:
     profile: of the latencies.
     switch_s: seconds more where the ratio changes.
     sleep: seconds -> None.
+    clock: seconds.
   """
   tables: dict[float, np.ndarray] = {}
-  last: list[float] = []
+  last, behind = [-1.0], [0.0]
 
   def run(x: np.ndarray, ratio: float) -> np.ndarray:
     if ratio not in tables:
       tables[ratio] = profile.latencies(ratio)
-    changed = bool(last) and last[0] != ratio
-    last[:] = [ratio]
-    sleep(float(tables[ratio][len(x)]) + switch_s * changed)
+    changed = last[0] not in (-1.0, ratio)
+    seconds = float(tables[ratio][len(x)]) + switch_s * changed
+    begun = clock()
+    sleep(max(0.0, seconds - behind[0]))
+    last[0], behind[0] = ratio, max(0.0, behind[0] + clock() - begun - seconds)
     return x.reshape(len(x), -1)[:, :1].copy()
 
   return run

@@ -45,11 +45,13 @@ def test_steps_are_pure_and_stay_within_the_levels(name):
     state = again
 
 
-def test_estimate_is_the_mean_at_first_and_an_exponential_window_later():
+def test_estimate_is_of_what_came_so_far_and_an_exponential_window_later():
   rate = estimate(Rate(), Seen(5.0, 3, 1, 5.0), 1.0)
   assert rate.value == 0
+  # A few requests at once are no rate yet.
+  assert estimate(rate, Seen(5.001, 6, 1, 5.0), 1.0).value == pytest.approx(12, rel=0.01)
   rate = estimate(rate, Seen(5.1, 13, 1, 5.0), 1.0)
-  assert rate.value == pytest.approx(100)  # of 10 in 0.1 s, and not a tenth of that
+  assert 20 < rate.value < 100
   for i in range(2, 400):
     rate = estimate(rate, Seen(5 + 0.1 * i, 3 + 10 * i, 1, 5.0), 1.0)
   assert rate.value == pytest.approx(100)
@@ -61,14 +63,25 @@ def test_estimate_is_the_mean_at_first_and_an_exponential_window_later():
   assert estimate(after, Seen(after.time, after.arrived, 9, 0.0), 1.0) == after
 
 
-def test_load_takes_the_smallest_level_that_carries_the_load():
-  controller = make("load", headroom=1.1)
+def test_load_takes_the_smallest_level_at_which_the_queue_has_room_for_the_horizon():
+  controller = make("load", headroom=1.1, horizon=2.0)
   sustained = [PROFILE.throughput(r, within=TARGET / 2) for r in PROFILE.ratios]
   assert sustained == sorted(sustained) and sustained[0] < sustained[-1]
-  for rate in (100, 850, 950, 1100, 1400, 1700, 5000):
-    last = drive(controller, [rate] * 500)[-1]
-    carried = [r for r, t in zip(PROFILE.ratios, sustained, strict=True) if t >= 1.1 * rate]
-    assert last == (carried[0] if carried else 1.0), rate
+  found = set()
+  for rate in (100, 850, 930, 1000, 1100, 1250, 1400, 1700, 5000):
+    last = drive(controller, [rate] * 500, queued=20)[-1]
+    enough = [
+      r
+      for r, t in zip(PROFILE.ratios, sustained, strict=True)
+      if (20 + 2.0 * max(0.0, 1.1 * rate - t)) / t <= TARGET / 2
+    ]
+    assert last == (enough[0] if enough else 1.0), rate
+    found.add(last)
+  assert found == set(PROFILE.ratios)
+  # The longer the horizon, the nearer to a level that carries all of the load.
+  assert drive(make("load", horizon=0.1), [1200] * 500)[-1] < controller.levels[-1]
+  last = drive(make("load", horizon=1e4), [1200] * 500)[-1]
+  assert last == next(r for r, t in zip(PROFILE.ratios, sustained, strict=True) if t >= 1200)
 
 
 def test_load_goes_up_at_once_and_down_by_one_level_a_hold():
@@ -82,9 +95,9 @@ def test_load_goes_up_at_once_and_down_by_one_level_a_hold():
 
 def test_a_long_queue_raises_the_level_at_any_rate():
   controller = make("load")
-  peak = PROFILE.throughput(0.0)
-  assert drive(controller, [10] * 3, queued=int(peak * TARGET / 2))[-1] == 0.0
-  assert drive(controller, [10] * 3, queued=int(peak * TARGET / 2) + 1)[-1] == 0.25
+  room = PROFILE.throughput(0.0, within=TARGET / 2) * TARGET / 2
+  assert drive(controller, [10] * 3, queued=int(room))[-1] == 0.0
+  assert drive(controller, [10] * 3, queued=int(room) + 1)[-1] == 0.25
   assert drive(controller, [10] * 3, queued=10_000)[-1] == 1.0
 
 
@@ -142,6 +155,30 @@ def test_peers_pay_for_a_change():
   assert make("swapping", load_s=0.7).switch_s == 0.7
   assert make("layerwise", load_s=0.8, share=0.25).switch_s == pytest.approx(0.2)
   assert make("load").switch_s == 0
+  # What queues up while a model loads does not load the other one, until `hold` is over.
+  controller = make("swapping", load_s=0.7, hold=2.0)
+  rates = [2000] * 50 + [10] * 400
+  found = drive(controller, rates, queued=100_000)
+  assert found[49] == 1.0
+  quiet = drive(controller, rates, queued=0)
+  down = np.flatnonzero(np.diff(quiet) < 0)
+  assert len(down) == 1 and 200 <= down[0] - 50 <= 350
+  state, arrived = controller.start(), 0
+  for now, queued, expected in [
+    (0.0, 1, 0),
+    (1.0, 9000, 1),
+    (2.9, 9000, 1),
+    (3.1, 0, 1),
+    (4.0, 0, 0),
+  ]:
+    state, ratio = controller.step(state, Seen(now, arrived, queued, 0.0))
+    assert ratio == expected, now
+  state, ratio = controller.step(state, Seen(4.8, arrived, 9000, 0.0))
+  assert ratio == 0
+  state, ratio = controller.step(state, Seen(6.0, arrived, 9000, 0.0))
+  assert ratio == 1
+  with pytest.raises(ValueError, match="switch_s: -1"):
+    make("swapping", load_s=-1)
   with pytest.raises(ValueError, match="two are accepted"):
     serving.create("swapping", PROFILE, target=1.0)
 
@@ -156,7 +193,7 @@ def test_peers_pay_for_a_change():
     (lambda: serving.create("load", PROFILE, target=0.0), "target: 0.0"),
     (lambda: serving.create("oracle", PROFILE, target=1.0), "oracle.*arrivals"),
     (lambda: make("predictive", slow=0.1), "fast < slow"),
-    (lambda: make("fixed", ratio=2.0), "levels"),
+    (lambda: make("fixed", ratio=2.0), "ratio: 2.0"),
   ],
 )
 def test_wrong_settings_are_named(call, message):

@@ -1,4 +1,5 @@
-"""The pictures of a report: accuracy, what goes 4-bit when, bits of layers, unused bits, searches.
+"""The pictures of a report: accuracy, what goes 4-bit when, bits of layers, unused bits, searches,
+serving.
 
 Every function draws arrays into a PNG file, with a PDF file beside it, and returns the path of the
 former. Figures are made without pyplot, so nothing is left in a global registry and no display is
@@ -15,6 +16,7 @@ from flexiq_jax.runs.plots.compare import (
 from flexiq_jax.runs.plots.layers import layer_map, unused_bits
 from flexiq_jax.runs.plots.looks import Look, looks
 from flexiq_jax.runs.plots.search import search_result
+from flexiq_jax.runs.plots.serving import latency_against_rate, load_over_time
 
 __all__ = [
   "Look",
@@ -22,7 +24,9 @@ __all__ = [
   "accuracy_against_ratio",
   "bits_over_budgets",
   "cross_layer_matrix",
+  "latency_against_rate",
   "layer_map",
+  "load_over_time",
   "looks",
   "search_result",
   "spread",

@@ -53,6 +53,14 @@ _LOOKS = {
   "hawq": Look("HAWQ-v3", INDIGO, "h"),
   "quantune": Look("QuantuneV2", PINK, "D"),
   "uniform": Look("uniform", OLIVE, "<"),
+  # Of serving.
+  "load": Look("FlexiQ, by load", BLUE, "o"),
+  "predictive": Look("FlexiQ, by forecast", SKY, "P"),
+  "int8": Look("INT8", BLACK, "X"),
+  "int4": Look("INT4", RED, "s"),
+  "swapping": Look("models swapped", ORANGE, "v"),
+  "layerwise": Look("layer-wise plans", PINK, "D"),
+  "oracle": Look("FlexiQ, oracle", GREEN, "^"),
 }
 
 

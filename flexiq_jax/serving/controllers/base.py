@@ -78,8 +78,8 @@ class Rate(NamedTuple):
 def estimate(rate: Rate, seen: Seen, tau: float) -> Rate:
   """Moves an estimate on to a later reading.
 
-  An exponential window of irregular steps. In the first τ it is the plain mean of what came so far,
-  since the window is not full yet.
+  An exponential window of irregular steps. As long as less than τ has passed since the first
+  reading, the window is that long, though not below τ / 4, in which a few requests say little.
 
   Args:
     rate: the estimate so far.
@@ -92,10 +92,8 @@ def estimate(rate: Rate, seen: Seen, tau: float) -> Rate:
   if passed <= 0:
     return rate
   mean = (seen.arrived - rate.arrived) / passed
-  # The window is as long as the time since the start, up to τ.
-  weight = -math.expm1(-passed / min(tau, seen.now - rate.first))
-  if rate.time == rate.first:
-    weight = 1.0
+  window = min(tau, max(tau / 4, seen.now - rate.first))
+  weight = -math.expm1(-passed / window)
   return Rate(rate.value + weight * (mean - rate.value), seen.now, seen.arrived, rate.first)
 
 
@@ -119,26 +117,29 @@ class Needs:
 
   Attributes:
     levels: ratios, ascending.
-    sustained: for each level, examples a second in batches whose latency leaves room for waiting.
-    peak: for each level, examples a second in whatever batches are the fastest.
+    sustained: T(ρ) of each level, in batches whose latency leaves room for waiting.
     target: seconds within which a request is to be answered.
   """
 
   levels: tuple[float, ...]
   sustained: tuple[float, ...]
-  peak: tuple[float, ...]
   target: float
 
-  def level(self, rate: float, queued: int) -> int:
-    """The first level that carries a load; the last where none does.
+  def level(self, rate: float, queued: int, horizon: float) -> int:
+    """The first level at which nobody waits too long; the last where there is none.
+
+    After `horizon` seconds of a load of `rate`, `queued + (rate - T(ρ)) horizon` examples wait, or
+    none; now it is `queued`. Both are to be worked off within half of the target. So a level need
+    not carry the load at once where the queue has room for the difference.
 
     Args:
-      rate: arrivals that are to be carried, examples a second.
-      queued: examples that wait already: working them off, while more come, may not take longer
-        than the target less one batch.
+      rate: arrivals that are expected, examples a second.
+      queued: examples that wait already.
+      horizon: seconds.
     """
     for i, sustained in enumerate(self.sustained):
-      if sustained >= rate and queued <= self.peak[i] * self.target / 2:
+      backlog = queued + max(0.0, rate - sustained) * horizon
+      if backlog <= sustained * self.target / 2:
         return i
     return len(self.levels) - 1
 
@@ -160,6 +161,5 @@ def needs(profile: Any, levels: tuple[float, ...], target: float, largest: int) 
   return Needs(
     levels=levels,
     sustained=tuple(profile.throughput(r, largest, within=target / 2) for r in levels),
-    peak=tuple(profile.throughput(r, largest) for r in levels),
     target=target,
   )

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flexiq_jax.serving.controllers.base import Seen, check_levels
+from flexiq_jax.serving.controllers.base import Seen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class Fixed:
 
   def __post_init__(self) -> None:
     """Raises ValueError where the ratio is none."""
-    check_levels((self.ratio,))
+    if not 0 <= self.ratio <= 1:
+      raise ValueError(f"ratio: {self.ratio}; a number in 0..1 is accepted")
 
   @property
   def levels(self) -> tuple[float, ...]:

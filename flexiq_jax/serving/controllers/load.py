@@ -1,11 +1,15 @@
-"""The smallest ratio that carries the load: quick up, slow down.
+"""The smallest ratio that keeps the queue short under the present load: quick up, slow down.
 
 FlexiQ raises the ratio with the load; its rule is not known, this one is ours. Before each batch:
 
 1. λ̂ is estimated over the last τ seconds.
-2. The level wanted is the first with T(ρ) >= headroom λ̂ whose batches leave half of the target for
-   waiting, and that works off what is queued in the other half.
+2. The level wanted is the first at which, should `headroom` λ̂ go on for the horizon, nobody waits
+   longer than half of the target (`base.Needs.level`); the other half is for the batch itself.
 3. Up at once, as far as wanted. Down by one level after `hold` seconds in which less was wanted.
+
+With a short horizon the queue takes up much of a peak, which costs time and saves accuracy; with a
+long one the level that carries the whole load is wanted at once. By default it is 2 τ: further
+ahead than that an estimate over τ says little.
 """
 
 import dataclasses
@@ -29,20 +33,22 @@ class Load:
   Attributes:
     needs: what a load needs (see `base.needs`).
     tau: τ, seconds.
-    headroom: how much more than λ̂ is to be carried.
+    horizon: seconds that the load is taken to go on.
+    headroom: how much more than λ̂ is expected.
     hold: seconds of less need before it goes down by one level.
     switch_s: seconds that a change keeps the device; 0 for FlexiQ, whose change is a number.
   """
 
   needs: Needs
   tau: float = 0.5
-  headroom: float = 1.1
+  horizon: float = 1.0
+  headroom: float = 1.0
   hold: float = 0.5
   switch_s: float = 0.0
 
   def __post_init__(self) -> None:
     """Raises ValueError where a setting is not positive."""
-    check_positive(tau=self.tau, headroom=self.headroom, hold=self.hold)
+    check_positive(tau=self.tau, horizon=self.horizon, headroom=self.headroom, hold=self.hold)
 
   @property
   def levels(self) -> tuple[float, ...]:
@@ -56,7 +62,7 @@ class Load:
   def step(self, state: State, seen: Seen) -> tuple[State, float]:
     """The level that the estimate and the queue want."""
     rate = estimate(state.rate, seen, self.tau)
-    wanted = self.needs.level(self.headroom * rate.value, seen.queued)
+    wanted = self.needs.level(self.headroom * rate.value, seen.queued, self.horizon)
     level, since = toward(wanted, state.level, state.since, seen.now, self.hold)
     return State(rate, level, since), self.levels[level]
 

@@ -32,20 +32,21 @@ class Predictive:
     needs: what a load needs (see `base.needs`).
     fast, slow: τ_f and τ_s, seconds.
     ahead: seconds that the forecast looks ahead.
-    headroom, hold, switch_s: as of `load.Load`.
+    horizon, headroom, hold, switch_s: as of `load.Load`.
   """
 
   needs: Needs
   fast: float = 0.5
   slow: float = 2.0
   ahead: float = 0.5
-  headroom: float = 1.1
+  horizon: float = 1.0
+  headroom: float = 1.0
   hold: float = 0.5
   switch_s: float = 0.0
 
   def __post_init__(self) -> None:
     """Raises ValueError where a setting is not positive, or the windows are not in order."""
-    check_positive(fast=self.fast, headroom=self.headroom, hold=self.hold)
+    check_positive(fast=self.fast, horizon=self.horizon, headroom=self.headroom, hold=self.hold)
     if not self.slow > self.fast or self.ahead < 0:
       raise ValueError(
         f"fast, slow, ahead: {self.fast}, {self.slow}, {self.ahead}; fast < slow and ahead >= 0 "
@@ -67,6 +68,6 @@ class Predictive:
     slow = estimate(state.slow, seen, self.slow)
     slope = (fast.value - slow.value) / (self.slow - self.fast)
     rate = fast.value + max(0.0, slope) * (self.fast + self.ahead)
-    wanted = self.needs.level(self.headroom * rate, seen.queued)
+    wanted = self.needs.level(self.headroom * rate, seen.queued, self.horizon)
     level, since = toward(wanted, state.level, state.since, seen.now, self.hold)
     return State(fast, slow, level, since), self.levels[level]

@@ -1,0 +1,186 @@
+"""What the serving experiments share: a profile, accuracy by ratio, batching, and who says so."""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.shared import setup
+from experiments.shared.checks import field, require
+from flexiq_jax import models, serving
+from flexiq_jax.deployment import Runner, artifact
+from flexiq_jax.runs import distributed
+from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.serving import profile as profiles
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+  """A serving config, checked, with what it reads.
+
+  Attributes:
+    config: the config.
+    described: its model.
+    profile: latencies, or None where they are measured when the run starts.
+    batching: how batches are formed.
+    accuracy: top-1 by 4-bit ratio, percent; empty where no run is named.
+    int4: top-1 of uniform INT4 in the same run, None where it has none.
+  """
+
+  config: Any
+  described: setup.Described
+  profile: serving.Profile | None
+  batching: serving.Batching
+  accuracy: Mapping[float, float]
+  int4: float | None
+
+
+def prepare(config, section: str) -> Inputs:
+  """Checks `config.serving` and opens what it names.
+
+  Args:
+    config: of the experiment.
+    section: its own field, that has to be there, too.
+  """
+  check(config, section)
+  part = config.serving
+  profile = None
+  if part.profile != "measure":
+    with field("config.serving.profile"):
+      profile = profiles.read(os.path.expandvars(part.profile)) if part.profile else _modelled(part)
+  elif not Path(os.path.expandvars(part.artifact)).is_dir():
+    raise ValueError(
+      f"config.serving.artifact: {part.artifact!r} is no folder; one that configs/deploy.py "
+      "made is accepted"
+    )
+  with field("config.serving.accuracy"):
+    accuracy, int4 = accuracy_of(part.accuracy, part.method)
+  with field("config.serving", part):
+    batching = serving.Batching(size=part.size, delay=part.delay)
+  return Inputs(
+    config=config,
+    described=setup.describe(config),
+    profile=profile,
+    batching=batching,
+    accuracy=accuracy,
+    int4=int4,
+  )
+
+
+def check(config, section: str) -> None:
+  """Raises ValueError where the fields are missing or out of range."""
+  for name in ("serving", section):
+    require(config, name, f"configs/{section}.py")
+  if distributed.several():
+    raise ValueError(f"config.experiment: {section!r} in several processes; one is accepted")
+  part = config.serving
+  if not part.target > 0:
+    raise ValueError(f"config.serving.target: {part.target}; positive seconds are accepted")
+  if part.queue < part.size:
+    raise ValueError(f"config.serving.queue: {part.queue}; at least size, {part.size}, is accepted")
+
+
+def profile_of(inputs: Inputs, workdir: Workdir) -> serving.Profile:
+  """The profile of a run, measured where it is to be; kept in the workdir."""
+  path = workdir.path / "profile.json"
+  if path.is_file():
+    return profiles.read(path)
+  profile = _measured(inputs) if inputs.profile is None else inputs.profile
+  profiles.write(path, profile)
+  return profile
+
+
+def capacity(inputs: Inputs, profile: serving.Profile) -> float:
+  """What INT8 sustains, requests a second, in batches as the config allows them."""
+  return profile.throughput(profile.ratios[0], inputs.batching.size)
+
+
+def notes(inputs: Inputs, profile: serving.Profile) -> list[str]:
+  """What the figures rest on, for a report."""
+  part = inputs.config.serving
+  lines = [f"Latency: {profile.describe()}."]
+  if profile.source == "estimated":
+    lines.append("The latencies are modelled, so all times here are; no device ran.")
+  lines.append(
+    "All runs are simulated on a virtual clock with the code that the engine decides by. INT4 is "
+    "taken to be as fast as 100 %."
+  )
+  if inputs.accuracy:
+    curve = ", ".join(f"{100 * r:g} %: {a:.2f}" for r, a in sorted(inputs.accuracy.items()))
+    four = "" if inputs.int4 is None else f"; uniform INT4: {inputs.int4:.2f}"
+    lines.append(
+      f"Accuracy: rows `{part.method}` of `{part.accuracy}` ({curve}{four}), linear between ratios."
+    )
+  else:
+    lines.append(
+      "No run is named in `serving.accuracy`: the mean ratio stands for the accuracy that it costs."
+    )
+  return lines
+
+
+def _modelled(part) -> serving.Profile:
+  return serving.modelled(int8=part.int8, gain=part.gain, fixed=part.fixed, sizes=tuple(part.sizes))
+
+
+def _measured(inputs: Inputs) -> serving.Profile:
+  """Latencies of the config's artifact on this device."""
+  part, module = inputs.config.serving, inputs.described.module
+  apply, shapes = models.functional(module)
+  x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
+  with field("config.serving.artifact"):
+    deployed = artifact.load(os.path.expandvars(part.artifact), apply, shapes, x)
+  run = serving.runner_function(Runner(deployed, sizes=tuple(part.sizes)))
+  ratios = tuple(float(r) for r in np.asarray(deployed.levels))
+  return serving.measure(
+    *(run, np.zeros(module.input_shape, np.float32)),
+    **{"sizes": part.sizes, "ratios": ratios, "repeats": part.repeats},
+    model=inputs.config.model,
+  )
+
+
+def accuracy_of(
+  path: str, method: str, *, ends: bool = True
+) -> tuple[dict[float, float], float | None]:
+  """Reads accuracies from a finished run.
+
+  Args:
+    path: its workdir, or its results.csv; "" for none.
+    method: of its rows.
+    ends: whether there have to be rows at 0 % and 100 %.
+
+  Returns:
+    Top-1 by ratio of the method, of the first seed that has it, and that of uniform INT4 or None.
+
+  Raises:
+    FileNotFoundError: there is no such run.
+    ValueError: it has no such rows.
+  """
+  if not path:
+    return {}, None
+  file = Path(os.path.expandvars(path))
+  file = file / "results.csv" if file.is_dir() else file
+  if not file.is_file():
+    raise FileNotFoundError(f"{path!r}: no results.csv there; name the workdir of a finished run")
+  with file.open(newline="") as opened:
+    rows = list(csv.DictReader(opened))
+  curve, methods, int4 = {}, {}, None
+  for row in rows:
+    if not row.get("top1"):
+      continue
+    if row["method"] == "uniform_int4":
+      int4 = float(row["top1"])
+    if row.get("ratio"):
+      methods[row["method"]] = None
+      if row["method"] == method:
+        curve.setdefault(float(row["ratio"]), float(row["top1"]))
+  if not curve or (ends and not {0.0, 1.0} <= curve.keys()):
+    known = ", ".join(methods) or "none"
+    where = " at 0 % and 100 %" if ends else ""
+    raise ValueError(f"{path!r} has no rows of {method!r}{where}; methods with ratios: {known}")
+  return curve, int4

@@ -133,6 +133,10 @@ def _engine(
     used.latencies(levels[0], sizes[-1])
     used.latencies(levels[-1], sizes[-1])
   options = {"ratio": part.ratio} if part.controller == "fixed" else {}
+  chosen = levels if part.controller == "fixed" else gaining(used, levels, sizes[-1], part.gain)
+  if len(chosen) < len(levels):
+    left = ", ".join(f"{100 * r:g} %" for r in levels if r not in chosen)
+    print(f"not chosen, since they gain less than {100 * part.gain:g} %: {left}", flush=True)
   if part.controller == "fixed" and part.ratio not in levels:
     accepted = ", ".join(f"{level:g}" for level in levels)
     raise ValueError(f"config.serve.ratio: {part.ratio}; {accepted} is accepted")
@@ -140,7 +144,7 @@ def _engine(
     controller = serving.create(
       part.controller,
       used,
-      levels=levels,
+      levels=chosen,
       target=part.target,
       largest=sizes[-1],
       **options,
@@ -155,6 +159,24 @@ def _engine(
       example=example,
     )
   return engine, used
+
+
+def gaining(
+  used: serving.Profile, levels: tuple[float, ...], largest: int, gain: float
+) -> tuple[float, ...]:
+  """The lowest level, and each that is faster than the one kept before it.
+
+  Args:
+    used: latencies.
+    levels: ratios, ascending.
+    largest: examples of a batch.
+    gain: share of examples a second that a level has to add.
+  """
+  kept = [levels[0]]
+  for level in levels[1:]:
+    if used.throughput(level, largest) >= (1 + gain) * used.throughput(kept[-1], largest):
+      kept.append(level)
+  return tuple(kept)
 
 
 def _count_examples(engine: Engine) -> collections.Counter[float]:
@@ -215,6 +237,8 @@ def _check(config) -> None:
     )
   if not part.sizes or any(type(n) is not int or n < 1 for n in part.sizes):
     raise ValueError(f"config.serve.sizes: {part.sizes}; positive integers are accepted")
+  if not 0 <= part.gain < 10:
+    raise ValueError(f"config.serve.gain: {part.gain}; a share of at least 0 is accepted")
   for name in ("target", "drain", "delay", "deadline"):
     value, least = part[name], "above" if name == "target" else "of at least"
     if not 0 <= value < 1e6 or (name == "target" and value == 0):

@@ -16,8 +16,9 @@ from PIL import Image
 
 import flexiq_jax as fq
 from configs import serve as serve_config
+from experiments import serve as experiment
 from experiments.server import sources
-from flexiq_jax import deployment, models
+from flexiq_jax import deployment, models, serving
 from flexiq_jax.deployment import artifact
 from flexiq_jax.runs import files
 from flexiq_jax.serving import profile
@@ -135,6 +136,7 @@ def test_without_an_artifact_the_model_is_deployed_once(process, tmp_path):
     ("serve.controller", "oracle", "config.serve.controller: 'oracle'; one of load, predictive"),
     ("serve.sizes", "(0,)", "config.serve.sizes: (1, 4, 0); positive integers"),
     ("serve.target", 0.0, "config.serve.target: 0.0; seconds above 0"),
+    ("serve.gain", -1.0, "config.serve.gain: -1.0; a share of at least 0"),
     ("serve.deadline", -1.0, "config.serve.deadline: -1.0; seconds of at least 0"),
     ("serve.priorities", "(0.0,)", "config.serve.priorities: 0.0; seconds above 0"),
     ("serve.queue", 3, "config.serve.queue: 3; at least the largest of sizes, 4"),
@@ -187,6 +189,15 @@ def test_another_port_takes_the_same_deployed_model():
   assert sources.deployed_at(config) == sources.deployed_at(other)
   other.ratios = (0.0, 1.0)
   assert sources.deployed_at(config) != sources.deployed_at(other)
+
+
+def test_levels_that_gain_nothing_are_not_chosen():
+  levels = (0.0, 0.25, 0.5, 0.75, 1.0)
+  fast = serving.modelled(int8=100.0, gain=2.0, fixed=0.0, sizes=(1, 4), ratios=levels)
+  assert experiment.gaining(fast, levels, 4, 0.05) == levels
+  assert experiment.gaining(fast, levels, 4, 0.2) == (0.0, 0.5, 0.75, 1.0)
+  flat = serving.modelled(int8=100.0, gain=1.0, fixed=0.0, sizes=(1, 4), ratios=levels)
+  assert experiment.gaining(flat, levels, 4, 0.05) == (0.0,)
 
 
 def test_accuracies_come_from_a_table(tmp_path):

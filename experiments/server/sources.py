@@ -121,8 +121,9 @@ def deploying(config) -> Any:
   config = copy.deepcopy(config)
   config.experiment = "deploy"
   config.name = config.name.replace("serve_", "deploy_", 1)
-  for name in ("serve", "limits", "artifact"):
-    del config[name]
+  with config.unlocked():
+    for name in ("serve", "limits", "artifact"):
+      del config[name]
   return config
 
 

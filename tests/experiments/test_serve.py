@@ -184,7 +184,7 @@ def test_photographs_are_resized_though_the_data_set_is_not():
 
 
 def test_another_port_takes_the_same_deployed_model():
-  config, other = serve_config.get_config(), serve_config.get_config()
+  config, other = serve_config.get_config().lock(), serve_config.get_config().lock()
   other.serve.port, other.limits.body = 1, 2
   assert sources.deployed_at(config) == sources.deployed_at(other)
   other.ratios = (0.0, 1.0)

@@ -38,7 +38,7 @@ def run(x, ratio):
   return served.logits(x, ratio)
 
 limits, sock = Limits(batch=8), bind("127.0.0.1", 0)
-engine = served.engine(run, controller=controller, on=profile, queue=128)
+engine = served.engine(run, controller=controller, on=profile, queue=128, target=0.3)
 app = create_app(engine, served.MODEL, limits=limits)
 ready = lambda: print(sock.getsockname()[1], flush=True)
 Listening(app=app, engine=engine, sock=sock, limits=limits, ready=ready).run()
@@ -148,9 +148,9 @@ def test_every_request_is_answered_once():
 def test_control_carries_what_eight_bits_do_not(capsys):
   """SUSTAINED_SECONDS=600 makes it ten minutes."""
   seconds = float(os.environ.get("SUSTAINED_SECONDS", "40"))
-  found, hurried, broken, counted = sustain("load", 120.0, seconds)
+  found, hurried, broken, counted = sustain("load", 60.0, seconds)
   by = check(found, hurried, broken, counted, seconds)
-  alone, *_ = sustain("fixed", 120.0, min(seconds, 40.0), trouble=False)
+  alone, *_ = sustain("fixed", 60.0, min(seconds, 40.0), trouble=False)
   p90 = lambda e: np.percentile([x.done - x.intended for x in e if x.status == 200], 90)
   with capsys.disabled():
     print(f"\n{seconds:g} s: {dict(by)}; server: {counted}")

@@ -82,14 +82,22 @@ def request(x, **parameters) -> dict:
 
 
 def engine(
-  run=logits, *, controller="fixed", size=8, queue=64, on=PROFILE, shape=SHAPE, **options
+  run=logits,
+  *,
+  controller="fixed",
+  size=8,
+  queue=64,
+  on=PROFILE,
+  shape=SHAPE,
+  target=0.1,
+  **options,
 ) -> Engine:
   """An engine on the stand-in."""
   if controller == "fixed":
     options = {"ratio": 0.0} | options
   return Engine(
     run,
-    create(controller, on, target=0.1, largest=size, **options),
+    create(controller, on, target=target, largest=size, **options),
     profile=on,
     batching=Batching(size=size),
     queue=queue,

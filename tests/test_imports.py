@@ -63,6 +63,7 @@ OURS = {
   "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.models", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deployment", "flexiq_jax.runs"),
   "flexiq_jax.serving.server": ("flexiq_jax.serving",),
+  "flexiq_jax.serving.replicas": (),
 }
 
 # Module or package -> the only packages outside the standard library that it may import.

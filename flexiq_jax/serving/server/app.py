@@ -28,16 +28,19 @@ def create_app(
   told: Shown | None = None,
   priorities: tuple[float, ...] = (),
   deadline: float | None = None,
+  lives: bool = False,
 ) -> Starlette:
   """Makes the application.
 
   Args:
-    engine: answers batches; whoever starts it stops it. Its hook `on_batch` is taken.
+    engine: answers batches; whoever starts it stops it (see `lives`). Its hook `on_batch` is taken.
     model: what it computes.
     limits: on requests.
     told: what the live page is told, and whether it may hold the ratio.
     priorities: seconds to the deadline of requests of priority 1, 2, ...
     deadline: seconds for all others; None is no deadline.
+    lives: whether the application's own start and end are the engine's, as under a server that is
+      not `Listening`.
 
   Raises:
     ValueError: a deadline that is not positive.
@@ -80,11 +83,15 @@ def create_app(
         page.sample()
         await asyncio.sleep(live.PERIOD)
 
+    if lives:
+      await engine.start()
     sampling = asyncio.create_task(sample())
     try:
       yield
     finally:
       sampling.cancel()
+      if lives:
+        await engine.stop()
       workers.shutdown(wait=False, cancel_futures=True)
 
   return Starlette(

@@ -46,6 +46,7 @@ class Connection(asyncio.Protocol):
     self._answer: asyncio.Future[tuple[int, bytes]] | None = None
     self._transport: Any = None
     self.unasked = 0  # bytes that no request asked for
+    self.ended = asyncio.Event()
 
   def connection_made(self, transport: asyncio.BaseTransport) -> None:
     """Keeps the transport."""
@@ -54,6 +55,7 @@ class Connection(asyncio.Protocol):
   def connection_lost(self, exc: Exception | None) -> None:
     """Whoever waits gets status 0."""
     self.closed = True
+    self.ended.set()
     if self._answer is not None and not self._answer.done():
       self._answer.set_result((0, b""))
 
@@ -98,6 +100,7 @@ class Pool:
     """Connects when asked."""
     self._port, self.unasked = port, 0
     self._idle: collections.deque[Connection] = collections.deque()
+    self._all: set[Connection] = set()
 
   async def ask(self, request: bytes, patience: float | None = None) -> tuple[int, bytes]:
     """Sends a request on a free connection.
@@ -115,6 +118,7 @@ class Pool:
         _, connection = await loop.create_connection(Connection, "127.0.0.1", self._port)
       except OSError:
         return 0, b""
+      self._all.add(connection)
     try:
       async with asyncio.timeout(patience):
         answer = await connection.ask(request)
@@ -122,14 +126,18 @@ class Pool:
       connection.close()
       return -1, b""
     self.unasked += connection.unasked
-    if not connection.closed:
+    if connection.closed:
+      self._all = {c for c in self._all if not c.ended.is_set()}
+    else:
       self._idle.append(connection)
     return answer
 
-  def close(self) -> None:
-    """Closes what is idle."""
-    while self._idle:
-      self._idle.pop().close()
+  async def close(self) -> None:
+    """Closes all connections."""
+    for connection in self._all:
+      connection.close()
+    for connection in self._all:
+      await connection.ended.wait()
 
 
 def post(path: str, body: bytes, **headers: str) -> bytes:
@@ -177,7 +185,7 @@ async def open_loop(
       await asyncio.sleep(left)
     tasks.append(asyncio.create_task(one(number)))
   found = list(await asyncio.gather(*tasks))
-  pool.close()
+  await pool.close()
   if pool.unasked:
     raise RuntimeError(f"{pool.unasked} bytes came that no request asked for")
   return found
@@ -198,5 +206,5 @@ async def closed_loop(port: int, request: bytes, clients: int, seconds: float) -
       answered += status == 200
 
   await asyncio.gather(*(client() for _ in range(clients)))
-  pool.close()
+  await pool.close()
   return answered, time.perf_counter() - start

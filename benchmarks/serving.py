@@ -14,8 +14,9 @@ One small deployed model (the digits' MobileNet, random weights), one request an
 
 Latency: an open loop at a fixed rate of Poisson arrivals, from each request's intended time to its
 answer; all ways take turns, figures are medians of rounds. Throughput: clients that send again as
-soon as they are answered. LitServe forms batches as large as ours may be; of its waiting times
-0 and 5 ms the better one counts.
+soon as they are answered; beside it the CPU time of all the server's processes for one answer, in
+which other processes on the machine show less. LitServe forms batches as large as ours may be; of
+its waiting times 0 and 5 ms the better one counts.
 """
 
 import argparse
@@ -90,8 +91,10 @@ def serve_ours(folder: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def running(way: str, folder: pathlib.Path, wait: float = 0.0) -> Generator[int, None, None]:
-  """A server in a process of its own; its port."""
+def running(
+  way: str, folder: pathlib.Path, wait: float = 0.0
+) -> Generator[tuple[int, int], None, None]:
+  """A server in a process of its own; its port and its process group."""
   with socket.create_server(("127.0.0.1", 0)) as sock:
     port = sock.getsockname()[1]
   arguments = ["--serve", way, "--artifact", str(folder), "--port", str(port), "--wait", str(wait)]
@@ -104,7 +107,7 @@ def running(way: str, folder: pathlib.Path, wait: float = 0.0) -> Generator[int,
   path = "/v2/health/ready" if way == "ours" else "/health"
   try:
     _wait_for(other, port, path)
-    yield port
+    yield port, other.pid
   finally:
     # All of its processes: LitServe starts several.
     with contextlib.suppress(ProcessLookupError):
@@ -129,6 +132,17 @@ def _wait_for(other: subprocess.Popen, port: int, path: str, seconds: float = 18
       if connection.getresponse().status == 200:
         return
   raise RuntimeError(f"no server within {seconds} s")
+
+
+def cpu_seconds(group: int) -> float:
+  """CPU time so far of all processes of a group that still run; nan off Linux."""
+  found, tick = float("nan"), os.sysconf("SC_CLK_TCK")
+  for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError):
+      fields = path.read_text().rpartition(")")[2].split()
+      if int(fields[2]) == group:
+        found = np.nansum([found, (int(fields[11]) + int(fields[12])) / tick])
+  return float(found)
 
 
 def requests() -> dict[str, bytes]:
@@ -200,16 +214,24 @@ async def latencies(ports: dict[str, int], runner, times: np.ndarray, rounds: in
   return result
 
 
-def throughput(ports: dict[str, int], clients: int, seconds: float, rounds: int) -> dict:
-  """Answers a second of all ways, medians over rounds in which they take turns."""
-  asked, found = requests(), {way: [] for way in ports}
+def throughput(
+  servers: dict[str, tuple[int, int]], clients: int, seconds: float, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+  """Answers a second of all ways, and CPU milliseconds of an answer in the server's processes.
+
+  Medians over rounds in which they take turns.
+  """
+  asked, rates, costs = requests(), {way: [] for way in servers}, {way: [] for way in servers}
   for _ in range(rounds):
-    for way, port in ports.items():
+    for way, (port, group) in servers.items():
+      before = cpu_seconds(group)
       answered, took = asyncio.run(
         http_client.closed_loop(port, asked[way.partition(" ")[0]], clients, seconds)
       )
-      found[way].append(answered / took)
-  return {way: statistics.median(rates) for way, rates in found.items()}
+      rates[way].append(answered / took)
+      costs[way].append(1e3 * (cpu_seconds(group) - before) / max(1, answered))
+  median = lambda found: {way: statistics.median(values) for way, values in found.items()}
+  return median(rates), median(costs)
 
 
 def peer() -> str | None:
@@ -235,16 +257,17 @@ def measure(*, rate: float, seconds: float, rounds: int, clients: int) -> dict:
     make(folder)
     runner = load(folder)
     ours = stack.enter_context(running("ours", folder))
-    ports = {"server": ours, "json": ours}
-    rates, waits = {}, () if missing else WAITS
+    servers = {"server": ours, "json": ours}
+    waits = () if missing else WAITS
     several = {f"litserve {1e3 * wait:g} ms": wait for wait in waits}
     others = {
       way: stack.enter_context(running("litserve", folder, w)) for way, w in several.items()
     }
-    rates = throughput(ports | others, clients, seconds, rounds)
+    rates, costs = throughput(servers | others, clients, seconds, rounds)
     best = max(others, key=lambda way: rates[way], default=None)
     if best is not None:
-      ports["litserve"] = others[best]
+      servers["litserve"] = others[best]
+    ports = {way: port for way, (port, _) in servers.items()}
     found = asyncio.run(latencies(ports, runner, times, rounds))
   result = {
     "environment": process.describe(),
@@ -254,11 +277,14 @@ def measure(*, rate: float, seconds: float, rounds: int, clients: int) -> dict:
       way: found[way]["p50"] - found["runner"]["p50"] for way in ("engine", *ports)
     },
     "throughput, requests a second": rates,
+    "CPU of a request, ms": costs,
   }
   if missing:
     return result | {"skipped": missing}
-  slowest = max(rates[way] for way in others)
-  return result | {"throughput over litserve": rates["json"] / slowest}
+  return result | {
+    "throughput over litserve": rates["json"] / max(rates[way] for way in others),
+    "CPU of a request over litserve": costs["json"] / min(costs[way] for way in others),
+  }
 
 
 def main() -> None:

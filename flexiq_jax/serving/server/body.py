@@ -33,7 +33,7 @@ async def read(request: Request, limits: Limits, held: Held) -> bytes:
     accepted = ", ".join(("identity", *_WINDOWS))
     raise Refused(415, f"Content-Encoding: {shown(encoding)}; {accepted} are accepted")
   announced = request.headers.get("content-length", "")
-  length = int(announced) if announced.isdigit() and len(announced) < 16 else None
+  length = int(announced) if announced.isdecimal() and len(announced) < 16 else None
   if (announced and length is None) or (length or 0) > limits.body:
     raise _too_long(limits, f"Content-Length {shown(announced)}")
   held.add(length or 0)

@@ -112,6 +112,7 @@ class Listening:
       backlog=_BACKLOG,
       log_config=None,
       access_log=False,
+      proxy_headers=False,
       server_header=False,
       date_header=False,
       timeout_keep_alive=max(1, round(limits.idle_seconds)),

@@ -25,7 +25,7 @@ _SECONDS = (
   *(0.15, 0.25, 0.4, 0.6, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-OUTCOMES = ("answered", "refused", "overloaded", "late", "stopping", "failed", "gone")
+OUTCOMES = ("answered", "refused", "overloaded", "late", "unavailable", "failed", "gone")
 KINDS = ("infer", "classify")
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 

@@ -24,7 +24,8 @@ from flexiq_jax.serving.server.refusals import Refused, shown
 from flexiq_jax.serving.server.service import Service, json, route, timings
 
 EXTENSIONS = ("binary_tensor_data", "classification", "parameters", "schedule_policy")
-_SMALL = 64 * 1024  # bytes of JSON that the event loop reads itself
+# What the event loop reads itself, a millisecond or less; the rest goes to a worker thread.
+_TEXT, _BYTES = 64 * 1024, 1024 * 1024
 
 
 def routes(service: Service, version: str) -> list[Route]:
@@ -59,7 +60,8 @@ def routes(service: Service, version: str) -> list[Route]:
     content = await body.read(request, service.limits, held)
     arguments = (content, request.headers.get(codec.LENGTH), model, service.limits.batch)
     header = request.headers.get(codec.LENGTH, "")
-    large = len(content) > _SMALL and not (header.isdigit() and int(header[:12]) <= _SMALL)
+    text = int(header[:12]) if header.isdecimal() else len(content)
+    large = min(text, len(content)) > _TEXT or len(content) > _BYTES
     parsed, x = await service.decode(_read, *arguments) if large else _read(*arguments)
     seconds = deadline(parsed.parameters, service.priorities)
     codec.require_outputs(parsed, (model.output,))

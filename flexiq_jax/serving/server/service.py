@@ -34,7 +34,7 @@ from flexiq_jax.serving.server.refusals import Refused
 R = TypeVar("R")
 _LOG = logging.getLogger(__name__)
 _GONE = 499  # of a client that hung up, as nginx counts it; nobody reads the response
-_OUTCOMES = {429: "overloaded", 503: "stopping", 504: "late", 500: "failed", _GONE: "gone"}
+_OUTCOMES = {429: "overloaded", 503: "unavailable", 504: "late", 500: "failed", _GONE: "gone"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

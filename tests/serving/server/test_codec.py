@@ -121,6 +121,7 @@ BAD = [
   (b'{"inputs": ' + b"[" * 100_000, None, "no inference request"),
   (b"{}", None, "missing required field `inputs`"),
   (b"{}", "-1", "'-1'; a number of bytes"),
+  (b"{}", "²", "'²'; a number of bytes"),
   (b"{}", "3", "3, but the body has 2 bytes"),
   (b"{}", "9" * 400, "a number of bytes"),
   (*body(tensor([0, 0, 0, 0]), raw=b"xy"), "2 bytes behind the JSON part"),

@@ -115,6 +115,21 @@ def test_refusals(client, method, path, content, status, text):
   assert client.infer(X).status == 200
 
 
+@pytest.mark.parametrize("length", ["\xb2", "9" * 50, "", "0x1"])
+def test_wrong_lengths_of_large_bodies(client, length):
+  reply = client.post(PATH, b" " * 90_000, {codec.LENGTH: length})
+  assert reply.status == 400
+
+
+def test_large_bodies_are_read_in_a_worker():
+  """More JSON than the event loop reads itself."""
+  with served() as client:
+    content = json.dumps(request(X)).encode() + b" " * 100_000
+    reply = client.post(PATH, content)
+    y = np.float32(reply.json["outputs"][0]["data"]).reshape(2, 3)
+    np.testing.assert_array_equal(y, logits(X, 0.0))
+
+
 def test_deadlines(client):
   assert client.infer(X, timeout=5_000_000).status == 200
   assert client.infer(X, timeout=1).status == 504

@@ -224,8 +224,8 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
   return config
 
 
-def serving(name: str, of: str, small: bool) -> config_dict.ConfigDict:
-  """A serving experiment with the model of another config.
+def of_other(name: str, of: str, small: bool) -> config_dict.ConfigDict:
+  """An experiment with the model of another config.
 
   Args:
     name: of the experiment.
@@ -238,6 +238,12 @@ def serving(name: str, of: str, small: bool) -> config_dict.ConfigDict:
     raise ValueError(f"config argument of={of!r}: there is no configs/{of}.py") from None
   config.experiment = name
   config.name = f"{name}_{of}" + ("_runlocal" if small else "")
+  return config
+
+
+def serving(name: str, of: str, small: bool) -> config_dict.ConfigDict:
+  """A serving experiment; arguments as of `of_other`."""
+  config = of_other(name, of, small)
   config.serving = config_dict.create(
     # Latencies: a profile's file; `measure` times the artifact's model here, `repeats` batches at
     # each size and ratio; "" models them: INT8 runs `int8` requests a second in its largest

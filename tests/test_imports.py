@@ -106,6 +106,16 @@ FRONTS = {
   "flexiq_jax.search": ("evolution", "gram"),
   "flexiq_jax.search.evolution": (),
   "flexiq_jax.search.gram": (),
+  "flexiq_jax.serving": (
+    "batching",
+    "npu",
+    "profile",
+    "records",
+    "replicas",
+    "server",
+    "workloads",
+  ),
+  "flexiq_jax.serving.controllers": (),
   "flexiq_jax.serving.server": (),
   "flexiq_jax.training": ("classification", "loop"),
 }

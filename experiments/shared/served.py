@@ -54,7 +54,7 @@ def prepare(config, section: str) -> Inputs:
   if part.profile != "measure":
     with field("config.serving.profile"):
       profile = profiles.read(os.path.expandvars(part.profile)) if part.profile else _modelled(part)
-  elif not Path(os.path.expandvars(part.artifact)).is_dir():
+  elif not part.artifact or not Path(os.path.expandvars(part.artifact)).is_dir():
     raise ValueError(
       f"config.serving.artifact: {part.artifact!r} is no folder; one that configs/deploy.py "
       "made is accepted"

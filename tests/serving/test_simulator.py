@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.serving_events import event_by_event
 from flexiq_jax import serving
 from flexiq_jax.serving import records, workloads
-from tests.serving.engines_for_test import event_by_event
 
 PROFILE = serving.modelled(int8=100, gain=1.6, fixed=0.02, sizes=(1, 2, 4, 8))
 TARGET = 0.3

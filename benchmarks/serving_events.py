@@ -1,15 +1,34 @@
-"""A slow, plain engine on a virtual clock, written by its own rules: one event at a time."""
+"""A plain engine on a virtual clock, one event at a time: the simulator's oracle, and its peer."""
 
 import math
 
 import numpy as np
 
-from flexiq_jax.serving import batching, records
+from flexiq_jax.serving import Batching, Controller, Profile, batching, records
 from flexiq_jax.serving.controllers import Seen
 
 
-def event_by_event(arrivals, controller, profile, settings, bound, deadline):
-  """What `simulate` computes: ratio, start, finish, outcome and batch of each request."""
+def event_by_event(
+  arrivals: np.ndarray,
+  controller: Controller,
+  profile: Profile,
+  settings: Batching,
+  bound: int,
+  deadline: float | None,
+) -> tuple[np.ndarray, ...]:
+  """What `simulate` computes, with a list as its queue.
+
+  Args:
+    arrivals: float64 `[N]`, seconds.
+    controller: of the ratio.
+    profile: latencies.
+    settings: of batching.
+    bound: most requests that wait.
+    deadline: seconds from arrival, or None.
+
+  Returns:
+    Ratio, start, finish, outcome and batch of each request, all `[N]`.
+  """
   n = len(arrivals)
   ratio, start, finish = np.full(n, np.nan), np.full(n, np.nan), np.array(arrivals, float)
   outcome, batch = np.full(n, records.REFUSED), np.full(n, -1)

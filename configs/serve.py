@@ -55,9 +55,10 @@ def get_config(arg=None):
     # Whether the page may hold the ratio by hand.
     hold=False,
     # Files: a latency profile ("": measured at the start), a results.csv with accuracies ("": the
-    # artifact's own run), and names of the classes, one a line.
+    # artifact's own run) and the method of its rows, and names of the classes, one a line.
     profile="",
     accuracies="",
+    method="deployed",
     classes="",
     # Seconds that what waits may take at the end.
     drain=30.0,

@@ -57,7 +57,7 @@ def run(inputs: Sources, workdir: Workdir, command: str) -> Path:
   engine, used = _engine(inputs, workdir, runner, levels)
   known = inputs.accuracies
   if not known and (folder.parent / "results.csv").is_file():
-    known = sources.accuracies(folder.parent / "results.csv")
+    known = sources.accuracies(folder.parent / "results.csv", config.serve.method)
   prepared = sources.preprocessing(inputs.described)
   part = config.serve
   served = server.Model(

@@ -1,14 +1,13 @@
 """What a server reads: an artifact and its run, a profile, accuracies, names of classes."""
 
 import copy
-import csv
 import dataclasses
 import socket
 from pathlib import Path
 from typing import Any
 
 from experiments import curve
-from experiments.shared import checks, setup
+from experiments.shared import checks, served, setup
 from experiments.shared.checks import field
 from flexiq_jax import data, models, serving
 from flexiq_jax.deployment import artifact
@@ -67,7 +66,7 @@ def open_all(config) -> Sources:
   if table is None and folder is not None and (folder.parent / "results.csv").is_file():
     table = folder.parent / "results.csv"
   with field("config.serve.accuracies"):
-    known = accuracies(table) if table is not None else {}
+    known = accuracies(table, part.method) if table is not None else {}
   with field("config.serve.classes"):
     names = class_names(part.classes, described.module.num_classes)
   made = curve.prepare(deploying(own)) if folder is None else None
@@ -141,24 +140,14 @@ def preprocessing(described: setup.Described) -> data.Preprocess:
   return dataclasses.replace(found, resize=found.resize or spec.resize or found.crop)
 
 
-def accuracies(path: Path) -> dict[float, float]:
-  """Top-1 in % by ratio from a run's `results.csv`.
-
-  Rows of the deployed model count before those of a run's own order, which stand first.
+def accuracies(path: Path, method: str) -> dict[float, float]:
+  """Top-1 in % by ratio of a run's rows of one method.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it has no accuracies by ratio.
+    FileNotFoundError: there is no such run.
+    ValueError: it has no such rows.
   """
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: no such file")
-  with path.open(newline="") as file:
-    rows = [r for r in csv.DictReader(file) if r.get("ratio") and r.get("top1")]
-  methods = [r["method"] for r in rows]
-  if not methods:
-    raise ValueError(f"{path} has no rows with ratio and top1")
-  method = "deployed" if "deployed" in methods else methods[0]
-  return {float(r["ratio"]): float(r["top1"]) for r in rows if r["method"] == method}
+  return served.accuracy_of(str(path), method, ends=False)[0]
 
 
 def class_names(path: str, classes: int) -> tuple[str, ...]:

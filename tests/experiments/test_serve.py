@@ -141,7 +141,8 @@ def test_without_an_artifact_the_model_is_deployed_once(process, tmp_path):
     ("serve.priorities", "(0.0,)", "config.serve.priorities: 0.0; seconds above 0"),
     ("serve.queue", 3, "config.serve.queue: 3; at least the largest of sizes, 4"),
     ("serve.profile", "/no/where.json", "config.serve.profile: "),
-    ("serve.accuracies", "/no/where.csv", "config.serve.accuracies: /no/where.csv: no such file"),
+    ("serve.accuracies", "/no/where.csv", "config.serve.accuracies: '/no/where.csv': no"),
+    ("serve.method", "gram", "methods with ratios: deployed"),
     ("serve.classes", "/no/where.txt", "config.serve.classes: /no/where.txt: no such file"),
     ("limits.pixels", 0, "config.limits.pixels: 0; a positive integer"),
   ],
@@ -198,17 +199,6 @@ def test_levels_that_gain_nothing_are_not_chosen():
   assert experiment.gaining(fast, levels, 4, 0.2) == (0.0, 0.5, 0.75, 1.0)
   flat = serving.modelled(int8=100.0, gain=1.0, fixed=0.0, sizes=(1, 4), ratios=levels)
   assert experiment.gaining(flat, levels, 4, 0.05) == (0.0,)
-
-
-def test_accuracies_come_from_a_table(tmp_path):
-  path = tmp_path / "results.csv"
-  path.write_text("method,ratio,top1\nfloat,,90\nflexiq_gram,0.0,80\nflexiq_gram,1.0,70\nb,0.0,1\n")
-  assert sources.accuracies(path) == {0.0: 80.0, 1.0: 70.0}
-  path.write_text(path.read_text() + "deployed,0.0,81\n")
-  assert sources.accuracies(path) == {0.0: 81.0}
-  path.write_text("method,ratio,top1\nfloat,,90\n")
-  with pytest.raises(ValueError, match="no rows with ratio and top1"):
-    sources.accuracies(path)
 
 
 def test_class_names_are_one_a_line(tmp_path):

@@ -55,7 +55,7 @@ def create_app(
   def on_batch(record: Any) -> None:
     counted.batch(record)
     if record.outcome == "answered":
-      page.window.add(record.ratio, record.size)
+      page.add(record.ratio, record.size)
 
   engine.on_batch = on_batch
   counted.gauge("ratio", "The present 4-bit ratio", lambda: engine.state().ratio)

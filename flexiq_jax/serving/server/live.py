@@ -1,7 +1,8 @@
 """What the live page shows: the present state, and what it was in the last minutes.
 
 The engine's own figures are of its last window. Effective accuracy is the mean, over the examples
-that were computed in the last seconds, of the model's accuracy at the ratio that they got.
+that were computed in the last seconds, of the model's accuracy at the ratio that they got. The
+history's ratio is the mean over those of the last second.
 """
 
 import collections
@@ -76,14 +77,19 @@ class Live:
       shown: further facts.
     """
     self._engine, self._model, self.shown = engine, model, shown
-    self.window = Window()
+    self._window, self._recent = Window(), Window(2 * PERIOD)
     self.held: float | None = None
     self._points: collections.deque[dict] = collections.deque(maxlen=POINTS)
     self._number = 0
 
+  def add(self, ratio: float, count: int) -> None:
+    """Adds a batch that was computed now."""
+    self._window.add(ratio, count)
+    self._recent.add(ratio, count)
+
   def accuracy(self) -> float | None:
     """Effective top-1 in % of the last seconds; at rest that of the present ratio."""
-    found = self.window.mean(self._model.accuracy)
+    found = self._window.mean(self._model.accuracy)
     return found if found is not None else self._model.accuracy(self._engine.state().ratio)
 
   def hold(self, ratio: float | None) -> None:
@@ -93,14 +99,14 @@ class Live:
 
   def sample(self) -> None:
     """Adds a point to the history."""
-    state = self._engine.state()
+    state, mean = self._engine.state(), self._recent.mean(float)
     self._number += 1
     self._points.append(
       {
         "n": self._number,
         "time": round(time.time(), 2),
         "arrivals": round(state.arrivals, 2),
-        "ratio": state.ratio,
+        "ratio": state.ratio if mean is None else round(mean, 4),
         "queued": state.queued,
         "accuracy": self.accuracy(),
         **{name: getattr(state, name) for name in ("p50", "p90", "p99")},

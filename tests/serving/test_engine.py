@@ -435,7 +435,9 @@ def test_storm_every_request_ends_once():
   run(scenario, controller=serving.create("load", PROFILE, target=0.1))
 
 
-LONG = serving.modelled(int8=150, gain=1.6, fixed=0.06, sizes=(1, 2, 4, 8, 16, 32))
+# Slow, so that a busy machine, which wakes sleepers milliseconds late, is no large part of it.
+LONG = serving.modelled(int8=75, gain=1.6, fixed=0.12, sizes=(1, 2, 4, 8, 16, 32))
+GOAL = 1.6
 
 
 def live_and_simulated(times, **settings):
@@ -443,7 +445,7 @@ def live_and_simulated(times, **settings):
   parts = {"profile": LONG, "batching": serving.Batching(size=32), "queue": 256}
 
   def controller():
-    return serving.create("load", LONG, target=0.8)
+    return serving.create("load", LONG, target=GOAL)
 
   async def main():
     device = serving.stand_in(LONG)
@@ -459,7 +461,7 @@ def live_and_simulated(times, **settings):
 def agree(live, simulated, within, share):
   """Median and p90 within a share of each other, and the ratio within one level for most of it."""
   assert (live.outcome != records.PENDING).all()
-  one, two = (serving.summary(r, target=0.8) for r in (live, simulated))
+  one, two = (serving.summary(r, target=GOAL) for r in (live, simulated))
   for name in ("median", "p90"):
     assert one[name] == pytest.approx(two[name], rel=within), (one, two)
   moments = np.arange(0.5, live.arrival[-1], 0.02)
@@ -476,14 +478,14 @@ def agree(live, simulated, within, share):
 
 def waves(seconds):
   """Quiet, above the capacity at 0 %, quiet."""
-  quiet, loud = workloads.poisson(60, seconds, 0), workloads.poisson(190, seconds, 1)
-  return np.concatenate([quiet, seconds + loud, 2 * seconds + workloads.poisson(60, seconds, 2)])
+  quiet, loud = workloads.poisson(30, seconds, 0), workloads.poisson(95, seconds, 1)
+  return np.concatenate([quiet, seconds + loud, 2 * seconds + workloads.poisson(30, seconds, 2)])
 
 
 def test_the_live_engine_is_near_the_simulator():
-  agree(*live_and_simulated(waves(1.2)), within=0.2, share=0.8)
+  agree(*live_and_simulated(waves(2.5)), within=0.2, share=0.8)
 
 
 @pytest.mark.slow
 def test_the_live_engine_is_what_the_simulator_says():
-  agree(*live_and_simulated(waves(20.0)), within=0.05, share=0.95)
+  agree(*live_and_simulated(waves(30.0)), within=0.05, share=0.95)

@@ -19,8 +19,8 @@ TIGHT = Limits(
   body=10_000,
   memory=25_000,
   connections=20,
-  header_seconds=0.4,
-  body_seconds=0.4,
+  header_seconds=0.8,
+  body_seconds=0.8,
   idle_seconds=1.0,
 )
 
@@ -86,7 +86,7 @@ def test_bodies_that_do_not_come_are_not_waited_for(client):
   with open_socket(client) as sock:
     sock.sendall(head(100) + b"x" * 10)
     reply = read_all(sock)
-    assert b" 408 " in reply and b"10 bytes in 0.4 s" in reply
+    assert b" 408 " in reply and b"10 bytes in 0.8 s" in reply
 
 
 def test_truncated_bodies_of_clients_that_hang_up(client):

@@ -11,7 +11,10 @@
 import importlib
 from types import ModuleType
 
-EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "table", "fig8", "fig9", "npu")
+EXPERIMENTS = (
+  *("curve", "ablation", "compare", "deploy", "serve", "table"),
+  *("fig8", "fig9", "npu"),
+)
 
 
 def job(name: str) -> ModuleType:

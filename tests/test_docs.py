@@ -66,7 +66,8 @@ def known_fields() -> frozenset[str]:
       if hasattr(value, "items"):
         walk(value, f"{front}{name}.")
 
-  for name in ("digits", "ablation", "compare_cifar10", "deploy", "fig8", "fig9", "npu"):
+  jobs = ("digits", "ablation", "compare_cifar10", "deploy", "serve", "fig8", "fig9", "npu")
+  for name in jobs:
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     walk(module.get_config(), "")
   return frozenset(found)

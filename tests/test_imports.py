@@ -65,6 +65,8 @@ OURS = {
   ),
   "flexiq_jax.deployment": (*_MODEL, "flexiq_jax.kernels", "flexiq_jax.models", "flexiq_jax.runs"),
   "flexiq_jax.serving": ("flexiq_jax.deployment", "flexiq_jax.runs"),
+  "flexiq_jax.serving.server": ("flexiq_jax.serving",),
+  "flexiq_jax.serving.replicas": (),
 }
 
 # Module or package -> the only packages outside the standard library that it may import.
@@ -76,6 +78,10 @@ OUTSIDE = {
   "flexiq_jax.graph": ("flax", "jax", "numpy"),
   "flexiq_jax.kernels": ("flax", "jax", "numpy"),
   "flexiq_jax.methods.program": ("numpy", "scipy"),
+  "flexiq_jax.serving.server": (
+    *("numpy", "ml_dtypes", "msgspec", "PIL", "prometheus_client", "python_multipart"),
+    *("starlette", "uvicorn", "uvloop"),
+  ),
 }
 
 # Functions of the package take plain arguments; torch is an oracle of tests.
@@ -113,6 +119,7 @@ FRONTS = {
     "workloads",
   ),
   "flexiq_jax.serving.controllers": (),
+  "flexiq_jax.serving.server": (),
   "flexiq_jax.training": ("classification", "loop"),
 }
 # Not asked: tests look inside.

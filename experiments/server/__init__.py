@@ -1,0 +1,1 @@
+"""What the experiment `serve` reads, and how its model comes about."""

@@ -12,6 +12,8 @@ import importlib
 from types import ModuleType
 
 EXPERIMENTS = ("curve", "ablation", "compare", "deploy", "table")
+# Not a run but many of them; its functions take other arguments (see sweep.py).
+SWEEP = "sweep"
 
 
 def job(name: str) -> ModuleType:

@@ -2,8 +2,8 @@
 
 What a sweep has in its folder: `NAME/`, the workdir of each cell with its log; `results.csv`, the
 rows of all cells (see `flexiq_jax.runs.sweeps.collect`); `report.md` and `tables.tex`. The same
-command goes on where it was stopped. Unlike a run, it does not hold its folder: several starts, with
-any executor, may share the work.
+command goes on where it was stopped. Unlike a run, it does not hold its folder: several starts,
+with any executor, may share the work.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from experiments.shared.checks import field, require
 from experiments.sweeps import tables as drawn
@@ -104,13 +106,11 @@ def report(config, cells: Sequence[Cell], folder: Path, command: str) -> Path:
   if counts:
     body = [[", ".join(names), why] for why, names in counts.items()]
     parts.append(tables.markdown_table(["cells without rows", "why"], body, left=2))
-  parts.append(
-    "All rows, each with its config, commit, device and versions: [results.csv](results.csv)."
-  )
+  parts.append("All rows, with config, commit, device and versions: [results.csv](results.csv).")
   return files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 
 
-def _planned(config, folder: Path) -> tuple[list[Cell], object, object]:
+def _planned(config, folder: Path) -> tuple[list[Cell], ModuleType, Any]:
   """Cells with better estimates and what the executor lacks, the executor and its settings."""
   require(config, "sweep", "configs/table2.py")
   with field("config"):

@@ -1,4 +1,4 @@
-"""Base configs of a sweep: reading their files, setting fields, and the command that does the same."""
+"""Base configs of a sweep: reading their files, setting fields, and the same as a command."""
 
 import difflib
 import functools
@@ -48,10 +48,8 @@ def with_fields(config, fields: Mapping[str, Any]) -> Any:
   changed = config.copy_and_resolve_references()
   for name, value in fields.items():
     *sections, last = name.split(".")
-    part = changed
-    for section in sections:
-      part = part.get(section) if hasattr(part, "items") else None
-    if not hasattr(part, "items") or last not in part:
+    part = _section(changed, sections)
+    if last not in part:
       close = difflib.get_close_matches(name, names(config), n=3)
       hint = f"; close ones: {', '.join(close)}" if close else ""
       raise ValueError(f"{name!r} is no field of {config.name!r}{hint}")
@@ -63,6 +61,15 @@ def with_fields(config, fields: Mapping[str, Any]) -> Any:
       kind = type(part[last]).__name__
       raise ValueError(f"{name}={value!r}: a value of type {kind} is accepted") from None
   return changed
+
+
+def _section(config: Any, sections: Sequence[str]) -> Any:
+  """A part of a config; an empty one where there is none of that name."""
+  for section in sections:
+    config = config.get(section) if section in config else {}
+    if not hasattr(config, "items"):
+      return {}
+  return config
 
 
 def names(config, front: str = "") -> list[str]:

@@ -16,7 +16,7 @@ _PROBE_SECONDS = 2.0
 
 
 def missing(config: Any) -> str:
-  """Why a run of a config cannot start here; empty where it can, or where only reading will tell."""
+  """Why a run of a config cannot start here; empty where nothing is known to be missing."""
   problems = [_weights(config.weights.replace("{model}", config.model))]
   for name in ("data", "calibration"):
     part = config[name]
@@ -73,8 +73,7 @@ def _hub_answers() -> bool:
   if constants.HF_HUB_OFFLINE:
     return False
   try:
-    return (
-      huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS) is not None
-    )
+    huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
   except Exception:  # of whichever HTTP library
     return False
+  return True

@@ -1,7 +1,7 @@
 """Cells of a sweep: every base with every value of the axes and every seed.
 
-A base is a config file with fields set: `config`, `fields` ((field, value), ...), `labels` ((column,
-value), ...) for the table, and estimates: `minutes`, `memory` (GiB), `gpus`, `tasks`.
+A base is a config file with fields set: `config`, `fields` ((field, value), ...), `labels`
+((column, value), ...) for the table, and estimates: `minutes`, `memory` (GiB), `gpus`, `tasks`.
 """
 
 import itertools

@@ -30,7 +30,7 @@ _ALL = 15.0  # seconds between two looks at cells that are not running
 
 
 class Board:
-  """Shows the cells while an executor works; it calls `update` at least every `interval` seconds."""
+  """Shows the cells; an executor calls `update` at least every `interval` seconds."""
 
   def __init__(
     self,

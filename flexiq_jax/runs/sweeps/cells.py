@@ -60,8 +60,8 @@ def require_unique(cells: Sequence[Cell]) -> None:
     if count > 1:
       alike = [cell for cell in cells if str(getattr(cell, what)) == value]
       raise ValueError(
-        f"{count} cells have the {what} {value!r} ({alike[0].labels}, {alike[1].labels}): give their "
-        "bases other names, or take one away"
+        f"{count} cells have the {what} {value!r} ({alike[0].labels}, {alike[1].labels}): give "
+        "their bases other names, or take one away"
       )
 
 

@@ -3,9 +3,9 @@
 | column | what it holds |
 |---|---|
 | `cell`, and the labels of the sweep | which run |
-| `status`, `reason` | `finished`; else what the cell is, and why: such a cell is one row without numbers |
+| `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers |
 | `method`, `ratio`, `seed`, ... | the run's own columns (see `workdir`) |
-| `config`, `commit` | name and hash of the config, and the commit (see `experiments.shared.setup`) |
+| `config`, `commit` | name and hash of the config, and the commit |
 | `device`, `python`, `jax`, ... | where it ran last, and the versions |
 
 Rows come in the order of the plan, columns in the order of first appearance: the same runs make the

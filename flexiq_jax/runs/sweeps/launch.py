@@ -1,4 +1,4 @@
-"""Starts a command as a child that ends with its parent: `python launch.py PARENT CORES COMMAND...`.
+"""Starts a command that ends with its parent: `python launch.py PARENT CORES COMMAND...`.
 
 A script of the standard library alone, so that it costs no imports. The process becomes the
 command. `CORES` is a list of core numbers as 0,1, or empty.

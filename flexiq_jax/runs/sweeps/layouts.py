@@ -120,4 +120,4 @@ def _escape(text: str) -> str:
   text = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "\0"))
   for plain, command in (("\0", r"\textbackslash{}"), ("~", r"\textasciitilde{}")):
     text = text.replace(plain, command)
-  return text.replace("±", r"$\pm$").replace("—", "--").replace("−", "--")
+  return text.replace("±", r"$\pm$").replace(tables.DASH, "--")

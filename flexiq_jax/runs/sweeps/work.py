@@ -38,6 +38,7 @@ class Attempt:
     """Sends a signal to the run and all it started."""
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self.process.pid, number)
+      os.killpg(self.process.pid, signal.SIGCONT)  # one that is suspended would not notice
 
   def wait(self, seconds: float = float("inf")) -> bool:
     """Waits for the process without taking note of it; False where it goes on after that time.

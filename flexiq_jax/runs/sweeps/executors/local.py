@@ -172,7 +172,8 @@ def _close(handle: int) -> None:
 def _ended(running: dict, seconds: float) -> list[int]:
   """Handles of the processes that ended, after that many seconds at most."""
   if running and all(handle >= 0 for handle in running):
-    return list(multiprocessing.connection.wait(list(running), seconds))
+    ready = set(multiprocessing.connection.wait([*running], seconds))
+    return [handle for handle in running if handle in ready]
   time.sleep(min(seconds, 0.5) if running else seconds)
   return [h for h, (attempt, _) in running.items() if attempt.process.poll() is not None]
 

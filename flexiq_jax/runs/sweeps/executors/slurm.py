@@ -114,8 +114,8 @@ def require(settings: Settings) -> None:
   """Refuses where SLURM or submitit is not there."""
   if not shutil.which("sbatch"):
     raise ValueError(
-      "executor: 'slurm' needs sbatch, which is not on PATH; start the sweep on a login node of the "
-      "cluster, or take executor local (this machine) or print (commands for another scheduler)"
+      "executor: 'slurm' needs sbatch, which is not on PATH; start the sweep on a login node of "
+      "the cluster, or take executor local (this machine) or print (commands for another scheduler)"
     )
   try:
     import submitit  # noqa: F401

@@ -71,7 +71,7 @@ def run(config, folder: Path, command: str) -> Path:
   if config.watch:
     _watch(chosen)
     return folder / "report.md"
-  with field("config"):
+  with field("config", config):
     executor.require(settings)
   Workdir(folder)  # proves that it can be written
   todo = [cell for cell in chosen if _is_left(cell, config.retry)]
@@ -113,7 +113,7 @@ def report(config, cells: Sequence[Cell], folder: Path, command: str) -> Path:
 def _planned(config, folder: Path) -> tuple[list[Cell], ModuleType, Any]:
   """Cells with better estimates and what the executor lacks, the executor and its settings."""
   require(config, "sweep", "configs/table2.py")
-  with field("config"):
+  with field("config", config):
     executor = executors.executor(config.executor)
   section = config.get(config.executor, {})
   with field(f"config.{config.executor}", section):

@@ -23,7 +23,7 @@ def layouts(config) -> dict[str, Layout]:
     with field(f"config.tables.{name}"):
       found[name] = Layout(**part)
       for _, condition, *_ in found[name].columns:
-        laid.matches({}, condition)
+        laid.parts(condition)
   return found
 
 
@@ -50,14 +50,10 @@ def latex(found: Mapping[str, Layout], rows: Rows) -> str:
 
 def _curves(layout: Layout, rows: Rows):
   """Values over the ratio, a curve for each row of the table."""
-  points = []
+  points, index = [], laid.Index(rows)
   for name, condition in laid.heads(layout, rows):
     for _, of_column, *own in layout.columns:
       if "ratio=" in of_column and not own:
-        points += [
-          {**row, "method": name}
-          for row in rows
-          if laid.matches(row, condition) and laid.matches(row, of_column)
-        ]
+        points += [{**row, "method": name} for row in index.find(f"{condition},{of_column}")]
   curves = tables.curves(points, layout.value)
   return {name: curve for name, curve in curves.items() if len(curve[0]) > 1}

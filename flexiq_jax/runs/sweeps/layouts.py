@@ -42,9 +42,9 @@ class Layout:
 
 def cells(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
   """Header and cells of a table as text."""
-  body = []
+  body, index = [], Index(rows)
   for name, condition in heads(layout, rows):
-    own = [row for row in rows if matches(row, condition)]
+    own = index.find(condition)
     line = [_cell(layout, column, own) for column in layout.columns]
     if all(cell == tables.DASH for cell in line) and (why := collect.unfinished(own)):
       line[0] = "; ".join(dict.fromkeys(why.values()))
@@ -74,23 +74,50 @@ def heads(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Heads:
   return tuple((tables.number(name), f"{layout.rows}={_text(name)}") for name in names)
 
 
-def matches(row: Mapping[str, Any], condition: str) -> bool:
-  """Whether a collected row fulfils all parts of a condition."""
+class Index:
+  """Finds the rows that fulfil a condition, without looking at all of them each time."""
+
+  def __init__(self, rows: Sequence[Mapping[str, Any]]):
+    """Keeps the rows; a column is indexed when it is first asked for."""
+    self._rows = rows
+    self._columns: dict[str, dict[str, set[int]]] = {}
+
+  def find(self, condition: str) -> list[Mapping[str, Any]]:
+    """The rows that fulfil all parts of a condition, in their order."""
+    found = set(range(len(self._rows)))
+    for name, value in parts(condition):
+      found &= self._column(name).get(value, set())
+    return [self._rows[i] for i in sorted(found)]
+
+  def _column(self, name: str) -> dict[str, set[int]]:
+    if name not in self._columns:
+      values: dict[str, set[int]] = {}
+      for i, row in enumerate(self._rows):
+        values.setdefault(_text(row.get(name)), set()).add(i)
+      self._columns[name] = values
+    return self._columns[name]
+
+
+def parts(condition: str) -> list[tuple[str, str]]:
+  """(column, value) of a condition.
+
+  Raises:
+    ValueError: a part of it is something else.
+  """
+  found = []
   for part in filter(None, condition.split(",")):
     name, equals, value = part.partition("=")
     if not equals:
       raise ValueError(f"condition {condition!r}: {part!r} is not column=value")
-    if _text(row.get(name)) != _text(_as_number(value)):
-      return False
-  return True
+    found.append((name, _text(_as_number(value))))
+  return found
 
 
 def _cell(layout: Layout, column: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
   _, condition, *own = column
   name = own[0] if own else layout.value
-  values = [
-    row[name] for row in rows if matches(row, condition) and isinstance(row.get(name), int | float)
-  ]
+  found = Index(rows).find(condition)
+  values = [row[name] for row in found if isinstance(row.get(name), int | float)]
   if not values:
     return tables.DASH
   if name == "images":

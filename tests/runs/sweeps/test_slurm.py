@@ -50,9 +50,10 @@ def runs(folder: pathlib.Path) -> dict[str, int]:
   ).stdout
   found = {}
   for line in said.splitlines():
-    if (name := re.search(rf"--workdir={folder}/(\S+)", line)) and "launch.py" not in line:
-      if (folder / name[1] / "metrics.jsonl").exists():
-        found[name[1]] = int(line.split()[0])
+    name = re.search(rf"--workdir={folder}/(\S+)", line)
+    begun = name and "launch.py" not in line and (folder / name[1] / "metrics.jsonl").exists()
+    if name and begun:
+      found[name[1]] = int(line.split()[0])
   return found
 
 
@@ -85,9 +86,8 @@ def test_array_with_a_killed_job_and_one_past_its_time_limit(tmp_path, slurm):
     killed = (there / other / ".cell.job").read_text().strip()
     ask("scancel", killed)
     tell(f"{other}: job {killed} cancelled\n{ask('squeue', '--array')}")
-    log = there / ".jobs" / job.replace("_", "_")
     requeued = lambda: re.search(r"Requeued job .*", text_of(there / ".jobs", job))
-    tell(f"{limited}: {wait_for(requeued, 300)[0]} ({log.name})")
+    tell(f"{limited}: {wait_for(requeued, 300)[0]}")
     wait_for(lambda: "PENDING" in ask("squeue", "--array", "--format=%i %T", "--jobs", job))
     ask("scontrol", "update", f"JobId={job}", "TimeLimit=30", "StartTime=now")
     said, _ = sweep.communicate(timeout=900)
@@ -104,7 +104,7 @@ def test_array_with_a_killed_job_and_one_past_its_time_limit(tmp_path, slurm):
   )
   tell(again.stdout)
   assert again.returncode == 0, again.stderr
-  assert re.search(r"submitted 1 cells as job \d+\n", again.stdout)
+  assert re.search(r"submitted 1 cell as job \d+\n", again.stdout)
   subprocess.run(
     command(local, "--config.local.processes=2"),
     cwd=ROOT,

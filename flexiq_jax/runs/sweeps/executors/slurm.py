@@ -143,8 +143,9 @@ def run(cells: Sequence[Cell], settings: Settings, board: Board) -> None:
       if not locks.owner(cell.workdir):
         by_needs[_needs(cell, settings)].append(cell)
   for needs, group in by_needs.items():
-    jobs = _submit(group, dict(needs), settings)
-    board.say(f"submitted {len(group)} cells as job{'s' * (len(jobs) > 1)} {_shown(jobs)}")
+    jobs = _shown(_submit(group, dict(needs), settings))
+    cells_text = "1 cell" if len(group) == 1 else f"{len(group)} cells"
+    board.say(f"submitted {cells_text} as job {jobs}")
   left = [*cells]
   try:
     while left:

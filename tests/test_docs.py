@@ -57,7 +57,7 @@ def test_configs_of_commands_are_there_and_have_the_fields(path):
 
 @functools.cache
 def known_fields() -> frozenset[str]:
-  """All fields that a curve, an ablation, a comparison or a deployment has."""
+  """All fields that a curve, an ablation, a comparison, a deployment or a sweep has."""
   found = set()
 
   def walk(config, front):
@@ -66,7 +66,7 @@ def known_fields() -> frozenset[str]:
       if hasattr(value, "items"):
         walk(value, f"{front}{name}.")
 
-  for name in ("digits", "ablation", "compare_cifar10", "deploy"):
+  for name in ("digits", "ablation", "compare_cifar10", "deploy", "sweep_digits"):
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     walk(module.get_config(), "")
   return frozenset(found)

@@ -136,12 +136,10 @@ def test_dry_run_says_all_and_writes_nothing(tmp_path):
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
-  monkeypatch.setenv("HF_HOME", str(tmp_path))
   monkeypatch.delenv("FLEXIQ_DATA", raising=False)
-  for function in (needs._weights, needs._data, needs._hub_answers):
+  for function in (needs._weights, needs._data):
     function.cache_clear()
   monkeypatch.setattr(needs, "_hub_answers", lambda: False)
-  monkeypatch.setattr(needs, "_in_cache", lambda source: False)
   ended = start("--config=configs/table2.py", "--config.only=(resnet20|deit_s)-ptq", "--dry_run")
   for function in (needs._weights, needs._data):
     function.cache_clear()

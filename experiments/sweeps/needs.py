@@ -19,7 +19,7 @@ def missing(config: Any) -> str:
 
 @functools.cache
 def _weights(source: str) -> str:
-  if source in ("train", "random") or models.weights.is_here(source):
+  if source in ("train", "random") or models.hub.is_here(source):
     return ""
   if not source:
     return "weights are not named"
@@ -54,4 +54,4 @@ def _is_file(path: str) -> bool:
 @functools.cache
 def _hub_answers() -> bool:
   """Whether weights could be fetched; asked once."""
-  return models.weights.hub_answers()
+  return models.hub.answers()

@@ -60,7 +60,7 @@ def state(cell: Cell) -> State:
   if cell.missing:
     return State(status=Status.MISSING, message=cell.missing)
   if cell.log.exists():  # nobody was left to note how it ended
-    return State(status=Status.STOPPED, message="killed together with its sweep")
+    return State(status=Status.STOPPED, message="killed before it could say why")
   return State(status=Status.WAITING)
 
 

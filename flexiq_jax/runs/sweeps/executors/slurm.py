@@ -26,7 +26,7 @@ from flexiq_jax.runs.sweeps.cells import Cell
 from flexiq_jax.runs.sweeps.states import Status
 
 _ENDING = 60.0  # seconds that a run has to end in order
-_POLL = 15.0  # seconds between two looks at the queue
+_POLL = 5.0  # seconds between two looks at the queue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,7 @@ def run(cells: Sequence[Cell], settings: Settings, board: Board) -> None:
   left = [*cells]
   try:
     while left:
-      board.interval = max(board.interval, min(_POLL, 5.0))
-      _sleep(board.interval)
+      _sleep(max(board.interval, _POLL))
       with contextlib.suppress(ValueError, subprocess.TimeoutExpired):  # the controller restarts
         queued = _queue()
       for cell in left:

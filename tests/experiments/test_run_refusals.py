@@ -34,7 +34,7 @@ def refused(*arguments):
     (("--config=configs",), "--config: there is no file configs; "),
     (
       ("--config", "nosuch.py"),
-      "--config: there is no file nosuch.py; in configs/: ablation.py, compare_cifar10.py, ",
+      "--config: there is no file nosuch.py; in configs/: ablation.py, clado.py, compare_cifar10",
     ),
     ((DIGITS + ",foo",), "config argument 'foo' is unknown; accepted: runlocal"),
     ((DIGITS + "=maybe",), "config argument runlocal='maybe': true or false is accepted"),

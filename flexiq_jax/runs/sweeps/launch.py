@@ -17,6 +17,9 @@ def main(parent: int, cores: str, command: list[str]) -> None:
   if sys.platform == "linux":
     # SIGTERM lets a run end in order; it is for the case that the parent was killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+  for number in (signal.SIGUSR1, signal.SIGUSR2):
+    # A scheduler sends one to all processes of a job; the parent answers it.
+    signal.signal(number, signal.SIG_IGN)
   if os.getppid() != parent:
     sys.exit(143)  # it died meanwhile
   if cores and hasattr(os, "sched_setaffinity"):

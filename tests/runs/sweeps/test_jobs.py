@@ -94,9 +94,7 @@ def test_cells_of_other_needs_are_other_jobs(tmp_path, queue):
 def test_what_slurm_refuses_is_told(tmp_path, queue):
   (queue / "refuse").touch()
   cell = stubs.cell(tmp_path / "sweep", 0)
-  with pytest.raises(
-    ValueError, match="refused the jobs of stub-seed0: .*invalid part"
-  ):
+  with pytest.raises(ValueError, match=r"refused the jobs of stub-seed0: .*invalid part"):
     sweep([cell], partition="gpu")
   assert states.state(cell).status == Status.WAITING
 
@@ -114,8 +112,12 @@ def test_a_job_runs_its_cell_and_leaves_one_that_somebody_runs(tmp_path):
   slurm._attempts.clear()
 
 
-def test_a_checkpoint_stops_the_run_in_order(tmp_path):
-  """As submitit calls it: by a signal's handler, while the job waits for its run."""
+@pytest.mark.parametrize("first", [(), (signal.SIGUSR2,), (signal.SIGTERM,)])
+def test_a_checkpoint_stops_the_run_in_order(tmp_path, first):
+  """As submitit calls it: by a signal's handler, while the job waits for its run.
+
+  SLURM sends that signal to all processes of a job, and SIGTERM before it where it preempts one.
+  """
   cell = stubs.cell(tmp_path, 0, "slow")
   sent = []
 
@@ -125,7 +127,9 @@ def test_a_checkpoint_stops_the_run_in_order(tmp_path):
 
   before = signal.signal(signal.SIGUSR2, handler)
   try:
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    for number in first:
+      threading.Timer(1.0, lambda n=number: slurm._attempts[0].stop(n)).start()
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGUSR2)).start()
     with pytest.raises(InterruptedError):
       slurm.Job(cell)()
   finally:

@@ -16,16 +16,18 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexiq_jax.runs import files
+from flexiq_jax.runs import files, interruption
 from flexiq_jax.runs.sweeps import locks, states, work
 from flexiq_jax.runs.sweeps.board import Board
 from flexiq_jax.runs.sweeps.cells import Cell
 from flexiq_jax.runs.sweeps.states import Status
 
-_ENDING = 60.0  # seconds that a run has to end in order
+_ENDING = 60.0  # seconds that a run has to end in order, and SLURM to say why it ended it
+_TERMINATED = (interruption.INTERRUPTED, -signal.SIGTERM)
 _POLL = 5.0  # seconds between two looks at the queue
 
 
@@ -90,6 +92,10 @@ class Job:
       threading.Thread(target=_beat, args=(lock, over), daemon=True).start()
     attempt.wait()
     over.set()
+    if attempt.process.poll() in _TERMINATED:
+      # SLURM ends all processes of a job when it preempts it, and then, by the signal that submitit
+      # asked for, lets the job go back to the queue (`checkpoint`). Until then it must not be done.
+      time.sleep(_ENDING)
     attempt.end()
     if rank == 0:
       work.job_file(self.cell).unlink(missing_ok=True)

@@ -2,13 +2,14 @@
 
 Deng et al., Mixed-precision quantization with cross-layer dependencies (arXiv 2307.05657): integer
 programs with and without cross terms between layers, at sizes relative to 8 bits. Its numbers are
-of ImageNet models and stand in that paper; here the experiment runs on ResNet-20 and CIFAR-10, for
-which there are none. One cell is one seed of `configs/compare_cifar10.py` with the table
-`clado_tensor`; docs/results.md has ours.
+of ImageNet models and stand in that paper; here the experiment runs on ResNet-20 and CIFAR-10. One
+cell is one seed of `configs/compare_cifar10.py` with the table `clado_tensor`.
 
     python run.py --config=configs/clado.py
 
-More than an hour a cell on two CPU cores; an accelerator needs minutes.
+Ours, mean of three seeds: with cross terms 28.5, 63.6, 78.1, 89.3 and 91.4 % at 31 to 75 % of the
+size, without them 15.3, 35.9, 78.0, 89.4 and 90.9 % (docs/results.md). More than an hour a cell on
+two CPU cores.
 """
 
 from configs import common

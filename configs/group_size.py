@@ -23,16 +23,19 @@ _FIELDS = (("variants", ()), ("compare", ()), ("random_seeds", ()))
 
 
 def get_config(arg=None):
-  """Returns the config; no arguments."""
-  common.parse_arg(arg)
+  """Returns the config; the argument `runlocal` needs no data and takes seconds a cell."""
+  options = common.parse_arg(arg, runlocal=False)
+  small = ":runlocal" if options.runlocal else ""
+  minutes = 0.5 if small else 5.0
+  sizes = (2, 4) if small else SIZES
   bases = {
-    name: common.base(f"configs/{file}.py", fields=_FIELDS, minutes=5.0, memory=2.0)
+    name: common.base(f"configs/{file}.py{small}", fields=_FIELDS, minutes=minutes, memory=2.0)
     for name, (file, _) in _MODELS.items()
   }
   rows = tuple(
     (f"{title}, {size}", f"base={name},groups.group_size={size}")
     for name, (_, title) in _MODELS.items()
-    for size in SIZES
+    for size in sizes
   )
   ratios = ((f"{100 * r:g} %", f"method=flexiq_gram,ratio={r}") for r in (0.25, 0.5, 0.75, 1.0))
   layout = Layout(
@@ -41,5 +44,8 @@ def get_config(arg=None):
     columns=(("INT8", "method=uniform_int8"), *ratios, ("INT4", "method=uniform_int4")),
   )
   return common.sweep(
-    "group_size", bases, axes=(("groups.group_size", SIZES),), tables={"group_size": layout}
+    "group_size" + small.replace(":", "_"),
+    bases,
+    axes=(("groups.group_size", sizes),),
+    tables={"group_size": layout},
   )

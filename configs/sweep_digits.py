@@ -4,9 +4,10 @@ An example to copy, and what the tests of clusters run. Not an experiment of the
 
     python run.py --config=configs/sweep_digits.py --dry_run
     python run.py --config=configs/sweep_digits.py --config.local.processes=2
-    python run.py --config=configs/sweep_digits.py:tiny --config.executor=slurm
+    python run.py --config=configs/sweep_digits.py:runlocal --config.executor=slurm
 
-About a minute a cell on one CPU core; `tiny` has random weights and few images: ten seconds a cell.
+About a minute a cell on one CPU core; `runlocal` has random weights and few images: ten seconds a
+cell.
 Float top-1 about 99 %.
 """
 
@@ -25,9 +26,9 @@ _TINY = (
 
 
 def get_config(arg=None):
-  """Returns the config; the argument `tiny` makes the cells as small as they can be."""
-  options = common.parse_arg(arg, tiny=False)
-  own = "flexiq_greedy" if options.tiny else "flexiq_gram"
+  """Returns the config; the argument `runlocal` makes the cells as small as they can be."""
+  options = common.parse_arg(arg, runlocal=False)
+  own = "flexiq_greedy" if options.runlocal else "flexiq_gram"
   layout = Layout(
     title="group size",
     rows="groups.group_size",
@@ -42,12 +43,12 @@ def get_config(arg=None):
     ),
   )
   return common.sweep(
-    "sweep_digits" + ("_tiny" if options.tiny else ""),
+    "sweep_digits" + ("_runlocal" if options.runlocal else ""),
     {
       "digits": common.base(
         "configs/digits.py:runlocal",
-        fields=_TINY if options.tiny else (("train.epochs", 8),),
-        minutes=0.2 if options.tiny else 1.0,
+        fields=_TINY if options.runlocal else (("train.epochs", 8),),
+        minutes=0.2 if options.runlocal else 1.0,
         memory=1.0,
       )
     },

@@ -9,6 +9,7 @@ in the table with the reason.
     python run.py --config=configs/table2.py --dry_run
     python run.py --config=configs/table2.py --config.only="ptq-seed0"     # nothing trained
     python run.py --config=configs/table2.py:folder       # ImageNet models on 500 photographs
+    python run.py --config=configs/table2.py:runlocal     # all of it in small, offline
     python run.py --config=configs/table2.py --config.executor=slurm --config.slurm.partition=gpu
 
 Expected: float top-1 as the weights' sources publish it (each model's config says it); ours at
@@ -56,22 +57,30 @@ _FIELDS = (("variants", ()), ("compare", ("greedy",)), ("random_seeds", (0,)))
 
 
 def get_config(arg=None):
-  """Returns the config; the argument `folder` takes photographs in place of ImageNet-2012."""
-  options = common.parse_arg(arg, folder=False)
+  """Returns the config.
+
+  Args:
+    arg: `folder` takes photographs in place of ImageNet-2012; `runlocal` takes the small variants
+      of all models with random weights, nothing trained: no data, a minute a cell.
+  """
+  options = common.parse_arg(arg, folder=False, runlocal=False)
+  ways = {"ptq": _WAYS["ptq"]} if options.runlocal else _WAYS
   bases, models = {}, {**_CIFAR10, **_MOBILE, **_IMAGENET}
   for name, (file, _, *minutes) in models.items():
+    here = minutes or options.folder or options.runlocal
     argument = ":folder" if options.folder and not minutes else ""
-    for way, (fields, _, times) in _WAYS.items():
+    argument = ":runlocal" if options.runlocal else argument
+    for way, (fields, _, times) in ways.items():
       bases[f"{name}-{way}"] = common.base(
         f"configs/{file}.py{argument}",
         fields=(*_FIELDS, *fields),
         labels=(("network", name), ("training", way)),
         minutes=times * minutes[0] if minutes else 60.0,
         memory=3.0 if minutes else 8.0,
-        gpus=int(way == "finetuned" or not (minutes or options.folder)),
+        gpus=int(way == "finetuned" or not here),
       )
   tables = {}
-  for way, (_, method, _) in _WAYS.items():
+  for way, (_, method, _) in ways.items():
     done = "" if way == "ptq" else f"_{way}"
     tables[way] = Layout(
       title="model",
@@ -88,4 +97,4 @@ def get_config(arg=None):
         *(() if done else (("greedy, 50 %", "method=flexiq_greedy,ratio=0.5"),)),
       ),
     )
-  return common.sweep("table2", bases, tables=tables)
+  return common.sweep("table2" + "_runlocal" * options.runlocal, bases, tables=tables)

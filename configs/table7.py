@@ -7,8 +7,8 @@ public, its text gives average gains. Each cell is `configs/ablation.py` at one 
     python run.py --config=configs/table7.py
     python run.py --config=configs/table7.py:runlocal      # tiny, offline
 
-Ours, mean of three seeds: see docs/results.md. About five minutes a cell on two free CPU cores, a
-quarter of an hour in all.
+Ours, mean of three seeds: 89.2 % by random order and the naive top four bits, 91.3 % by the default
+search (docs/results.md). About six minutes a cell on two free CPU cores, twenty in all.
 """
 
 from configs import common

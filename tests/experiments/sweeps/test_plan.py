@@ -20,7 +20,7 @@ from flexiq_jax.runs.sweeps.layouts import Layout
 from flexiq_jax.runs.sweeps.states import Status
 from tests.runs_for_test import start
 
-TINY = "--config=configs/sweep_digits.py:tiny"
+TINY = "--config=configs/sweep_digits.py:runlocal"
 LAYOUT = Layout(title="x", rows="seed", columns=(("float", "method=float"),))
 DIGITS = "configs/digits.py:runlocal"
 
@@ -32,7 +32,7 @@ def digits(**given):
 
 
 def test_cells_are_the_products_of_the_axes(tmp_path):
-  cells = plan(sweep_digits.get_config("tiny"), tmp_path)
+  cells = plan(sweep_digits.get_config("runlocal"), tmp_path)
   assert [cell.name for cell in cells] == [
     f"digits-group_size{size}-seed{seed}" for size in (2, 4, 8) for seed in (0, 1)
   ]
@@ -152,7 +152,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 
 
 def test_a_workdir_of_another_config_is_not_mixed_in(tmp_path):
-  config = sweep_digits.get_config("tiny")
+  config = sweep_digits.get_config("runlocal")
   first, second, *_ = plan(config, tmp_path)
   for cell in (first, second):
     cell.workdir.mkdir()
@@ -210,7 +210,7 @@ def test_many_cells(tmp_path, count):
 
 
 def test_names_are_selected_by_a_regular_expression(tmp_path):
-  cells = plan(sweep_digits.get_config("tiny"), tmp_path)
+  cells = plan(sweep_digits.get_config("runlocal"), tmp_path)
   assert [c.name for c in select(cells, "size[28].*1$")] == [
     "digits-group_size2-seed1",
     "digits-group_size8-seed1",

@@ -16,7 +16,7 @@ import pytest
 from tests.runs.sweeps import cluster_for_test as clusters
 
 ROOT = pathlib.Path(__file__).parents[3]
-CONFIG = "--config=configs/sweep_digits.py:tiny"
+CONFIG = "--config=configs/sweep_digits.py:runlocal"
 pytestmark = [
   pytest.mark.slow,
   pytest.mark.skipif(bool(clusters.missing()), reason=f"SLURM: {clusters.missing()}"),
@@ -133,7 +133,7 @@ def test_a_cell_of_two_processes(tmp_path, slurm):
   start = (cell / "metrics.jsonl").read_text().splitlines()[0]
   assert '"process_count": 2' in start
   assert (cell / "log.1.txt").is_file()
-  one = ("--config=configs/sweep_digits.py:tiny", f"--workdir={tmp_path / 'one'}", only)
+  one = ("--config=configs/sweep_digits.py:runlocal", f"--workdir={tmp_path / 'one'}", only)
   subprocess.run([sys.executable, "run.py", *one], cwd=ROOT, check=True, capture_output=True)
   rows = (tmp_path / "one" / cell.name / "results.csv").read_text()
   assert (cell / "results.csv").read_text() == rows

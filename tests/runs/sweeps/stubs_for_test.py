@@ -1,7 +1,7 @@
 """Cells that take a fraction of a second: workdirs as runs have them, without models.
 
 `python stubs_for_test.py run WORKDIR SEED [WAY]` is such a run, and
-`python stubs_for_test.py sweep FOLDER COUNT` a sweep over them in a process that can be killed.
+`python stubs_for_test.py sweep FOLDER COUNT [WAY]` a sweep over them in a process that can be killed.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ STEPS = 4
 
 
 def cell(folder: pathlib.Path, seed: int, way: str = "", **fields):
-  """A stub's cell; WAY is fail, ignore (goes on at SIGTERM for a while) or slow."""
+  """A stub's cell; WAY is fail or slow."""
   from flexiq_jax.runs.sweeps.cells import Cell
 
   name = f"stub-seed{seed}"
@@ -49,14 +49,14 @@ def _run(path: str, seed: int, way: str) -> None:
       workdir.finish()
 
 
-def _sweep(folder: str, count: int) -> None:
+def _sweep(folder: str, count: int, way: str = "") -> None:
   sys.path.insert(0, str(ROOT))
   from flexiq_jax.runs import interruption
   from flexiq_jax.runs.sweeps import collect, executors, states
   from flexiq_jax.runs.sweeps.board import Board
 
   path = pathlib.Path(folder)
-  cells = [cell(path, seed) for seed in range(count)]
+  cells = [cell(path, seed, way) for seed in range(count)]
   local = executors.executor("local")
   with interruption.interruptible():
     todo = [c for c in cells if states.state(c).status not in states.ENDED]
@@ -69,4 +69,4 @@ if __name__ == "__main__":
   if sys.argv[1] == "run":
     _run(sys.argv[2], int(sys.argv[3]), sys.argv[4])
   else:
-    _sweep(sys.argv[2], int(sys.argv[3]))
+    _sweep(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -129,10 +129,12 @@ def test_a_checkpoint_stops_the_run_in_order(tmp_path, first):
   try:
     for number in first:
       threading.Timer(1.0, lambda n=number: slurm._attempts[0].stop(n)).start()
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    last = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGUSR2))
+    last.start()
     with pytest.raises(InterruptedError):
       slurm.Job(cell)()
   finally:
+    last.cancel()
     signal.signal(signal.SIGUSR2, before)
     slurm._attempts.clear()
   assert sent[0].function.cell == cell  # what goes back to the queue

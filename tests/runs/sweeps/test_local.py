@@ -108,6 +108,39 @@ def test_a_lock_names_its_owner_and_frees_itself(tmp_path):
   again.release()
 
 
+def wait_until(what, seconds: float = 20.0) -> None:
+  deadline = time.monotonic() + seconds
+  while not what():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def test_a_run_keeps_the_lock_of_a_sweep_that_is_gone(tmp_path):
+  cell = stubs.cell(tmp_path, 0, "slow")
+  lock = locks.take(cell.workdir)
+  attempt = work.start(cell, lock)
+  os.close(lock.descriptor)  # what the system does where the sweep is killed
+  wait_until(lambda: (cell.workdir / "metrics.jsonl").exists())
+  assert locks.owner(cell.workdir) is not None and locks.take(cell.workdir) is None
+  attempt.stop()
+  assert attempt.process.wait() == interruption.INTERRUPTED
+  assert locks.owner(cell.workdir) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such signal")
+def test_runs_end_in_order_where_their_sweep_is_killed(tmp_path):
+  command = [sys.executable, str(STUB), "sweep", str(tmp_path), "1", "slow"]
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+  cell = stubs.cell(tmp_path, 0)
+  wait_until(lambda: (cell.workdir / "metrics.jsonl").exists())
+  process.kill()
+  process.wait()
+  wait_until(lambda: locks.owner(cell.workdir) is None)
+  assert "interrupted; run the same command to resume" in cell.log.read_text()
+  found = states.state(cell)
+  assert (found.status, found.message) == (Status.STOPPED, "killed before it could say why")
+
+
 def killed_at_random(folder: pathlib.Path, count: int, draw: random.Random) -> None:
   """Runs a sweep to its end through `count` kills of itself or of one of its cells."""
   for kill in range(count):

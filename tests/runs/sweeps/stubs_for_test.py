@@ -1,7 +1,7 @@
 """Cells that take a fraction of a second: workdirs as runs have them, without models.
 
 `python stubs_for_test.py run WORKDIR SEED [WAY]` is such a run, and
-`python stubs_for_test.py sweep FOLDER COUNT [WAY]` a sweep over them in a process that can be killed.
+`python stubs_for_test.py sweep FOLDER COUNT [WAY]` a sweep over them, to be killed.
 """
 
 import pathlib

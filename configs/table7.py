@@ -17,8 +17,8 @@ from flexiq_jax.runs.sweeps.layouts import Layout
 # Method of the ablation -> what its row says.
 PARTS = (
   ("random order, naive top four bits", "method=random_naive"),
-  ("+ effective bits by `range`", "method=random_range"),
-  ("+ effective bits by squared error (`mse`)", "method=random_mse"),
+  ("+ effective bits by range", "method=random_range"),
+  ("+ effective bits by squared error", "method=random_mse"),
   ("+ bias correction (not FlexiQ's)", "method=random"),
   ("+ greedy order", "method=greedy"),
   ("+ evolutionary search", "method=evolution"),

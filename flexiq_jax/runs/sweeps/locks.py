@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from flexiq_jax.runs import files
@@ -55,7 +56,7 @@ def take(workdir: Path) -> Lock | None:
     else:
       os.close(descriptor)
       return None
-    if _elsewhere(descriptor):
+    if _elsewhere(descriptor) or _by_hand(workdir):
       os.close(descriptor)
       return None
     now = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds")
@@ -71,17 +72,40 @@ def take(workdir: Path) -> Lock | None:
 
 def owner(workdir: Path) -> str | None:
   """Who runs a cell, as `process 12 on host, since ...`; None where nobody does."""
-  try:
-    descriptor = os.open(_path(workdir), os.O_RDONLY)
-  except OSError:
-    return None
-  try:
-    if not os.fstat(descriptor).st_size:
+  return _by_a_sweep(workdir) or _by_hand(workdir)
+
+
+def _by_a_sweep(workdir: Path) -> str | None:
+  with _opened(_path(workdir)) as descriptor:
+    if descriptor is None or not os.fstat(descriptor).st_size:
       return None  # released, or being taken
     if _try(descriptor, fcntl.LOCK_SH) and not _elsewhere(descriptor):
       return None
     record = _read(descriptor)
     return "process {process} on {host}, since {since}".format(**record) if record else "a process"
+
+
+def _by_hand(workdir: Path) -> str | None:
+  """Who runs the cell's command without a sweep; asked only where no sweep does.
+
+  A run begins with this lock (`Workdir.held`), and looking at it takes it for a moment.
+  """
+  with _opened(workdir / ".running") as descriptor:
+    if descriptor is None or _try(descriptor, fcntl.LOCK_SH):
+      return None
+    return os.pread(descriptor, 4096, 0).decode(errors="replace") or "a process"
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+  """A file's descriptor, None where there is no file."""
+  try:
+    descriptor = os.open(path, os.O_RDONLY)
+  except OSError:
+    yield None
+    return
+  try:
+    yield descriptor
   finally:
     os.close(descriptor)
 

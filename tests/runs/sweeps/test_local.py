@@ -19,6 +19,7 @@ from flexiq_jax.runs.sweeps import collect, executors, locks, states, work
 from flexiq_jax.runs.sweeps.board import Board
 from flexiq_jax.runs.sweeps.executors import local
 from flexiq_jax.runs.sweeps.states import Status
+from flexiq_jax.runs.workdir import Workdir
 from tests.runs.sweeps import stubs_for_test as stubs
 
 STUB = pathlib.Path(stubs.__file__)
@@ -106,6 +107,19 @@ def test_a_lock_names_its_owner_and_frees_itself(tmp_path):
   again = locks.take(tmp_path)
   assert again is not None
   again.release()
+
+
+def test_a_run_that_was_started_by_hand_is_left_alone(tmp_path):
+  cell = stubs.cell(tmp_path, 0)
+  run = Workdir(cell.workdir)
+  with run.held():
+    found = states.state(cell)
+    assert found.status == Status.RUNNING
+    assert found.message.startswith(f"process {os.getpid()} on ")
+    assert locks.take(cell.workdir) is None
+  assert states.state(cell).status == Status.WAITING
+  sweep([cell])
+  assert cell.finished
 
 
 def wait_until(what, seconds: float = 20.0) -> None:

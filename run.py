@@ -103,12 +103,19 @@ def _sweep(config, command: str) -> None:
   """Plans, runs or watches a sweep."""
   import experiments
 
+  if _OVERRULE.value:
+    raise ValueError("--overrule: a sweep's runs keep their configs; give it to a run of its own")
   sweep = experiments.job(experiments.SWEEP)
   folder = Path(_WORKDIR.value or Path("runs") / config.name)
+  if Path.cwd() != _ROOT.resolve():
+    folder = folder.absolute()  # the runs start in the folder of this file
+  if _CACHE.value:  # the runs inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.abspath(_CACHE.value)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
   if _DRY_RUN.value:
     print(sweep.describe(config, folder))
-  else:
-    print(f"report: {sweep.run(config, folder, command)}")
+  elif path := sweep.run(config, folder, command):
+    print(f"report: {path}")
 
 
 def parse(argv: list[str]) -> list[str]:

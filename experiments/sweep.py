@@ -52,7 +52,7 @@ def describe(config, folder: Path) -> str:
   )
 
 
-def run(config, folder: Path, command: str) -> Path:
+def run(config, folder: Path, command: str) -> Path | None:
   """Runs, resumes or watches the cells, and collects what they have.
 
   Args:
@@ -61,7 +61,7 @@ def run(config, folder: Path, command: str) -> Path:
     command: the command line, for the report.
 
   Returns:
-    The report's path.
+    The report's path; None where the sweep was only watched.
 
   Raises:
     ValueError: a field is wrong, the executor is not there, or cells failed (after the report).
@@ -70,7 +70,7 @@ def run(config, folder: Path, command: str) -> Path:
   chosen = _chosen(config, cells)
   if config.watch:
     _watch(chosen)
-    return folder / "report.md"
+    return None
   with field("config", config):
     executor.require(settings)
   Workdir(folder)  # proves that it can be written

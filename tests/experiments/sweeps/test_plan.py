@@ -135,6 +135,19 @@ def test_dry_run_says_all_and_writes_nothing(tmp_path):
   assert not (tmp_path / "sweep").exists()
 
 
+def test_watching_a_sweep_that_nobody_runs_ends(tmp_path):
+  ended = start(TINY, "--config.watch", f"--workdir={tmp_path}")
+  assert (ended.status, ended.out) == (0, "6 waiting\n")
+  assert not any(tmp_path.iterdir())
+
+
+def test_overrule_is_not_for_sweeps(tmp_path):
+  ended = start(TINY, "--overrule", f"--workdir={tmp_path}")
+  assert ended.error == (
+    "error: --overrule: a sweep's runs keep their configs; give it to a run of its own"
+  )
+
+
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
   monkeypatch.delenv("FLEXIQ_DATA", raising=False)
   for function in (needs._weights, needs._data):

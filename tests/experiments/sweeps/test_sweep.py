@@ -12,9 +12,13 @@ from tests.runs_for_test import start
 SWEEP = "--config=configs/sweep_digits.py:runlocal"
 
 
-def test_a_cell_is_the_ordinary_run_and_fills_the_table(tmp_path):
+def test_a_cell_is_the_ordinary_run_and_fills_the_table(tmp_path, monkeypatch):
+  for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    monkeypatch.setenv(name, "")  # put back at the end
   only = ("--config.only=size4-seed0", "--config.local.cores=1", f"--workdir={tmp_path}")
-  ended = start(SWEEP, *only)
+  cache = tmp_path / "compiled"
+  ended = start(SWEEP, *only, f"--compilation_cache={cache}")
+  assert any(cache.iterdir())
   assert (ended.status, ended.error) == (0, ""), ended
   cell = plan(sweep_digits.get_config("runlocal"), tmp_path)[2]
   assert json.loads((cell.workdir / "config.json").read_text()) == cell.config

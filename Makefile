@@ -29,7 +29,8 @@ PIP := -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow parity lint format bench device device-wheels clean
+.PHONY: help demo test test-slow slurm-test docs-tables parity lint format bench device \
+  device-wheels clean
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -43,6 +44,16 @@ test: $(DEV) $(GPU) ## the tests that a commit has to pass; minutes
 
 test-slow: $(DEV) $(GPU) ## the tests that take minutes each; with FLEXIQ_DATA, on real weights and images
 	JAX_PLATFORMS=cpu $(PY) -m pytest -m "slow and not parity"
+
+slurm-test: $(DEV) ## a sweep on a SLURM of its own on this machine; needs Debian's slurm-wlm and munge
+	@$(PY) -c 'from tests.runs.sweeps import cluster_for_test as c; import sys; sys.exit(c.missing() or 0)'
+	@mkdir -p build
+	JAX_PLATFORMS=cpu $(PY) -m pytest -s tests/runs/sweeps/test_slurm.py > build/slurm.log 2>&1 \
+	  || { tail -n 60 build/slurm.log; exit 1; }
+	@tail -n 1 build/slurm.log; echo "log: build/slurm.log"
+
+docs-tables: $(DEV) ## write the tables of docs/ from docs/tables/
+	$(PY) -m experiments.sweeps.documents
 
 parity: $(PARITY) ## compare the models with the torch implementations
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python -m pytest -m parity

@@ -59,8 +59,12 @@ def main(argv: list[str]) -> None:
 
   with distributed.together(), interruption.interruptible():
     config = _CONFIG.value
+    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    if config.experiment == experiments.SWEEP:
+      _sweep(config, command)
+      return
     if config.experiment not in experiments.EXPERIMENTS:
-      known = ", ".join(experiments.EXPERIMENTS)
+      known = ", ".join((*experiments.EXPERIMENTS, experiments.SWEEP))
       raise ValueError(f"config.experiment: {config.experiment!r} is not one of {known}")
     checks.check(config)  # before the imports of a job and of what it reads
     experiment = experiments.job(config.experiment)
@@ -91,9 +95,27 @@ def main(argv: list[str]) -> None:
         if not _WORKDIR.value:
           print(f"workdir: {folder}", flush=True)
         workdir.about = setup.provenance(config)
-        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         path = experiment.run(inputs, workdir, command)
         print(f"report: {path}")
+
+
+def _sweep(config, command: str) -> None:
+  """Plans, runs or watches a sweep."""
+  import experiments
+
+  if _OVERRULE.value:
+    raise ValueError("--overrule: a sweep's runs keep their configs; give it to a run of its own")
+  sweep = experiments.job(experiments.SWEEP)
+  folder = Path(_WORKDIR.value or Path("runs") / config.name)
+  if Path.cwd() != _ROOT.resolve():
+    folder = folder.absolute()  # the runs start in the folder of this file
+  if _CACHE.value:  # the runs inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.abspath(_CACHE.value)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  if _DRY_RUN.value:
+    print(sweep.describe(config, folder))
+  elif path := sweep.run(config, folder, command):
+    print(f"report: {path}")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -15,6 +15,8 @@ EXPERIMENTS = (
   *("curve", "ablation", "compare", "deploy", "serve", "table"),
   *("fig8", "fig9", "npu"),
 )
+# Not a run but many of them; its functions take other arguments (see sweep.py).
+SWEEP = "sweep"
 
 
 def job(name: str) -> ModuleType:

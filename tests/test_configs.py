@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -12,7 +13,9 @@ from flexiq_jax import models
 from tests.runs_for_test import compiled, start
 
 ROOT = pathlib.Path(__file__).parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+ALL = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+SWEEPS = ("clado", "group_size", "sweep_digits", "table2", "table7")
+NAMES = [name for name in ALL if name not in SWEEPS]
 IMAGENET = [
   n for n in NAMES if n.startswith(("deit", "swin", "vit_", "resnet")) and "cifar" not in n
 ]
@@ -34,6 +37,18 @@ def test_config_says_what_it_is(name):
   assert text and f"python run.py --config=configs/{name}.py" in text
   # What to expect from it: a number, with its unit.
   assert " %" in text.split("\n\n", 1)[1]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweep_says_what_it_is_and_plans_its_small_variant(name, tmp_path):
+  text = ast.get_docstring(ast.parse((ROOT / f"configs/{name}.py").read_text()))
+  assert text and f"python run.py --config=configs/{name}.py" in text
+  assert "public" in text or " %" in text  # what to expect
+  assert " CPU core" in text  # how long, on what
+  ended = start(f"--config=configs/{name}.py:runlocal", "--dry_run", f"--workdir={tmp_path}")
+  assert (ended.status, ended.error) == (0, "")
+  count, left = re.search(r"\n(\d+) cells, (\d+) to be run\n", ended.out).groups()
+  assert count == left  # nothing is missing
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -67,7 +67,7 @@ def known_fields() -> frozenset[str]:
         walk(value, f"{front}{name}.")
 
   jobs = ("digits", "ablation", "compare_cifar10", "deploy", "serve", "fig8", "fig9", "npu")
-  for name in jobs:
+  for name in (*jobs, "sweep_digits"):
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     walk(module.get_config(), "")
   return frozenset(found)

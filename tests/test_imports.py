@@ -28,6 +28,7 @@ OURS = {
   "experiments": ("flexiq_jax",),
   "experiments.shared": ("flexiq_jax",),
   "experiments.comparison": ("experiments.shared", "flexiq_jax"),
+  "experiments.sweeps": ("experiments.shared", "flexiq_jax"),
   "benchmarks": ("configs", "experiments", "flexiq_jax"),
   "examples": ("flexiq_jax",),
   "tests": ("*",),
@@ -38,6 +39,8 @@ OURS = {
   "flexiq_jax.quant.lowering": (),
   "flexiq_jax.orders": ("flexiq_jax.runs",),
   "flexiq_jax.runs": (),
+  # Started as a script, before anything of ours can be imported.
+  "flexiq_jax.runs.sweeps.launch": (),
   "flexiq_jax.models": (),
   "flexiq_jax.data": (),
   "flexiq_jax.evaluation": (),
@@ -82,6 +85,7 @@ OUTSIDE = {
     *("numpy", "ml_dtypes", "msgspec", "PIL", "prometheus_client", "python_multipart"),
     *("starlette", "uvicorn", "uvloop"),
   ),
+  "flexiq_jax.runs.sweeps": ("numpy", "rich", "submitit"),
 }
 
 # Functions of the package take plain arguments; torch is an oracle of tests.

@@ -17,7 +17,7 @@ from flexiq_jax.models.pure import Apply, Params, flatten, functional, unflatten
 from flexiq_jax.models.registry import MODELS, ModelSpec, create, get
 
 if TYPE_CHECKING:
-  from flexiq_jax.models import weights
+  from flexiq_jax.models import hub, weights
 
 __all__ = [
   "MODELS",
@@ -28,6 +28,7 @@ __all__ = [
   "flatten",
   "functional",
   "get",
+  "hub",
   "unflatten",
   "weights",
   "with_params",
@@ -35,6 +36,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-  if name == "weights":  # imported when used: own models need no safetensors and no hub
-    return importlib.import_module("flexiq_jax.models.weights")
+  if name in ("hub", "weights"):  # imported when used: own models need no safetensors and no hub
+    return importlib.import_module(f"flexiq_jax.models.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

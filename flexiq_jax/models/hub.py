@@ -8,6 +8,7 @@ import huggingface_hub
 
 _DEFAULT_FILE = "model.safetensors"
 _PROBE_SECONDS = 5.0
+_BRIEF_SECONDS = 2.0
 _REPOSITORY = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -43,6 +44,31 @@ def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
   if not path.is_file():
     raise FileNotFoundError(f"source {text!r}: there is no file {path.absolute()}")
   return path
+
+
+def is_here(source: str | os.PathLike[str]) -> bool:
+  """Whether a source's file is on this machine, without asking the hub."""
+  text = os.fspath(source)
+  if match := _REPOSITORY.fullmatch(text):
+    found = huggingface_hub.try_to_load_from_cache(
+      match[1], match[3] or _DEFAULT_FILE, revision=match[2]
+    )
+    return isinstance(found, str)
+  try:
+    return resolve(text).is_file() if not text.startswith("hf:") else False
+  except (ValueError, OSError):
+    return False
+
+
+def answers() -> bool:
+  """Whether the hub can be reached now."""
+  if huggingface_hub.constants.HF_HUB_OFFLINE:
+    return False
+  try:
+    huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_BRIEF_SECONDS)
+  except Exception:  # of whichever HTTP library
+    return False
+  return True
 
 
 def _fetch(source: str) -> pathlib.Path:

@@ -279,7 +279,7 @@ class Workdir:
       if missing := [name for name in KEY if name not in (reader.fieldnames or ())]:
         raise ValueError(f"{path} has no column {missing[0]!r}: restore the file or move it away")
       rows: list[dict[str, Any]] = [
-        {k: (v or None) if k in TEXT else _number(v) for k, v in r.items() if k} for r in reader
+        {k: (v or None) if k in TEXT else number(v) for k, v in r.items() if k} for r in reader
       ]
     return {_key(row["method"], row["ratio"], row["seed"]): row for row in rows}
 
@@ -294,7 +294,7 @@ def _key(method: str, ratio: float | None, seed: int | None) -> tuple[str, str, 
   return method, share, "" if seed is None else str(int(seed))
 
 
-def _number(text: str | None) -> Any:
+def number(text: str | None) -> Any:
   """A cell as int or float where it reads as one, None where it is empty, else as text."""
   if not text:
     return None

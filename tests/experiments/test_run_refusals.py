@@ -33,8 +33,8 @@ def refused(*arguments):
     (("--config=configs/digit.py",), "no file configs/digit.py; did you mean configs/digits.py? "),
     (("--config=configs",), "--config: there is no file configs; "),
     (
-      ("--config", "missing.py"),
-      "--config: there is no file missing.py; in configs/: ablation.py, compare_cifar10.py, ",
+      ("--config", "nosuch.py"),
+      "--config: there is no file nosuch.py; in configs/: ablation.py, clado.py, compare_cifar10",
     ),
     ((DIGITS + ",foo",), "config argument 'foo' is unknown; accepted: runlocal"),
     ((DIGITS + "=maybe",), "config argument runlocal='maybe': true or false is accepted"),

@@ -1,0 +1,59 @@
+"""What each part of the method is worth, ResNet-20 at 75 % 4-bit, three seeds (Table 7 of FlexiQ).
+
+The rows of FlexiQ's ablation (EuroSys 2026, Table 7); the paper's own numbers per model are not
+public, its text gives average gains. Each cell is `configs/ablation.py` at one seed.
+
+    python run.py --config=configs/table7.py --dry_run
+    python run.py --config=configs/table7.py
+    python run.py --config=configs/table7.py:runlocal      # tiny, offline
+
+Ours, mean of three seeds: 89.2 % by random order and the naive top four bits, 91.3 % by the default
+search (docs/results.md). About six minutes a cell on two free CPU cores, twenty in all.
+"""
+
+from configs import common
+from flexiq_jax.runs.sweeps.layouts import Layout
+
+# Method of the ablation -> what its row says.
+PARTS = (
+  ("random order, naive top four bits", "method=random_naive"),
+  ("+ effective bits by range", "method=random_range"),
+  ("+ effective bits by squared error", "method=random_mse"),
+  ("+ bias correction (not FlexiQ's)", "method=random"),
+  ("+ greedy order", "method=greedy"),
+  ("+ evolutionary search", "method=evolution"),
+  ("or the default search", "method=gram"),
+  ("+ dynamic extraction", "method=gram_dynamic"),
+)
+
+
+def get_config(arg=None):
+  """Returns the config; the argument `runlocal` needs no data and takes seconds a cell."""
+  options = common.parse_arg(arg, runlocal=False)
+  of = "resnet20_cifar10"
+  file = f"configs/ablation.py:of={of}" + (",runlocal" if options.runlocal else "")
+  ratio = 0.5 if options.runlocal else 0.75
+  parts = Layout(
+    title=f"{ratio:.0%} 4-bit".replace("%", " %"),
+    rows=PARTS,
+    columns=(("ResNet-20", f"base=resnet20,ratio={ratio}"),),
+  )
+  ratios = (0.5,) if options.runlocal else (0.25, 0.5, 0.75, 1.0)
+  curves = Layout(
+    title="order",
+    rows=tuple((name, f"base=resnet20,method={name}") for name in ("greedy", "evolution", "gram")),
+    columns=tuple((f"{100 * r:g} %", f"ratio={r}") for r in ratios),
+  )
+  return common.sweep(
+    "table7" + ("_runlocal" if options.runlocal else ""),
+    {
+      "resnet20": common.base(
+        file,
+        fields=(("experiment", "ablation"),),
+        minutes=0.5 if options.runlocal else 6.0,
+        memory=1.5,
+      )
+    },
+    seeds=(0, 1) if options.runlocal else (0, 1, 2),
+    tables={"parts": parts, "searches": curves},
+  )

@@ -1,0 +1,1 @@
+"""A sweep's config made into cells: base configs, their fields, and what is missing here."""

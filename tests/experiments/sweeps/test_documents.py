@@ -1,0 +1,59 @@
+"""Tables of documents are those of their collected rows."""
+
+import pytest
+
+from experiments.sweeps import documents
+
+TABLE = "<!-- table: sweep_digits/group_size -->\n{}<!-- end of table -->"
+CSV = """\
+cell,status,reason,groups.group_size,seed,method,ratio,top1,commit
+a,finished,,2,0,float,,99.0,abc
+b,finished,,4,0,float,,98.0,abc{}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / "sweep_digits.csv").write_text(CSV.format(""))
+  return tmp_path
+
+
+def test_docs_are_those_of_their_rows():
+  """Where this fails: python -m experiments.sweeps.documents."""
+  assert documents.main(["--check"]) == 0
+
+
+def test_a_table_is_written_and_found_stale(folder):
+  old = f"before\n\n{TABLE.format('')}\n\nafter\n"
+  new = documents.rendered(old, folder)
+  assert "| 2 | 99.00 | — |" in new and new.startswith("before\n\n") and new.endswith("\n\nafter\n")
+  assert documents.rendered(new, folder) == new
+  assert documents.rendered(new.replace("98.00", "98.01"), folder) == new
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (
+      TABLE.format("").replace("/group_size", "/sizes"),
+      "sizes: configs/sweep_digits.py has group_",
+    ),
+    (TABLE.format("").replace("sweep_digits/group_size", "clado/sizes"), "there is no .*clado.csv"),
+    (TABLE.format("").replace("sweep_digits", "tabel7"), "did you mean configs/table7.py"),
+    (TABLE.format("").replace("<!-- end of table -->", ""), "lacks its end"),
+  ],
+)
+def test_wrong_markers_are_refused(folder, text, message):
+  with pytest.raises(ValueError, match=message):
+    documents.rendered(text, folder)
+
+
+def test_rows_of_no_commit_are_not_taken(tmp_path):
+  sweep = tmp_path / "sweep_digits"
+  sweep.mkdir()
+  (sweep / "results.csv").write_text(CSV.format("+changes"))
+  with pytest.raises(ValueError, match="b: run with uncommitted changes"):
+    documents.take(sweep, tmp_path / "tables")
+  (sweep / "results.csv").write_text(CSV.format(""))
+  taken = documents.take(sweep, tmp_path / "tables")
+  assert taken.read_text() == CSV.format("")

@@ -1,0 +1,98 @@
+"""PTMQ from end to end: it is better than nearest rounding, decides, and can be killed."""
+
+import numpy as np
+import pytest
+
+from flexiq_jax.methods.ptmq import Ptmq, PtmqSettings, rounding
+from flexiq_jax.runs.workdir import Workdir
+from tests.methods import normed_for_test as normed
+
+SHORT = {"steps": 5, "batch_size": 16, "groups": (3, 4, 8)}
+
+
+def made(folder, **settings):
+  start = normed.start(folder, training=lambda size: pytest.fail("it takes no labels"))
+  return Ptmq(start, PtmqSettings(**(SHORT | settings)))
+
+
+def errors(method, model):
+  """Squared distance of the logits from the float model's."""
+  network, x = method.start.network, method.start.x
+  return np.square(np.asarray(network.uniform(model, x)) - np.asarray(network.float(x))).mean()
+
+
+def test_it_beats_nearest_rounding(tmp_path):
+  method = made(tmp_path, steps=250, weight_bits=(3,), rounding_rate=3e-2, regularizer=0.3)
+  three = method.model[3]
+  nearest = method.start.calibrated.uniform(3, keep8=method.start.kept)
+  assert errors(method, three) < 0.7 * errors(method, nearest)
+  # Nearly every rounding has made up its mind.
+  h = np.concatenate([np.ravel(rounding.rectified(v)) for v in method.trained["v"].values()])
+  assert ((h < 0.01) | (h > 0.99)).mean() > 0.95
+  up = np.asarray(three["first"].w) - np.asarray(nearest["first"].w)
+  assert set(np.unique(up)) <= {-1, 0, 1} and (up != 0).any()
+
+
+def test_budgets(tmp_path):
+  method = made(tmp_path)
+  answers = {budget: method.at(budget) for budget in (3.0, 6.0, 8.0)}
+  assert {b: a.avg_bits for b, a in answers.items()} == {3.0: 3.0, 6.0: 4.0, 8.0: 8.0}
+  assert answers[3.0].columns["steps"] == 5  # of one block
+  assert method.trained_blocks == {1: ("first", "second")}
+  x = method.start.x
+  eight = np.asarray(answers[8.0].predict(x))
+  np.testing.assert_allclose(eight, method.start.network.float(x), atol=0.3)
+  with pytest.raises(ValueError, match="the smallest that a width keeps is 3"):
+    method.at(2.0)
+
+
+def test_a_killed_reconstruction_ends_the_same(tmp_path, monkeypatch):
+  expected = made(tmp_path / "whole").model
+  killed = made(tmp_path / "killed")
+  event, seen = Workdir.event, []
+
+  def dies(self, name, **values):
+    event(self, name, **values)
+    if name == "trained":
+      seen.append(values["block"])
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Workdir, "event", dies)
+    with pytest.raises(KeyboardInterrupt):
+      _ = killed.model
+  again = made(tmp_path / "killed")
+  found = again.model
+  for bits, model in expected.items():
+    for name, q in model.items():
+      np.testing.assert_array_equal(q.w, found[bits][name].w)
+      np.testing.assert_array_equal(q.x_scale, found[bits][name].x_scale)
+  assert len(again.start.workdir.events("trained")) == 1  # the block was read back
+
+
+def test_other_settings_are_another_run(tmp_path):
+  _ = made(tmp_path).model
+  with pytest.raises(ValueError, match="is of a run with settings"):
+    _ = made(tmp_path, regularizer=0.5).model
+
+
+def test_more_images_than_there_are(tmp_path):
+  with pytest.raises(ValueError, match=r"^batch_size: 64; 1..48 is accepted, the calibration"):
+    made(tmp_path, batch_size=64).at(4.0)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"steps": 0}, "steps is 0; an integer from 1"),
+    ({"rounding_rate": 0.0}, "rounding_rate is 0.0; a number above 0"),
+    ({"scale_rate": float("nan")}, "scale_rate is nan; a number above 0"),
+    ({"groups": (4, 8)}, r"groups is \(4, 8\); three ascending widths"),
+    ({"weight_bits": (5,)}, r"weight_bits is \(5,\); widths of groups"),
+    ({"shares": (1.0, 1.0)}, r"shares is \(1.0, 1.0\); three numbers from 0"),
+    ({"float_share": 1.5}, "float_share is 1.5; a number in 0..1"),
+  ],
+)
+def test_wrong_settings(settings, message):
+  with pytest.raises(ValueError, match=f"^{message}"):
+    PtmqSettings(**(SHORT | settings))

@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from flexiq_jax.calibrated import Calibrated, Observations
 from flexiq_jax.methods import Examples, Start
@@ -81,6 +83,24 @@ def start(folder, **changes) -> Start:
       **changes,
     },
   )
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """Keeps compiled programs on disk, since each method that starts compiles the same ones."""
+  settings = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 class Killed:

@@ -9,8 +9,11 @@ from flexiq_jax.methods import METHODS, robustquant
 from flexiq_jax.methods.robustquant import RobustQuant, RobustQuantSettings, kurtosis, penalty
 from flexiq_jax.training import loop
 from tests.methods import normed_for_test as normed
-from tests.methods.normed_for_test import Killed
+from tests.methods.normed_for_test import Killed, compiled
 from tests.methods.starts_for_test import MAIN, Batches
+
+__all__ = ["compiled"]
+pytestmark = pytest.mark.usefixtures("compiled")
 
 SHORT = {"steps": 8, "batch_size": 16, "every": 2, "learning_rate": 0.01}
 

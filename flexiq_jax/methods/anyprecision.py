@@ -54,7 +54,7 @@ class AnyPrecisionSettings(TrainedSettings):
     drop: `round` or `truncate` (see dorefa.py).
   """
 
-  learning_rate: float = 1e-3
+  learning_rate: float = 2e-4
   trained_bits: tuple[int, ...] = (4, 6, 8)
   drop: str = "round"
 

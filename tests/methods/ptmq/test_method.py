@@ -53,10 +53,8 @@ def test_budgets(whole):
   assert answers[3.0].columns["steps"] == SHORT["steps"]  # of one block
   assert whole.trained_blocks == {1: ("first", "second")}
   x = whole.start.x
-  real, four, eight = (
-    np.asarray(f(x))
-    for f in (whole.start.network.float, answers[6.0].predict, answers[8.0].predict)
-  )
+  models = whole.start.network.float, answers[6.0].predict, answers[8.0].predict
+  real, four, eight = (np.asarray(predict(x)) for predict in models)
   assert np.square(eight - real).mean() < np.square(four - real).mean()
   with pytest.raises(ValueError, match="the smallest that a width keeps is 3"):
     whole.at(2.0)

@@ -87,10 +87,10 @@ class AnyPrecision(Trained):
   @functools.cached_property
   def trained(self) -> loop.State:
     """The trained weights and norms, and their running moments."""
-    model, settings = self.model, self.settings
+    data, model, settings = self.batches(), self.model, self.settings
     params, running = model.initial(self.start)
     return self.train(
-      objective(model), params, running, optax.adam(settings.rate), forwards=len(model.bits)
+      data, objective(model), params, running, optax.adam(settings.rate), forwards=len(model.bits)
     )
 
   def at(self, budget: float) -> Runnable:

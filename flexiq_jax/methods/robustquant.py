@@ -77,13 +77,14 @@ class RobustQuant(Trained):
   @functools.cached_property
   def tuned(self) -> Calibrated:
     """The finetuned model, calibrated like the float model."""
-    start, settings = self.start, self.settings
+    start, settings, data = self.start, self.settings, self.batches()
     network = start.network
     example = jax.tree.map(lambda a: a[:1], start.x)
     normed = graph.batch_normed(start.apply, start.params, example)
     params, affine, running = initial(start, normed)
     optimizer = optax.sgd(settings.rate, momentum=settings.momentum)
     state = self.train(
+      data,
       objective(network, normed, settings),
       {"params": params, "affine": affine},
       running,

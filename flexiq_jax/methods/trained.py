@@ -67,8 +67,27 @@ class Trained(Method):
     """All layers have one width, so budgets are average bits; the others stay at 8 bits."""
     return task.unit == "average bits" and not task.layers_only and task.kept == 8
 
+  def batches(self) -> loop.Data:
+    """The training examples.
+
+    Raises:
+      ValueError: there are not as many as in a batch, or they have no labels.
+    """
+    size = self.settings.batch_size
+    data = self.start.training(size)
+    if not data.steps:
+      raise ValueError(
+        f"batch_size: {size}, but there are fewer training images; {self.name} trains on full "
+        "batches"
+      )
+    _, labels = next(iter(data.epoch(1)))
+    if labels is None:
+      raise ValueError(f"training: the images have no labels, with which {self.name} trains")
+    return data
+
   def train(
     self,
+    data: loop.Data,
     loss: loop.Loss,
     params: Any,
     rest: Any,
@@ -79,6 +98,7 @@ class Trained(Method):
     """Trains, or reads back what was trained.
 
     Args:
+      data: from `batches`, asked for before anything costs.
       loss: of batches (model input, labels); its metrics are averaged in the log.
       params: what is trained.
       rest: what is carried along.
@@ -86,19 +106,9 @@ class Trained(Method):
       forwards: forward passes in a step; a backward pass counts as two more of each.
 
     Raises:
-      ValueError: there are not as many images as in a batch, or no labels; the loss is not finite.
+      loop.DivergedError: the loss is not finite.
     """
     start, settings = self.start, self.settings
-    data = start.training(settings.batch_size)
-    if not data.steps:
-      raise ValueError(
-        f"batch_size: {settings.batch_size}, but there are fewer training images; {self.name} "
-        "trains on full batches"
-      )
-    steps = _Steps(data, settings.every)
-    _, labels = next(iter(steps.epoch(1)))
-    if labels is None:
-      raise ValueError(f"training: the images have no labels, with which {self.name} trains")
     shown = {"done": 0, "at": time.monotonic()}
     cost = 3 * forwards * settings.steps * settings.batch_size / len(start.x)
 
@@ -121,7 +131,7 @@ class Trained(Method):
         params,
         rest,
         optimizer,
-        steps,
+        _Steps(data, settings.every),
         epochs=settings.steps // settings.every,
         seed=start.seed,
         entry=entry,

@@ -7,7 +7,6 @@ import pytest
 
 from flexiq_jax.methods import METHODS, robustquant
 from flexiq_jax.methods.robustquant import RobustQuant, RobustQuantSettings, kurtosis, penalty
-from flexiq_jax.training import loop
 from tests.methods import normed_for_test as normed
 from tests.methods.normed_for_test import Killed, compiled
 from tests.methods.starts_for_test import MAIN, Batches
@@ -15,7 +14,7 @@ from tests.methods.starts_for_test import MAIN, Batches
 __all__ = ["compiled"]
 pytestmark = pytest.mark.usefixtures("compiled")
 
-SHORT = {"steps": 8, "batch_size": 16, "every": 2, "learning_rate": 0.01}
+SHORT = {"steps": 24, "batch_size": 16, "every": 6, "learning_rate": 0.01}
 
 
 def made(folder, changes=None, **settings):
@@ -47,61 +46,66 @@ def test_penalty_is_a_mean_over_layers():
 def test_gradients_reach_what_is_trained(tmp_path):
   start = normed.start(tmp_path)
   params, affine, running = robustquant.initial(start, normed.NORMED)
-  trained = {"params": params, "affine": affine}
-  batch = (start.x, np.asarray(start.examples.labels))
+  loss = robustquant.objective(start.network, normed.NORMED, RobustQuantSettings())
+  batch = (start.x, start.examples.labels)
 
-  def of(weight):
-    settings = RobustQuantSettings(penalty=weight)
-    loss = robustquant.objective(start.network, normed.NORMED, settings)
-    return jax.jit(jax.grad(lambda t: loss(t, running, jax.random.key(0), batch)[0]))(trained)
+  @jax.jit
+  def slopes(trained):
+    of = lambda part: lambda t: part(*loss(t, running, jax.random.key(0), batch))
+    whole, penalty = of(lambda value, rest: value), of(lambda _, rest: rest[1]["penalty"])
+    return jax.grad(whole)(trained), jax.grad(penalty)(trained)
 
-  without, with_penalty = of(0.0), of(1.0)
-  touched = jax.tree.map(lambda a: float(jnp.abs(a).max()) > 0, with_penalty)
-  assert all(jax.tree.leaves(touched))
-  # The penalty knows weights alone.
-  apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), without, with_penalty)
+  whole, penalty = (
+    jax.tree.map(lambda a: float(jnp.abs(a).max()), slope)
+    for slope in slopes({"params": params, "affine": affine})
+  )
+  assert min(jax.tree.leaves(whole)) > 0
+  # The penalty knows weights alone, of all layers.
   names = ("stem", "first", "second", "head")
-  assert all(apart["params"][name]["kernel"] > 1e-4 for name in names)
-  assert max(jax.tree.leaves(apart["affine"])) < 1e-6
-  assert all(apart["params"][name]["bias"] < 1e-6 for name in names)
+  assert min(penalty["params"][name]["kernel"] for name in names) > 1e-4
+  assert max(penalty["params"][name]["bias"] for name in names) == 0
+  assert max(jax.tree.leaves(penalty["affine"])) == 0
 
 
-def test_training_lowers_the_kurtosis(tmp_path):
-  method = made(tmp_path, steps=40, every=20)
-  answer = method.at(4.0)
-  log = method.start.workdir.events("trained")
-  assert [e["step"] for e in log] == [20, 40]
-  assert log[1]["penalty"] < log[0]["penalty"]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compiled):
+  del compiled
+  return made(tmp_path_factory.mktemp("whole"))
+
+
+def test_training_lowers_the_kurtosis(whole):
+  answer = whole.at(4.0)
+  log = whole.start.workdir.events("trained")
+  assert [e["step"] for e in log] == [6, 12, 18, 24]
+  assert log[-1]["penalty"] < log[0]["penalty"]
   expected = log[0]["cross_entropy"] + log[0]["penalty"]
   assert log[0]["loss"] == pytest.approx(expected, rel=1e-4)
-  assert (answer.avg_bits, answer.columns["steps"]) == (4.0, 40)
-  assert answer.predict(method.start.x).shape == (normed.IMAGES, normed.CLASSES)
+  assert (answer.avg_bits, answer.columns["steps"]) == (4.0, 24)
+  assert answer.predict(whole.start.x).shape == (normed.IMAGES, normed.CLASSES)
   # The layers at the budget, the others at 8 bits, from one training.
-  model = method.start.once("robustquant", lambda: None).uniform(4, keep8=("stem", "head"))
+  model = whole.tuned.uniform(4, keep8=whole.start.kept)
   assert {name: q.bits for name, q in model.items()} == {
     "stem": 8,
     "first": 4,
     "second": 4,
     "head": 8,
   }
-  took = method.took()
-  assert took["forwards"] == 3 * 40 * 16 / normed.IMAGES
-  method.at(6.0)
-  assert method.took() == took
+  took = whole.took()
+  assert took["forwards"] == 3 * 24 * 16 / normed.IMAGES
+  whole.at(6.0)
+  assert whole.took() == took
 
 
-def test_a_killed_training_ends_the_same(tmp_path):
-  whole = made(tmp_path / "whole")
-  x, labels = normed.images(), whole.start.examples.labels
-  batches = Batches(x, labels, 16)
-  killed = made(tmp_path / "killed", {"training": lambda size: Killed(batches, 5)})
+def test_a_killed_training_ends_the_same(whole, tmp_path):
+  batches = Batches(normed.images(), whole.start.examples.labels, 16)
+  killed = made(tmp_path, {"training": lambda size: Killed(batches, 15)})
   with pytest.raises(KeyboardInterrupt):
     killed.at(4.0)
-  again = made(tmp_path / "killed")
-  expected, found = (np.asarray(m.at(4.0).predict(x)) for m in (whole, again))
+  again = made(tmp_path)
+  expected, found = (np.asarray(m.at(4.0).predict(m.start.x)) for m in (whole, again))
   np.testing.assert_array_equal(found, expected)
   events = again.start.workdir.events("trained")
-  assert [e["step"] for e in events] == [2, 4, 6, 8]
+  assert [e["step"] for e in events] == [6, 12, 18, 24]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_a_killed_training_ends_the_same(tmp_path):
     ({"learning_rate": 0.0}, "learning_rate is 0.0; a number above 0"),
     ({"learning_rate": float("nan")}, "learning_rate is nan; a number above 0"),
     ({"steps": 0}, "steps is 0; an integer from 1"),
-    ({"steps": 7, "every": 2}, r"steps is 7; a multiple of every \(2\)"),
+    ({"steps": 7}, r"steps is 7; a multiple of every \(6\)"),
     ({"batch_size": True}, "batch_size is True; an integer from 1"),
     ({"penalty": -1.0}, "penalty is -1.0; a number from 0"),
     ({"momentum": 1.0}, "momentum is 1.0; 0 up to, but not, 1"),
@@ -138,11 +142,6 @@ def test_images_that_do_not_do(tmp_path, name, images, labels, message):
   method = METHODS[name](start, METHODS[name].Settings(**SHORT))
   with pytest.raises(ValueError, match=f"^{message}"):
     method.at(8.0)
-
-
-def test_a_loss_that_is_not_finite_stops(tmp_path):
-  with pytest.raises(loop.DivergedError, match="diverged"):
-    made(tmp_path, learning_rate=1e30).at(4.0)
 
 
 def test_tasks():

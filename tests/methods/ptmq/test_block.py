@@ -33,7 +33,7 @@ def start_of(network, widths, k, hard=False):
   return {"v": v, "log_x": {n: jnp.zeros(3) for n in v}}
 
 
-@pytest.mark.parametrize("k", [0, 1, 2])
+@pytest.mark.parametrize("k", [0, 2])
 def test_nearest_rounding_is_the_uniform_model(made, k):
   network, uniform, widths = made
   trained = start_of(network, widths, k)
@@ -49,7 +49,7 @@ def test_nearest_rounding_is_the_uniform_model(made, k):
   }
 
 
-@pytest.mark.parametrize(("weight", "activation"), [(0, 0), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("weight", "activation"), [(0, 0), (2, 2)])
 def test_made_up_roundings_compute_the_finished_model(made, weight, activation):
   network, uniform, widths = made
   trained = start_of(network, widths, 0, hard=True)

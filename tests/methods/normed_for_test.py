@@ -92,8 +92,9 @@ def compiled(tmp_path_factory):
     "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_disable_most_optimizations": True,  # programs are compiled once and run a few times
   }
-  before = {name: getattr(jax.config, name) for name in settings}
+  before = {name: jax.config.values[name] for name in settings}
   for name, value in settings.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()

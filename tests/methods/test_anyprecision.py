@@ -98,7 +98,8 @@ def test_activations(signed):
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
+def parts(tmp_path_factory, compiled):
+  del compiled
   start = normed.start(tmp_path_factory.mktemp("parts"))
   model = Model.create(start, BITS, "round")
   return start, model, *model.initial(start)

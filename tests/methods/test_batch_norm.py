@@ -15,7 +15,11 @@ from flexiq_jax.quant import rules
 from tests.graph import models_for_test
 from tests.methods import models_for_test as models_for_methods
 from tests.methods import normed_for_test as normed
+from tests.methods.normed_for_test import compiled
 from tests.search import networks_for_test as networks
+
+__all__ = ["compiled"]
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def test_layers_with_batch_norm():

@@ -10,14 +10,19 @@ from flexiq_jax.methods.ptmq import block as blocks
 from flexiq_jax.methods.ptmq import rounding
 from flexiq_jax.methods.ptmq.method import boundaries, finished
 from tests.methods import models_for_test, starts_for_test
+from tests.methods.normed_for_test import compiled
+
+__all__ = ["compiled"]
+pytestmark = pytest.mark.usefixtures("compiled")
 
 BITS = (4, 6, 8)
 NAMES = starts_for_test.NAMES
 
 
 @pytest.fixture(scope="module")
-def made():
+def made(compiled):
   """Grids of the layers to lower, nothing trained, and uniform models."""
+  del compiled
   calibrated = starts_for_test.calibrated()
   network = calibrated.network
   kept = [layer.name for layer in network.layers if layer.name not in NAMES]

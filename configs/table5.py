@@ -3,13 +3,13 @@
 FlexiQ's comparison (EuroSys 2026, Table 5), whose numbers per model are not public, on CIFAR-10:
 FlexiQ after training, uniform bits, CLADO, HAWQ-v3, QuantuneV2, and the three methods that train or
 reconstruct, all from the same float model and training images. How long these train is
-`config.comparison.NAME.steps`; the defaults are for two CPU cores, and the sources train a hundred
-times as long. flexiq_jax/methods/__init__.py says what the methods are.
+`config.comparison.NAME.steps`; the defaults are for two CPU cores, one pass over CIFAR-10 where
+there are labels, and the sources train 50 to 200. flexiq_jax/methods/__init__.py says what the methods are.
 
     python run.py --config=configs/table5.py
     python run.py --config=configs/table5.py --config.comparison.robustquant.steps=3900
 
-ResNet-20, float top-1 91.7 %. On two busy CPU cores about an hour.
+ResNet-20, float top-1 91.7 %; selection without training takes some ten minutes on two CPU cores.
 """
 
 from configs import common

@@ -1,10 +1,11 @@
 """FlexiQ beside methods that train, at average 4 and 6 bits: PTMQ, RobustQuant, AnyPrecision.
 
 FlexiQ's comparison (EuroSys 2026, Table 5), whose numbers per model are not public, on CIFAR-10:
-FlexiQ after training, uniform bits, CLADO, HAWQ-v3, QuantuneV2, and the three methods that train or
-reconstruct, all from the same float model and training images. How long these train is
+FlexiQ after training, uniform bits, CLADO, HAWQ-v3, QuantuneV2, and three methods that train or
+reconstruct, all from the same float model and training images. How long these three train says
 `config.comparison.NAME.steps`; the defaults are for two CPU cores, one pass over CIFAR-10 where
-there are labels, and the sources train 50 to 200. flexiq_jax/methods/__init__.py says what the methods are.
+labels are needed, and the sources train 50 to 200. flexiq_jax/methods/__init__.py says what the
+methods are.
 
     python run.py --config=configs/table5.py
     python run.py --config=configs/table5.py --config.comparison.robustquant.steps=3900

@@ -27,5 +27,5 @@ def test_steps_go_on_from_pass_to_pass(every):
 
 def test_widths_within_a_budget():
   assert [within((4, 6, 8), budget) for budget in (4.0, 5.9, 6.0, 9.0)] == [4, 4, 6, 8]
-  with pytest.raises(ValueError, match="budget: 3.5 bits; the smallest that a width keeps is 4"):
+  with pytest.raises(ValueError, match=r"budget: 3\.5 bits; the smallest that a width keeps is 4"):
     within((4, 6, 8), 3.5)

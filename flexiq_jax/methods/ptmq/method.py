@@ -267,7 +267,11 @@ class Reconstruction:
       {"v": optax.adam(settings.rounding_rate), "log_x": scales},
       lambda params: {part: jax.tree.map(lambda _, p=part: p, of) for part, of in params.items()},
     )
-    entry = lambda epoch, state: {"epoch": epoch.epoch, "step": epoch.step, "loss": epoch.loss}
+
+    def entry(epoch: loop.Epoch, state: loop.State) -> dict[str, Any]:
+      decided = rounding.decided(state.params["v"])
+      return {"epoch": epoch.epoch, "step": epoch.step, "loss": epoch.loss, "decided": decided}
+
     state, log = loop.train(
       objective(self._network, self._method.segments, i, self._widths, settings),
       params,

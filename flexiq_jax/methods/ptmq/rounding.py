@@ -7,10 +7,12 @@ While training h is anything in 0..1; `regularizer` drives it to an end, and the
 v of each weight serves all widths, each with a scale s of its own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flexiq_jax.quant import quantizer
 
@@ -49,6 +51,12 @@ def hard_codes(steps: Array, v: Array, bits: int) -> Array:
 def regularizer(v: Array, beta: Array) -> Array:
   """Sum of 1 - |2 h - 1|^beta, float32 []: none where every h is 0 or 1."""
   return jnp.sum(1 - jnp.abs(2 * rectified(v) - 1) ** beta)
+
+
+def decided(v: Mapping[str, Array]) -> float:
+  """Share of the roundings of some layers whose h is within 0.01 of an end."""
+  h = np.concatenate([np.ravel(rectified(one)) for one in v.values()])
+  return float(((h < 0.01) | (h > 0.99)).mean())
 
 
 def beta_at(step: Array, steps: int, warmup: float, first: float = 20, last: float = 2) -> Array:

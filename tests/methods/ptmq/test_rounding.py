@@ -48,6 +48,11 @@ def test_regularizer_is_nothing_at_both_ends():
   assert float(found) == pytest.approx(1 - 0.6**2, rel=1e-4)
 
 
+def test_decided():
+  v = {"a": jnp.asarray([-50.0, 50.0]), "b": jnp.asarray([[0.0], [rounding.inverse(0.02)]])}
+  assert rounding.decided(v) == 0.5
+
+
 def test_beta_falls_after_the_warm_up():
   beta = [float(rounding.beta_at(step, 100, 0.2)) for step in (0, 20, 60, 100)]
   np.testing.assert_allclose(beta, [20, 20, 11, 2], rtol=1e-6)

@@ -31,14 +31,14 @@ import optax
 
 from flexiq_jax import graph
 from flexiq_jax.graph import Layer, Rule
-from flexiq_jax.methods import batch_norm, dorefa
+from flexiq_jax.methods import activations, batch_norm, dorefa
 from flexiq_jax.methods.base import Runnable
 from flexiq_jax.methods.examples import cross_entropy
 from flexiq_jax.methods.start import Start
 from flexiq_jax.methods.task import sizes
 from flexiq_jax.methods.trained import Trained, TrainedSettings, within
 from flexiq_jax.network import Network
-from flexiq_jax.quant import check_one_of, quantizer, rules
+from flexiq_jax.quant import check_one_of, rules
 from flexiq_jax.training import loop, require
 
 Array = Any
@@ -172,7 +172,7 @@ class Model:
 
     def run(layer: Layer, x: Array, w: Array, contract: graph.Contract) -> Array:
       own, scale = bits if layer.name in self.names else 8, self.x_scales[layer.name][bits]
-      x = activations(x, scale, own, self.signed[layer.name])
+      x = activations.rounded(x, scale, own, self.signed[layer.name])
       return contract(x, dorefa.weights(w, own, self.drop), jnp.float32)
 
     return run
@@ -190,13 +190,6 @@ class Model:
     norms = trained["affine"][str(bits)], running[str(bits)]
     rule = batch_norm.rule_behind(self.rule(bits), *norms, live, records)
     return graph.with_rule(self.network.apply, rule)(trained["params"], x)
-
-
-def activations(x: Array, scale: float, bits: int, signed: bool) -> Array:
-  """Quantized activations, float32; gradients go through where they do not saturate."""
-  lo, hi = quantizer.code_range(bits, signed)
-  steps = jnp.clip(x.astype(jnp.float32) / scale, lo, hi)
-  return scale * (steps + jax.lax.stop_gradient(jnp.round(steps) - steps))
 
 
 def objective(model: Model) -> loop.Loss:

@@ -86,17 +86,6 @@ def test_gradients_of_weights_are_straight_through():
     np.testing.assert_allclose(found, jax.grad(smooth)(w), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_activations(signed):
-  x = jnp.asarray([-9.0, -0.6, 0.3, 0.49, 0.51, 1.4, 9.0])
-  found = anyprecision.activations(x, 0.5, 2, signed)
-  low, high = (-2, 1) if signed else (0, 3)
-  np.testing.assert_allclose(found, 0.5 * np.clip(np.rint(np.asarray(x) / 0.5), low, high))
-  slope = jax.vmap(jax.grad(lambda x: anyprecision.activations(x, 0.5, 2, signed)))(x)
-  inside = (np.asarray(x) > 0.5 * low) & (np.asarray(x) < 0.5 * high)
-  np.testing.assert_allclose(slope, inside.astype(np.float32))
-
-
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, compiled):
   del compiled

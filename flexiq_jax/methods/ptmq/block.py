@@ -24,6 +24,7 @@ import numpy as np
 from flax import struct
 
 from flexiq_jax.graph import Contract, Layer, Rule
+from flexiq_jax.methods import activations
 from flexiq_jax.methods.ptmq import rounding
 from flexiq_jax.quant import quantizer, rules
 
@@ -74,13 +75,6 @@ def grid(layer: Layer, w: Array, models: Mapping[int, rules.QModel]) -> Grid:
   )
 
 
-def rounded_inputs(x: Array, scale: Array, bits: int, signed: bool) -> Array:
-  """Quantized activations, float32, with gradients by x and, as LSQ has them, by the scale."""
-  lo, hi = quantizer.code_range(bits, signed)
-  steps = jnp.clip(x.astype(jnp.float32) / scale, lo, hi)
-  return scale * (steps + jax.lax.stop_gradient(jnp.round(steps) - steps))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Widths:
   """A block's layers at widths of weights and activations.
@@ -106,14 +100,14 @@ class Widths:
       name = layer.name
       if name not in self.grids:
         q = self.base[name]
-        x = rounded_inputs(x, q.x_scale, q.bits, q.signed)
+        x = activations.rounded(x, q.x_scale, q.bits, q.signed)
         y = contract(x, q.w.astype(jnp.float32), jnp.float32)
         return y * layer.y_vector(q.w_scale, y.shape)
       own, k = self.grids[name], activation
       scale = own.x_scale[k] * jnp.exp(trained["log_x"][name][k])
       low, high = own.w_range[weight, 0], own.w_range[weight, 1]
       codes = rounding.soft_codes(own.steps(layer, weight), trained["v"][name], low, high)
-      x = rounded_inputs(x, scale, own.bits[k], own.signed)
+      x = activations.rounded(x, scale, own.bits[k], own.signed)
       return contract(x, codes * own.spread(layer, weight), jnp.float32)
 
     return run

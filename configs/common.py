@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from flexiq_jax.finetuning import ImageSettings, ReconstructionSettings
+from flexiq_jax.methods import METHODS
 from flexiq_jax.quant import LowSettings, RangeSettings
 from flexiq_jax.runs.sweeps.executors import local, slurm
 from flexiq_jax.runs.sweeps.layouts import Layout
@@ -21,6 +22,8 @@ from flexiq_jax.training import TrainSettings
 # Further rows that show what each part of the method contributes (see experiments/curve.py).
 VARIANTS = ("naive", "range", "per_output", "uncorrected", "dynamic")
 BRIEF = ("naive", "uncorrected")
+# Methods of comparisons that train.
+TRAINED = ("ptmq", "robustquant", "anyprecision")
 
 
 def parse_arg(arg: str | None, **defaults):
@@ -278,6 +281,9 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
     probes=32,
     # Seconds for one integer program.
     time_limit=60.0,
+    # Methods that train: what is done to training images, and each one's own settings.
+    augmentation="crop_flip",
+    **{name: settings(METHODS[name].Settings()) for name in TRAINED},
   )
   if small:
     config.table.seeds = (0,)
@@ -291,6 +297,9 @@ def comparison(of: str, arg: str | None) -> config_dict.ConfigDict:
       probes=2,
       time_limit=5.0,
     )
+    config.comparison.ptmq.update(steps=2, batch_size=8)
+    for name in ("robustquant", "anyprecision"):
+      config.comparison[name].update(steps=2, every=1, batch_size=8)
     config.calibration.update(images=16, batch_size=16)
   return config
 

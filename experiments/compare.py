@@ -1,22 +1,21 @@
 """Ways to spend bits beside each other: FlexiQ and the layer-wise methods at equal budgets.
 
-The paper's Table 5 in its post-training part, for one seed, `config.seed`. All methods share the
+The paper's Table 5 for one seed, `config.seed`. All methods share the
 float model, the calibration images and the quantizer (per-channel weights, ranges by the config);
 experiments/comparison/tables.py says which tables there are. `config.comparison.methods` names the
 methods, by a name in `flexiq_jax.methods.METHODS` or as `package.module:Class`.
 
 Columns beside the usual ones: `relative` (top-1 in % of float), `bitops` (G per image, MACs times
 bits of both operands), `size` (MB of 2^20 bytes; FlexiQ stores 8-bit codes whatever it runs at),
-`seconds` and `forwards` of the selection (passes over the calibration images; calibration, which
-all share, not counted), `gap` (of the solver), `missed` (1 where the average bits are more than
-0.05 away from the budget, or the share in 8 bits more than 5 points: single layers are larger than
-that, or more bits promise nothing).
+`seconds` and `forwards` of selection or training (passes over the calibration images; calibration,
+which all share, not counted), `steps` of training, `gap` (of the solver), `missed` (1 where the
+average bits are more than 0.05 away from the budget, or the share in 8 bits more than 5 points:
+single layers are larger than that, or more bits promise nothing).
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +32,10 @@ from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.methods import Examples, Start
 from flexiq_jax.methods.layerwise import FLOAT
 from flexiq_jax.methods.task import sizes
+from flexiq_jax.quant import check_one_of
 from flexiq_jax.runs import distributed, process
 from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.training import AUGMENTATIONS, augment
 
 __all__ = ["collect", "describe", "prepare", "run"]
 
@@ -126,20 +127,23 @@ class _Run:
       folder=folder,
       order=self._order,
       training=self._training,
+      prepare=self._prepare,
     )
 
   @functools.cached_property
   def _x(self) -> np.ndarray:
     return np.concatenate([*self._stages.calibrated.batches])
 
-  def _training(self, batch_size: int, epoch: int) -> Iterator[Examples]:
-    """Full batches of all training images, shuffled by seed and epoch."""
+  def _training(self, batch_size: int) -> data.Epochs:
+    """All training images, shuffled by seed and epoch."""
     source, preprocess = self._inputs.calibration, self._inputs.settings.preprocess
-    order = np.random.default_rng((self._config.seed, epoch)).permutation(len(source))
-    order = order[: len(order) // batch_size * batch_size]
-    with field("config.calibration", self._config.calibration):
-      for batch in data.batches(source, preprocess, batch_size, indices=order):
-        yield Examples(batch.images, batch.labels)
+    everything, seed = np.arange(len(source)), self._config.seed
+    return data.Epochs(source, preprocess, batch_size, indices=everything, seed=seed)
+
+  def _prepare(self, key, images):
+    """Augmented and normalised."""
+    images = augment(key, images, self._config.comparison.augmentation)
+    return self._inputs.settings.preprocess.normalize(images)
 
   def _order(self, greedy: bool) -> tuple[AdaptiveModel, float | None]:
     """FlexiQ's model, kept as a recipe, and the forward passes of a search that was made."""
@@ -171,6 +175,8 @@ def _check(config) -> None:
       f"config.comparison.images: {part.images!r}; 0 (all) to config.calibration.images, "
       f"{most}, are accepted"
     )
+  with field("config.comparison", part):
+    check_one_of("augmentation", part.augmentation, AUGMENTATIONS)
   for table in tables_of(config):
     for method in table.methods.values():
       settings_of(part, method)

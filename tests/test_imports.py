@@ -58,7 +58,7 @@ OURS = {
     *(*_MODEL, "flexiq_jax.accuracy", "flexiq_jax.inputs", "flexiq_jax.runs"),
     *("flexiq_jax.search", "flexiq_jax.finetuning", "flexiq_jax.deployment"),
   ),
-  "flexiq_jax.methods": (*_MODEL, "flexiq_jax.runs"),
+  "flexiq_jax.methods": (*_MODEL, "flexiq_jax.training", "flexiq_jax.runs"),
   "flexiq_jax.methods.program": (),
   "flexiq_jax.methods.layerwise": _QUANT,
   "flexiq_jax.training": ("flexiq_jax.data", "flexiq_jax.runs"),

@@ -27,6 +27,7 @@ _COLUMNS = (  # column, heading, decimals
   ("size", "size (MB)", 3),
   ("seconds", "selection (s)", 0),
   ("forwards", "forwards", 0),
+  ("steps", "training steps", 0),
 )
 
 
@@ -124,7 +125,8 @@ def collect(
       "0.05 away from the budget (5 points of a share in 8 bits), because single layers are larger "
       "than that, or the method sees no gain in more bits.",
       "Forwards: passes over the calibration images that a selection took; calibration itself, "
-      "which all methods share, is not counted. CLADO's variants share one measurement, of pairs.",
+      "which all methods share, is not counted; a backward pass counts as two. CLADO's variants "
+      "share one measurement, of pairs. Training steps serve all budgets of a method.",
       *(
         ["Weights are random: the figures show that the pipeline runs, no accuracy."]
         if config.weights == "random"

@@ -118,12 +118,19 @@ def tables_of(config) -> tuple[Table, ...]:
 def settings_of(part, method: type[Method]) -> Any:
   """What `config.comparison` says of a method; its defaults where it says nothing.
 
+  A field stands there by its name, or below the method's own, as `config.comparison.ptmq.steps`.
+
   Raises:
     ValueError: a value is wrong; names the field.
   """
   names = [f.name for f in dataclasses.fields(method.Settings)]
-  with field("config.comparison", part):
-    return method.Settings(**{name: part[name] for name in names if name in part})
+  own = part.get(method.name, {})
+  given = {name: part[name] for name in names if name in part and name not in own}
+  with field(f"config.comparison.{method.name}" if own else "config.comparison", [*own, *part]):
+    if unknown := [name for name in own if name not in names]:
+      raise ValueError(f"{unknown[0]!r} is not one of {', '.join(names)}")
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in own.items()}
+    return method.Settings(**given, **values)
 
 
 def _title(bits: tuple[int, ...]) -> str:

@@ -5,7 +5,7 @@ Beside these names the modules `reorder`, `trace` and `unfold` are for use from 
 
 from flexiq_jax.graph.cut import Live, Segments, balanced, cut
 from flexiq_jax.graph.describe import Contract
-from flexiq_jax.graph.fold import fold_batch_norm
+from flexiq_jax.graph.fold import batch_normed, fold_batch_norm
 from flexiq_jax.graph.layer import Layer
 from flexiq_jax.graph.origins import aval, needed
 from flexiq_jax.graph.reorder import run_lengths
@@ -33,6 +33,7 @@ __all__ = [
   "Traced",
   "aval",
   "balanced",
+  "batch_normed",
   "closest",
   "cut",
   "fold_batch_norm",

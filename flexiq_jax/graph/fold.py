@@ -25,6 +25,7 @@ from flexiq_jax.graph.layer import Array, Layer
 from flexiq_jax.graph.origins import aval, needed
 
 _LINEAR = ("add", "sub", "mul", "div")
+_ROOTS = ("rsqrt", "sqrt", "pow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,34 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
     return tracing.evaluate(traced, [*params_in, *jax.tree.leaves(x)], handlers)
 
   return folded_apply, _nest({**flat, **folded})
+
+
+def batch_normed(apply: tracing.Apply, params: Any, x: Any) -> tuple[str, ...]:
+  """Names of the layers behind which batch norm is folded, in execution order.
+
+  Args:
+    apply: pure function `(params, x) -> y` in inference mode, not folded.
+    params: pytree of arrays, batch statistics included.
+    x: example input with a leading batch dimension (array or `jax.ShapeDtypeStruct`).
+
+  Returns:
+    Those whose folded arithmetic takes a square root of parameters, as of a variance; a bias and a
+    layer scale do not.
+  """
+  traced = tracing.trace(apply, params, x)
+  jaxpr, chains = traced.jaxpr.jaxpr, _chains(traced)
+  rooted: set[Any] = set()  # static variables that a square root went into
+  for eqn in jaxpr.eqns:
+    if traced.static.issuperset(eqn.outvars):
+      inner = (v for v in eqn.invars if not isinstance(v, Literal))
+      if eqn.primitive.name in _ROOTS or not rooted.isdisjoint(inner):
+        rooted.update(eqn.outvars)
+
+  def normed(i: int) -> bool:
+    others = (jaxpr.eqns[number].invars[1 - y] for number, y in chains[i].steps)
+    return any(not isinstance(v, Literal) and v in rooted for v in others)
+
+  return tuple(layer.name for i, layer in traced.layers.items() if normed(i))
 
 
 def _keys(layer: Layer) -> tuple[str, str]:

@@ -10,18 +10,24 @@
 | `hawq` | HAWQ-v3's traces of the Hessian; layers that meet in an addition are tied |
 | `quantune` | QuantuneV2: two runs, the best form of the graph |
 | `flexiq_greedy`, `flexiq` | FlexiQ's channel groups, greedily and by the config's own search |
+| `ptmq` | PTMQ: rounding and scales of several widths, reconstructed block by block |
+| `robustquant` | RobustQuant: the float model finetuned to weights of low kurtosis, then uniform |
+| `anyprecision` | any-precision networks: weights in common, a norm for each width, trained |
 """
 
 import importlib
 
+from flexiq_jax.methods.anyprecision import AnyPrecision
 from flexiq_jax.methods.base import Details, Method, Plan, Runnable, Shown
 from flexiq_jax.methods.channel_groups import FlexiQ, FlexiQGreedy
 from flexiq_jax.methods.clado import Clado, CladoBlock, CladoDiagonal
 from flexiq_jax.methods.examples import Examples
 from flexiq_jax.methods.hawq import Hawq
 from flexiq_jax.methods.mpqco import Mpqco
+from flexiq_jax.methods.ptmq import Ptmq
 from flexiq_jax.methods.quantune import Quantune
 from flexiq_jax.methods.random_plans import Random
+from flexiq_jax.methods.robustquant import RobustQuant
 from flexiq_jax.methods.start import Start
 from flexiq_jax.methods.task import Task
 from flexiq_jax.methods.uniform import Uniform
@@ -42,6 +48,7 @@ __all__ = [
 _ALL: tuple[type[Method], ...] = (
   *(FlexiQGreedy, FlexiQ, Uniform, Quantune, Random),
   *(Clado, CladoBlock, CladoDiagonal, Mpqco, Hawq),
+  *(Ptmq, RobustQuant, AnyPrecision),
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 

@@ -16,8 +16,8 @@ A method spends a budget of bits on a calibrated model. Its file holds one class
 | `report` | what it shows of itself in a report, if anything |
 
 A method that trains takes `Start.training`, keeps its checkpoints in `Start.folder` and gives a
-`Runnable` for each budget. Work that costs goes through `measure`, which notes what it took where a
-resumed run finds it.
+`Runnable` for each budget, with `steps` among its columns (see trained.py). Work that costs goes
+through `measure`, which notes what it took where a resumed run finds it.
 """
 
 import abc

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flexiq_jax.methods.program import Choices
 from flexiq_jax.methods.task import Task
 from flexiq_jax.network import Network
 from flexiq_jax.runs.workdir import Workdir
+from flexiq_jax.training import loop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,10 @@ class Start:
     folder: for files of this task.
     order: FlexiQ's model in greedy order (True) or as searched (False), and the forward passes of
       the search, None where the order was read back.
-    training: (batch size, epoch) -> full batches of shuffled training examples, for methods that
-      train.
+    training: batch size -> shuffled training examples in full batches, for methods that train:
+      (images, labels int `[B]` or None), the images as `prepare` takes them.
+    prepare: (random key, images) -> what the model takes: augmentation, normalisation; can be
+      jitted.
   """
 
   task: Task
@@ -53,7 +56,8 @@ class Start:
   workdir: Workdir
   folder: Path
   order: Callable[[bool], tuple[AdaptiveModel, float | None]]
-  training: Callable[[int, int], Iterator[Examples]]
+  training: Callable[[int], loop.Data]
+  prepare: Callable[[Any, Any], Any]
   _shared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -81,6 +85,11 @@ class Start:
       "size": np.multiply.outer(size / size.sum() / 8, self.task.bits),
     }
     return Choices.create([layer.name for layer in self.layers], self.task.bits, costs)
+
+  @functools.cached_property
+  def kept(self) -> tuple[str, ...]:
+    """All other layers, which stay at the task's `kept` bits."""
+    return tuple(layer.name for layer in self.network.layers if layer.name not in self.names)
 
   @property
   def stacks(self) -> layerwise.Stacks:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from flax import nnx
 from flexiq_jax import calibrated, data, deployment, finetuning, models
 from flexiq_jax.calibrated import Calibrated, Observations
 from flexiq_jax.deployment.runner import SIZES
-from flexiq_jax.methods import hawq, layerwise, mpqco
+from flexiq_jax.methods import METHODS, Start, Task, hawq, layerwise, mpqco
 from flexiq_jax.methods.clado.losses import LayerLosses
 from flexiq_jax.methods.examples import Examples
 from flexiq_jax.methods.quantune import runs
@@ -22,9 +24,11 @@ from flexiq_jax.quant import calibration, rules
 from flexiq_jax.quant.calibration import RangeSettings
 from flexiq_jax.quant.grouping import LowSettings
 from flexiq_jax.quant.selectable import selectable
+from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.search import fitness, gram
 from flexiq_jax.training import classification
 from flexiq_jax.training.settings import TrainSettings
+from tests.methods.starts_for_test import Batches
 
 # One of each kind: basic and bottleneck blocks, inverted residuals, attention, shifted windows.
 MODELS = ("resnet20", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t", "odd")
@@ -202,6 +206,40 @@ def finetune(m: Made, platform: str) -> None:
   settings = dataclasses.replace(settings, reconstruct=True)
   examples = finetuning.Examples(np.asarray(m.images))
   finetuning.finetune(model, examples, [m.images], settings)
+
+
+def train_methods(m: Made, platform: str) -> None:
+  """A step of each comparison method that trains, and the model that becomes of it."""
+  here = dataclasses.replace(m.calibrated, network=network_for(m, platform))
+  task = Task(
+    **{"bits": (4, 8), "activation_bits": None, "per_channel": True, "kept": 8},
+    **{"unit": "average bits", "layers_only": False},
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    start = Start(
+      task=task,
+      table="table",
+      calibrated=here,
+      apply=m.apply,
+      params=m.params,
+      names=tuple(selectable(here.network.layers))[:2],  # one block
+      x=m.images,
+      examples=Examples(m.images, m.labels),
+      seed=0,
+      workdir=Workdir(folder),
+      folder=pathlib.Path(folder),
+      order=lambda greedy: NotImplemented,
+      training=lambda size: Batches(m.images, m.labels, size),
+      prepare=lambda key, images: images,
+    )
+    for name, settings in {
+      "ptmq": {},
+      "robustquant": {"every": 1},
+      "anyprecision": {"every": 1, "trained_bits": (4, 8)},
+    }.items():
+      method = METHODS[name]
+      own = method.Settings(steps=1, batch_size=2, **settings)
+      method(start, own).at(4.0).predict(m.images)
 
 
 def training(name: str) -> None:

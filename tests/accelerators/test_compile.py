@@ -24,6 +24,7 @@ JOBS = {
   "layer_bits": jobs.layer_bits,
   "finetune": jobs.finetune,
   "serve": jobs.serve,
+  "train_methods": jobs.train_methods,
 }
 QUICKEST = [
   pytest.param(name, marks=[] if name in ("h100", "v5e") else [pytest.mark.slow])
@@ -41,6 +42,7 @@ QUICK = {
   "search": _SEARCHED,
   "layer_bits": {"h100": ("resnet20", "odd"), "v5e": ("odd",)},
   "finetune": {"h100": _TWO[:1], "v5e": _TWO[:1]},
+  "train_methods": {"h100": _TWO[:1]},
   "serve": {"h100": _TWO[:1], "a100": ("vit_s",), "v5e": ("vit_s",)},
 }
 
@@ -125,6 +127,10 @@ def test_jobs_run_what_they_say():
       *("moment_pass.run", "round_weights"),
     },
     "serve": {"Runner.__init__.run", "prepare"},
+    "train_methods": {
+      *("make_step.whole", "observe.run", "AnyPrecision.at.<lambda>", "Segments._run.run"),
+      *("Reconstruction._next.run", "Network.compiled.run_uniform", "compiled.<lambda>"),
+    },
   }
   # Two widths, static and dynamic; the fold.
   assert len(calls_of("inference", "resnet20", "gpu")) == 5 + 2

@@ -34,6 +34,24 @@ FLOAT8 = Task(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """Training examples in an order that depends on the epoch alone."""
+
+  images: np.ndarray
+  labels: np.ndarray | None
+  batch_size: int
+
+  @property
+  def steps(self) -> int:
+    return len(self.images) // self.batch_size
+
+  def epoch(self, epoch):
+    order = np.random.default_rng(epoch).permutation(len(self.images))
+    for rows in order[: self.steps * self.batch_size].reshape(self.steps, -1):
+      yield self.images[rows], None if self.labels is None else self.labels[rows]
+
+
 @functools.cache
 def calibrated() -> Calibrated:
   m = models_for_test.made()
@@ -57,7 +75,8 @@ def start_of(task, folder, **changes) -> Start:
     workdir=Workdir(folder),
     folder=folder / "table",
     order=lambda greedy: NotImplemented,
-    training=lambda batch_size, epoch: iter(()),
+    training=lambda batch_size: Batches(m.images, m.labels, batch_size),
+    prepare=lambda key, images: images,
   )
   return dataclasses.replace(start, **changes)
 

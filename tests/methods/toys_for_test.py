@@ -66,7 +66,8 @@ class TrainedBias(Method):
     """One step for each of a few batches."""
     network, model = self.start.network, self.start.calibrated.base
     bias = 0.0
-    for _, examples in zip(range(2), self.start.training(16, 0), strict=False):
-      logits = network.uniform(model, jnp.asarray(examples.x))
-      bias += jax.nn.one_hot(examples.labels, logits.shape[1]).mean(axis=0)
+    for _, (images, labels) in zip(range(2), self.start.training(16).epoch(1), strict=False):
+      x = self.start.prepare(jax.random.key(0), images)
+      logits = network.uniform(model, jnp.asarray(x))
+      bias += jax.nn.one_hot(labels, logits.shape[1]).mean(axis=0)
     return bias

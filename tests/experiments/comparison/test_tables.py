@@ -21,7 +21,7 @@ def test_tables():
   main, tensor, channel, wide, float8 = found = tables_of(config())
   assert [s.name for s in found] == ["main", "clado_tensor", "clado_channel", "wide", "float8"]
   assert (main.bits, main.activation_bits, main.per_channel, main.kept) == ((4, 8), None, True, 8)
-  assert set(main.methods) == set(METHODS)
+  assert set(main.methods) == set(METHODS) - set(common.TRAINED)
   assert (tensor.bits, tensor.activation_bits, tensor.kept) == ((2, 4, 8), 8, FLOAT)
   assert (tensor.per_channel, channel.per_channel) == (False, True)
   # FlexiQ, uniform and QuantuneV2 have two precisions, or one.

@@ -207,28 +207,28 @@ def test_a_full_queue_refuses():
 
 
 def test_deadlines():
-  slow = serving.modelled(int8=10, gain=2.0, fixed=0.02, sizes=(1, 2, 4, 8))  # 0.12 s alone
+  slow = serving.modelled(int8=2, gain=2.0, fixed=0.1, sizes=(1, 2, 4, 8))  # 0.6 s alone
 
   async def scenario(engine, device):
     now = time.monotonic()
     with pytest.raises(serving.TooLate, match="takes longer"):
-      await engine.submit(examples(1), deadline=now + 0.05)
+      await engine.submit(examples(1), deadline=now + 0.25)
     first = await held(engine, device)
-    # Hopeless after 0.2 s, while the device is busy; the one without a deadline waits on.
-    late = asyncio.create_task(engine.submit(examples(1), deadline=now + 0.26))
+    # Hopeless after a second, while the device is busy; the one without a deadline waits on.
+    late = asyncio.create_task(engine.submit(examples(1), deadline=now + 1.3))
     patient = asyncio.create_task(engine.submit(examples(2)))
     with pytest.raises(serving.TooLate, match="no longer be met"):
       await late
     assert not device.free.is_set()
-    assert time.monotonic() - now < 2
+    assert time.monotonic() - now < 10
     assert engine.state().queued == 1
     device.free.set()
     await asyncio.gather(first, patient)
     assert (engine.state().late, engine.state().answered) == (2, 2)
     # At 25 % this one would be late, at 50 % it is not.
-    answer = await engine.submit(examples(3), deadline=time.monotonic() + 0.104)
+    answer = await engine.submit(examples(3), deadline=time.monotonic() + 0.52)
     assert answer.ratio >= 0.5
-    assert (await engine.submit(examples(3), deadline=time.monotonic() + 10)).ratio == 0
+    assert (await engine.submit(examples(3), deadline=time.monotonic() + 60)).ratio == 0
     with pytest.raises(ValueError, match="deadline: nan"):
       await engine.submit(examples(3), deadline=float("nan"))
 
@@ -243,18 +243,18 @@ def test_a_batch_waits_for_company():
       tasks.append(asyncio.create_task(engine.submit(examples(i))))
       await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
-    assert time.monotonic() - begun >= 0.2
+    assert time.monotonic() - begun >= 1
     assert [x for x, _ in device.ran] == [[0, 1, 2]]
     # A full one does not.
     answer = await engine.submit(examples(*range(8)))
-    assert answer.queued_s < 0.2
+    assert answer.queued_s < 1
     # And neither does who stops.
     last = asyncio.create_task(engine.submit(examples(7)))
     await asyncio.sleep(0.01)
     await engine.stop()
-    assert (await last).queued_s < 0.2
+    assert (await last).queued_s < 1
 
-  run(scenario, batching=serving.Batching(size=8, delay=0.2))
+  run(scenario, batching=serving.Batching(size=8, delay=1.0))
 
 
 def test_stop_answers_all_and_takes_no_more():
@@ -482,6 +482,7 @@ def waves(seconds):
   return np.concatenate([quiet, seconds + loud, 2 * seconds + workloads.poisson(30, seconds, 2)])
 
 
+@pytest.mark.slow  # on a machine that others use, sleepers wake late
 def test_the_live_engine_is_near_the_simulator():
   agree(*live_and_simulated(waves(2.5)), within=0.2, share=0.8)
 

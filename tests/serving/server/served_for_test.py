@@ -156,3 +156,29 @@ def sleeping(seconds: float):
     return logits(x, ratio)
 
   return run
+
+
+class Gate:
+  """A device that, once closed, runs a batch for each permit, so that a queue can be looked at."""
+
+  def __init__(self) -> None:
+    self.closed, self.waits = threading.Event(), threading.Event()
+    self._permits = threading.Semaphore(0)
+
+  def __call__(self, x, ratio):
+    if self.closed.is_set():
+      self.waits.set()
+      assert self._permits.acquire(timeout=60)
+    return logits(x, ratio)
+
+  def let(self, batches: int) -> None:
+    """Lets some batches run."""
+    self._permits.release(batches)
+
+
+def until(what, seconds: float = 30.0) -> None:
+  """Waits for a condition; fails where it does not come true."""
+  end = time.monotonic() + seconds
+  while not what():
+    assert time.monotonic() < end
+    time.sleep(0.01)

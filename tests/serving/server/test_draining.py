@@ -15,24 +15,28 @@ import pytest
 
 from flexiq_jax.serving.server import bind
 from flexiq_jax.serving.server.connections import allow
-from tests.serving.server.served_for_test import SHAPE, logits, served, sleeping
+from tests.serving.server.served_for_test import SHAPE, Gate, logits, served, until
 
 
 def test_what_waits_is_answered_and_what_comes_is_refused():
   x = np.random.default_rng(0).random((8, 8, *SHAPE), np.float32)
-  with served(sleeping(0.15)) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
+  gate = Gate()
+  with (
+    served(gate, drain=60.0) as client,
+    concurrent.futures.ThreadPoolExecutor(8) as pool,
+  ):
+    gate.closed.set()
     replies = [pool.submit(client.infer, x[i]) for i in range(8)]
-    while client.engine.state().queued < 48:
-      time.sleep(0.01)
+    until(lambda: client.engine.state().queued == 56)
     client.stop.set()
-    while not client.engine.stopping:
-      time.sleep(0.01)
+    until(lambda: client.engine.stopping)
     late = client.infer(x[0])
     assert (late.status, late.headers["connection"]) == (503, "close")
     assert "stopping" in late.json["error"]
     assert client.get("/v2/health/ready").status == 503
     assert client.get("/v2/health/live").status == 200
     assert client.get("/state").json["stopping"] is True
+    gate.let(8)
     for i, reply in enumerate(replies):
       assert reply.result().status == 200
       y = np.float32(reply.result().json["outputs"][0]["data"]).reshape(8, 3)
@@ -42,21 +46,24 @@ def test_what_waits_is_answered_and_what_comes_is_refused():
 
 
 def test_who_waits_too_long_is_told():
-  with served(sleeping(0.3), drain=0.4) as client:
+  gate = Gate()
+  with served(gate, drain=1.0) as client:
+    gate.closed.set()
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
       replies = [pool.submit(client.infer, np.zeros((8, *SHAPE))) for _ in range(6)]
-      while client.engine.state().queued < 40:
-        time.sleep(0.01)
+      until(lambda: client.engine.state().queued == 40)
       client.stop.set()
+      gate.let(1)
       found = sorted(reply.result().status for reply in replies)
-    assert set(found) == {200, 503}
+      gate.let(6)
+    assert found == [200] + [503] * 5
 
 
 SCRIPT = """
 import time
 from tests.serving.server.served_for_test import engine, sleeping, MODEL
 from flexiq_jax.serving.server import Limits, Listening, bind, create_app
-limits, made, sock = Limits(batch=8), engine(sleeping(0.1)), bind("127.0.0.1", 0)
+limits, made, sock = Limits(batch=8), engine(sleeping(0.6)), bind("127.0.0.1", 0)
 Listening(
   app=create_app(made, MODEL, limits=limits),
   engine=made,
@@ -84,7 +91,7 @@ def test_a_process_ends_with_zero(number):
     def send():
       import http.client
 
-      connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+      connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
       tensor = {"name": "input", "shape": [8, *SHAPE], "datatype": "FP32", "data": [0] * 128}
       connection.request("POST", "/v2/models/toy/infer", json.dumps({"inputs": [tensor]}))
       response = connection.getresponse()
@@ -95,7 +102,7 @@ def test_a_process_ends_with_zero(number):
     threads = [threading.Thread(target=send) for _ in range(5)]
     for thread in threads:
       thread.start()
-    time.sleep(0.2)
+    time.sleep(1.5)  # of the three seconds that five batches take
     server.send_signal(number)
     for thread in threads:
       thread.join()

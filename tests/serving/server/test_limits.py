@@ -11,7 +11,7 @@ import pytest
 from flexiq_jax.serving.server import Limits
 from flexiq_jax.serving.server.limits import Budget
 from flexiq_jax.serving.server.refusals import Refused
-from tests.serving.server.served_for_test import PATH, SHAPE, request, served, sleeping
+from tests.serving.server.served_for_test import PATH, SHAPE, Gate, request, served, until
 
 X = np.zeros((1, *SHAPE), np.float32)
 TIGHT = Limits(
@@ -167,18 +167,19 @@ def test_wrong_limits(field, value, text):
 
 
 def test_who_hangs_up_leaves_the_queue():
-  with served(sleeping(0.3)) as client:
+  gate = Gate()
+  with served(gate) as client:
+    gate.closed.set()
     threads = [threading.Thread(target=client.infer, args=(np.zeros((8, *SHAPE)),)) for _ in "ab"]
     for thread in threads:
       thread.start()
-    time.sleep(0.1)
+    until(lambda: client.engine.state().queued == 8 and gate.waits.is_set())
     content = json.dumps(request(X)).encode()
     with open_socket(client) as sock:
       sock.sendall(head(len(content)) + content)
-      time.sleep(0.05)
-      assert client.engine.state().queued == 9
-    time.sleep(0.05)
-    assert client.engine.state().queued == 8
+      until(lambda: client.engine.state().queued == 9)
+    until(lambda: client.engine.state().queued == 8)
+    gate.let(2)
     for thread in threads:
       thread.join()
     assert client.engine.state().cancelled == 1

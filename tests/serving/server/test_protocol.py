@@ -14,10 +14,12 @@ from tests.serving.server.served_for_test import (
   LEVELS,
   PATH,
   SHAPE,
+  Gate,
   logits,
   request,
   served,
   sleeping,
+  until,
 )
 
 X = np.random.default_rng(0).random((2, *SHAPE), np.float32)
@@ -153,21 +155,27 @@ def test_deadline_is_the_earlier_of_time_out_and_priority():
 
 def test_what_the_engine_refuses():
   """Overload is 429 at once; a batch that raises is 500, and the next one is answered."""
+  gate = Gate()
 
   def run(x, ratio):
     if (x == 9).any():
       raise RuntimeError("broken")
-    return sleeping(0.2)(x, ratio)
+    return gate(x, ratio)
 
   with served(run, queue=8) as client:
+    gate.closed.set()
     replies = []
     send = lambda: replies.append(client.infer(np.repeat(X, 2, axis=0)).status)
     threads = [threading.Thread(target=send) for _ in range(8)]
-    for thread in threads:
+    threads[0].start()
+    until(gate.waits.is_set)
+    for thread in threads[1:]:
       thread.start()
+    until(lambda: len(replies) == 5)  # one runs and two wait
+    gate.let(8)
     for thread in threads:
       thread.join()
-    assert sorted(set(replies)) == [200, 429] and len(replies) == 8
+    assert sorted(replies) == [200] * 3 + [429] * 5
     reply = client.infer(np.full_like(X, 9))
     assert reply.status == 500 and "RuntimeError: broken" in reply.json["error"]
     assert client.infer(X).status == 200

@@ -10,15 +10,20 @@ os.environ.setdefault("NPROC", str(max(6, os.cpu_count() or 1)))
 # XLA's CUDA plugin (see pyproject.toml) is there to compile, and finds no GPU.
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
-import hypothesis
 import jax
 import pytest
 
-# How long an example takes says more of the machine than of the code.
-hypothesis.settings.register_profile(
-  "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("patient")
+try:
+  import hypothesis
+except ImportError:  # the tests that run on a lent accelerator do without
+  pass
+else:
+  # How long an example takes says more of the machine than of the code.
+  hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+  )
+  hypothesis.settings.load_profile("patient")
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

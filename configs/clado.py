@@ -13,6 +13,7 @@ two CPU cores.
 """
 
 from configs import common
+from configs.shared import sweeps
 from flexiq_jax.runs.sweeps.layouts import Layout
 
 _METHODS = {
@@ -42,9 +43,9 @@ def get_config(arg=None):
     columns=tuple((title, f"method=clado_tensor/{name}") for name, title in _METHODS.items()),
     digits=1,
   )
-  return common.sweep(
+  return sweeps.sweep(
     "clado" + ("_runlocal" if small else ""),
-    {"resnet20": common.base(file, fields=fields, minutes=1.0 if small else 75.0, memory=3.0)},
+    {"resnet20": sweeps.base(file, fields=fields, minutes=1.0 if small else 75.0, memory=3.0)},
     seeds=(0,) if small else (0, 1, 2),
     tables={"sizes": layout},
   )

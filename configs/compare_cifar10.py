@@ -14,9 +14,10 @@ for 8 bits and floating point, and over an hour for one of CLADO's own;
 """
 
 from configs import common
+from configs.shared import comparisons
 
 
 def get_config(arg=None):
   """Returns the config; arguments: `of=CONFIG`, and `runlocal` (no data, a minute)."""
   options = common.parse_arg(arg, of="resnet20_cifar10", runlocal=False)
-  return common.comparison(options.of, "runlocal" if options.runlocal else None)
+  return comparisons.comparison(options.of, "runlocal" if options.runlocal else None)

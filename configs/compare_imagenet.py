@@ -12,9 +12,10 @@ The first takes ResNet-18 and ImageNet from tensorflow-datasets; its published f
 """
 
 from configs import common
+from configs.shared import comparisons
 
 
 def get_config(arg=None):
   """Returns the config; arguments: `of=CONFIG`, `variant=ITS_ARGUMENT`, `runlocal`."""
   options = common.parse_arg(arg, of="resnet18", variant="", runlocal=False)
-  return common.comparison(options.of, "runlocal" if options.runlocal else options.variant)
+  return comparisons.comparison(options.of, "runlocal" if options.runlocal else options.variant)

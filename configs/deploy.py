@@ -13,8 +13,6 @@ shift block in channels.
 ResNet-20: minutes on two CPU cores; top-1 at 100 % within 1 of 1,000 images of the simulation.
 """
 
-import importlib
-
 from ml_collections import config_dict
 
 from configs import common
@@ -23,10 +21,7 @@ from configs import common
 def get_config(arg=None):
   """Returns the config; arguments: `of=CONFIG`, `block=CHANNELS`, and `runlocal` (no data)."""
   options = common.parse_arg(arg, of="resnet20_cifar10", block=16, runlocal=False)
-  module = importlib.import_module(f"configs.{options.of}")
-  config = module.get_config("runlocal" if options.runlocal else None)
-  config.experiment = "deploy"
-  config.name = f"deploy_{options.of}" + ("_runlocal" if options.runlocal else "")
+  config = common.of_other("deploy", options.of, options.runlocal)
   config.groups.shift_block = options.block
   config.groups.whole_heads = True
   config.variants = ()

@@ -14,12 +14,13 @@ Half a minute on one CPU core. With the modelled gain 100 % sustains about 140 %
 from ml_collections import config_dict
 
 from configs import common
+from configs.shared import serving
 
 
 def get_config(arg=None):
   """Returns the config; arguments: `of=CONFIG`, and `runlocal` (seconds)."""
   options = common.parse_arg(arg, of="resnet20_cifar10", runlocal=False)
-  config = common.serving("fig8", options.of, options.runlocal)
+  config = serving.simulated("fig8", options.of, options.runlocal)
   config.fig8 = config_dict.create(
     # Request rates as shares of what INT8 sustains at most, and the seconds of each run.
     rates=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5),

@@ -16,12 +16,13 @@ the target of 300 ms, of INT8's about 50 %.
 from ml_collections import config_dict
 
 from configs import common
+from configs.shared import serving
 
 
 def get_config(arg=None):
   """Returns the config; arguments: `of=CONFIG`, and `runlocal` (seconds, no data)."""
   options = common.parse_arg(arg, of="resnet20_cifar10", runlocal=False)
-  config = common.serving("fig9", options.of, options.runlocal)
+  config = serving.simulated("fig9", options.of, options.runlocal)
   config.fig9 = config_dict.create(
     # `trace` (requests a second from a file), `bursts` (two rates, low and high) or `gamma` (at the
     # middle of low and high, gaps with the given coefficient of variation).

@@ -12,6 +12,7 @@ quarter in all; no GPU is needed.
 """
 
 from configs import common
+from configs.shared import sweeps
 from flexiq_jax.runs.sweeps.layouts import Layout
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -29,7 +30,7 @@ def get_config(arg=None):
   minutes = 0.5 if small else 5.0
   sizes = (2, 4) if small else SIZES
   bases = {
-    name: common.base(f"configs/{file}.py{small}", fields=_FIELDS, minutes=minutes, memory=2.0)
+    name: sweeps.base(f"configs/{file}.py{small}", fields=_FIELDS, minutes=minutes, memory=2.0)
     for name, (file, _) in _MODELS.items()
   }
   rows = tuple(
@@ -43,7 +44,7 @@ def get_config(arg=None):
     rows=rows,
     columns=(("INT8", "method=uniform_int8"), *ratios, ("INT4", "method=uniform_int4")),
   )
-  return common.sweep(
+  return sweeps.sweep(
     "group_size" + small.replace(":", "_"),
     bases,
     axes=(("groups.group_size", sizes),),

@@ -12,6 +12,7 @@ Float top-1 about 99 %.
 """
 
 from configs import common
+from configs.shared import sweeps
 from flexiq_jax.runs.sweeps.layouts import Layout
 
 _TINY = (
@@ -42,10 +43,10 @@ def get_config(arg=None):
       ("INT4", "method=uniform_int4"),
     ),
   )
-  return common.sweep(
+  return sweeps.sweep(
     "sweep_digits" + ("_runlocal" if options.runlocal else ""),
     {
-      "digits": common.base(
+      "digits": sweeps.base(
         "configs/digits.py:runlocal",
         fields=_TINY if options.runlocal else (("train.epochs", 8),),
         minutes=0.2 if options.runlocal else 1.0,

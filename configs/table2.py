@@ -19,6 +19,7 @@ each row of an ImageNet model, want a GPU: an hour or more a cell.
 """
 
 from configs import common
+from configs.shared import sweeps
 from flexiq_jax.runs.sweeps.layouts import Layout
 
 # Name -> config, what it is called, how many minutes it takes post-training on two CPU cores.
@@ -71,7 +72,7 @@ def get_config(arg=None):
     argument = ":folder" if options.folder and not minutes else ""
     argument = ":runlocal" if options.runlocal else argument
     for way, (fields, _, times) in ways.items():
-      bases[f"{name}-{way}"] = common.base(
+      bases[f"{name}-{way}"] = sweeps.base(
         f"configs/{file}.py{argument}",
         fields=(*_FIELDS, *fields),
         labels=(("network", name), ("training", way)),
@@ -97,4 +98,4 @@ def get_config(arg=None):
         *(() if done else (("greedy, 50 %", "method=flexiq_greedy,ratio=0.5"),)),
       ),
     )
-  return common.sweep("table2" + "_runlocal" * options.runlocal, bases, tables=tables)
+  return sweeps.sweep("table2" + "_runlocal" * options.runlocal, bases, tables=tables)

@@ -14,12 +14,13 @@ ResNet-20, float top-1 91.7 %; selection without training takes some ten minutes
 """
 
 from configs import common
+from configs.shared import comparisons
 
 
 def get_config(arg=None):
   """Returns the config; arguments: `of=CONFIG`, and `runlocal` (no data, a minute)."""
   options = common.parse_arg(arg, of="resnet20_cifar10", runlocal=False)
-  config = common.comparison(options.of, "runlocal" if options.runlocal else None)
+  config = comparisons.comparison(options.of, "runlocal" if options.runlocal else None)
   config.name = config.name.replace("compare_", "table5_")
   config.table.seeds = (0,)
   config.comparison.tables = ("main",)

@@ -12,6 +12,7 @@ search (docs/results.md). About six minutes a cell on two free CPU cores, twenty
 """
 
 from configs import common
+from configs.shared import sweeps
 from flexiq_jax.runs.sweeps.layouts import Layout
 
 # Method of the ablation -> what its row says.
@@ -44,10 +45,10 @@ def get_config(arg=None):
     rows=tuple((name, f"base=resnet20,method={name}") for name in ("greedy", "evolution", "gram")),
     columns=tuple((f"{100 * r:g} %", f"ratio={r}") for r in ratios),
   )
-  return common.sweep(
+  return sweeps.sweep(
     "table7" + ("_runlocal" if options.runlocal else ""),
     {
-      "resnet20": common.base(
+      "resnet20": sweeps.base(
         file,
         fields=(("experiment", "ablation"),),
         minutes=0.5 if options.runlocal else 6.0,

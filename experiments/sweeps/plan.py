@@ -20,7 +20,7 @@ def plan(config, folder: Path) -> list[Cell]:
   """All cells of a sweep, in order, with what each of them lacks.
 
   Args:
-    config: of the sweep (see `configs.common.sweep`).
+    config: of the sweep (see `configs.shared.sweeps`).
     folder: that the workdirs lie in.
 
   Raises:

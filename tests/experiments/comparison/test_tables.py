@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import common
+from configs.shared import comparisons
 from experiments.comparison.tables import settings_of, tables_of
 from flexiq_jax.methods import METHODS
 from flexiq_jax.methods.layerwise import FLOAT
@@ -11,7 +11,7 @@ LAYERWISE = {"random", "clado", "clado_block", "clado_diagonal", "mpqco", "hawq"
 
 
 def config(**changes):
-  made = common.comparison("digits", "runlocal")
+  made = comparisons.comparison("digits", "runlocal")
   made.comparison.tables = ("main", "clado_tensor", "clado_channel", "wide", "float8")
   made.comparison.update(changes)
   return made.lock()
@@ -21,7 +21,7 @@ def test_tables():
   main, tensor, channel, wide, float8 = found = tables_of(config())
   assert [s.name for s in found] == ["main", "clado_tensor", "clado_channel", "wide", "float8"]
   assert (main.bits, main.activation_bits, main.per_channel, main.kept) == ((4, 8), None, True, 8)
-  assert set(main.methods) == set(METHODS) - set(common.TRAINED)
+  assert set(main.methods) == set(METHODS) - set(comparisons.TRAINED)
   assert (tensor.bits, tensor.activation_bits, tensor.kept) == ((2, 4, 8), 8, FLOAT)
   assert (tensor.per_channel, channel.per_channel) == (False, True)
   # FlexiQ, uniform and QuantuneV2 have two precisions, or one.

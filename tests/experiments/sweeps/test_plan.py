@@ -9,7 +9,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import common, sweep_digits, table2, table7
+from configs import sweep_digits, table2, table7
+from configs.shared import sweeps
 from experiments import sweep as job
 from experiments.sweeps import bases, needs
 from experiments.sweeps.plan import other_config, plan
@@ -27,8 +28,8 @@ DIGITS = "configs/digits.py:runlocal"
 
 def digits(**given):
   given = {"tables": {"t": LAYOUT}} | given
-  bases_ = given.pop("bases", {"digits": common.base(DIGITS)})
-  return common.sweep("s", bases_, **given)
+  bases_ = given.pop("bases", {"digits": sweeps.base(DIGITS)})
+  return sweeps.sweep("s", bases_, **given)
 
 
 def test_cells_are_the_products_of_the_axes(tmp_path):
@@ -77,9 +78,9 @@ def test_a_command_makes_the_config_of_its_cell(name, tmp_path, monkeypatch):
     ({"seeds": (0, 0)}, "2 cells have the name 'digits-seed0'"),
     ({"axes": (("model_args", ("width=8", "width 8")),)}, "is not name=value"),
     ({"axes": (("keep8", (("a b",), ("a_b",))),)}, "cells have the name 'digits-keep8a_b-seed0'"),
-    ({"bases": {"d": common.base("configs/digit.py")}}, "did you mean configs/digits.py?"),
-    ({"bases": {"d": common.base(DIGITS, fields=(("modle", "x"),))}}, "close ones: model"),
-    ({"bases": {"d": common.base(DIGITS, fields=(("model", "resnet7"),))}}, "resnet7"),
+    ({"bases": {"d": sweeps.base("configs/digit.py")}}, "did you mean configs/digits.py?"),
+    ({"bases": {"d": sweeps.base(DIGITS, fields=(("modle", "x"),))}}, "close ones: model"),
+    ({"bases": {"d": sweeps.base(DIGITS, fields=(("model", "resnet7"),))}}, "resnet7"),
   ],
 )
 def test_wrong_sweeps_are_refused(tmp_path, given, message):

@@ -19,6 +19,7 @@ status 0. See docs/serving.md.
 from ml_collections import config_dict
 
 from configs import common, deploy
+from flexiq_jax.serving import server
 
 
 def get_config(arg=None):
@@ -64,15 +65,6 @@ def get_config(arg=None):
     drain=30.0,
   )
   # See flexiq_jax/serving/server/limits.py; `batch` is the largest size.
-  config.limits = config_dict.create(
-    body=32 * 2**20,
-    memory=512 * 2**20,
-    pixels=25_000_000,
-    connections=4096,
-    header_seconds=10.0,
-    body_seconds=20.0,
-    answer_seconds=30.0,
-    idle_seconds=60.0,
-    workers=2,
-  )
+  config.limits = common.settings(server.Limits())
+  del config.limits.batch
   return config

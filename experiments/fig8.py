@@ -161,7 +161,7 @@ def _sustained(rows) -> str:
 
 def _latencies(rows, profile) -> str:
   of = {(r["rate"], r["ratio"]): r for r in rows}
-  shown = lambda s: "∞" if s == float("inf") else f"{1e3 * s:.1f}"
+  shown = served.milliseconds
   cells = []
   for rate in sorted({r["rate"] for r in rows}):
     line = [of[rate, ratio] for ratio in profile.ratios]

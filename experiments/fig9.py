@@ -151,8 +151,7 @@ def _curve(record: records.Record, accuracy: Mapping[float, float], width: float
   counts = np.diff(record.arrival.searchsorted(bins)) / width
   top1 = np.full(len(record.ratio), np.nan)
   if accuracy:
-    known = sorted(accuracy)
-    top1 = np.interp(record.ratio, known, [accuracy[r] for r in known])
+    top1 = records.interpolated(accuracy, record.ratio)
   columns = [
     *(bins[:-1] + width / 2, counts),
     records.over_time(record, bins, record.ratio, "mean"),
@@ -244,10 +243,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
   return {name: np.array([float(row[name] or "nan") for row in rows]) for name in _CURVE}
 
 
-def _milliseconds(seconds: float) -> str:
-  return "∞" if seconds == math.inf else f"{1e3 * seconds:.1f}"
-
-
 def _table(rows) -> str:
   shown = plots.looks([row["method"] for row in rows])
   header = ["system", "median (ms)", "p90 (ms)", "p99 (ms)", "in time (%)", "mean 4-bit ratio (%)"]
@@ -255,7 +250,7 @@ def _table(rows) -> str:
   cells = [
     [
       shown[r["method"]].name,
-      *(_milliseconds(r[name]) for name in ("median", "p90", "p99")),
+      *(served.milliseconds(r[name]) for name in ("median", "p90", "p99")),
       f"{100 * r['in_time']:.2f}",
       tables.DASH if r["mean_ratio"] is None else f"{100 * r['mean_ratio']:.1f}",
       tables.number(r.get("served_top1"), 3),

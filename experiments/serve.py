@@ -10,15 +10,14 @@ import collections
 import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import curve, deploy
 from experiments.server import sources
 from experiments.server.sources import Sources
 from experiments.shared.checks import field, require
-from flexiq_jax import deployment, models, serving
+from experiments.shared.served import load_artifact
+from flexiq_jax import deployment, serving
 from flexiq_jax.deployment import artifact
 from flexiq_jax.runs import distributed, process, report, tables
 from flexiq_jax.runs.progress import duration
@@ -47,10 +46,7 @@ def run(inputs: Sources, workdir: Workdir, command: str) -> Path:
   workdir.event("start", command=command, **process.describe())
   folder = inputs.folder or _deploy(inputs, command)
   module = inputs.described.module
-  apply, shapes = models.functional(module)
-  x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  with field("config.artifact"):
-    deployed = artifact.load(folder, apply, shapes, x)
+  deployed = load_artifact(folder, module, "config.artifact")
   sizes = tuple(sorted(set(config.serve.sizes)))
   runner = deployment.Runner(deployed, sizes=sizes, tuning=config.deploy.tuning or None)
   levels = tuple(float(level) for level in artifact.read(folder).levels)

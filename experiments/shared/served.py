@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from experiments.shared import setup
 from experiments.shared.checks import field, require
 from flexiq_jax import models, serving
-from flexiq_jax.deployment import Runner, artifact
+from flexiq_jax.deployment import Deployed, Runner, artifact
 from flexiq_jax.runs import distributed
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.serving import profile as profiles
@@ -124,6 +125,25 @@ def notes(inputs: Inputs, profile: serving.Profile) -> list[str]:
   return lines
 
 
+def milliseconds(seconds: float) -> str:
+  """A latency in a table."""
+  return "∞" if seconds == math.inf else f"{1e3 * seconds:.1f}"
+
+
+def load_artifact(folder: str | os.PathLike[str], module: Any, name: str) -> Deployed:
+  """Reads an artifact for a model.
+
+  Args:
+    folder: of the artifact.
+    module: the model, whose weights are not read.
+    name: of the config's field that says which artifact.
+  """
+  apply, shapes = models.functional(module)
+  x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
+  with field(name):
+    return artifact.load(folder, apply, shapes, x)
+
+
 def _modelled(part) -> serving.Profile:
   return serving.modelled(int8=part.int8, gain=part.gain, fixed=part.fixed, sizes=tuple(part.sizes))
 
@@ -131,10 +151,8 @@ def _modelled(part) -> serving.Profile:
 def _measured(inputs: Inputs) -> serving.Profile:
   """Latencies of the config's artifact on this device."""
   part, module = inputs.config.serving, inputs.described.module
-  apply, shapes = models.functional(module)
-  x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  with field("config.serving.artifact"):
-    deployed = artifact.load(os.path.expandvars(part.artifact), apply, shapes, x)
+  folder = os.path.expandvars(part.artifact)
+  deployed = load_artifact(folder, module, "config.serving.artifact")
   run = serving.runner_function(Runner(deployed, sizes=tuple(part.sizes)))
   ratios = tuple(float(r) for r in np.asarray(deployed.levels))
   return serving.measure(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -60,10 +61,7 @@ def summary(
   in_time = int((latency <= target).sum())
   span = float(record.arrival[-1] - record.arrival[0]) if count else 0.0
   ratios = record.ratio[answered]
-  top1 = None
-  if accuracy and ratios.size:
-    known = sorted(accuracy)
-    top1 = float(np.interp(ratios, known, [accuracy[r] for r in known]).mean())
+  top1 = float(interpolated(accuracy, ratios).mean()) if accuracy and ratios.size else None
   return {
     "requests": count,
     **{"median": p50, "p90": p90, "p99": p99},
@@ -74,6 +72,17 @@ def summary(
     "switches": record.switches,
     **{name: int((record.outcome == i).sum()) for i, name in enumerate(OUTCOMES)},
   }
+
+
+def interpolated(accuracy: Mapping[float, float], ratios: Any) -> np.ndarray:
+  """Accuracies at some ratios, float64 of their shape: linear between the known ones; nan stays.
+
+  Args:
+    accuracy: by ratio, not empty.
+    ratios: float64, any shape.
+  """
+  known = sorted(accuracy)
+  return np.interp(ratios, known, [accuracy[r] for r in known])
 
 
 def percentiles(latency: np.ndarray, at: tuple[float, ...]) -> tuple[float | None, ...]:

@@ -144,6 +144,24 @@ class Needs:
     return len(self.levels) - 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+  """A controller that plans with what a load needs.
+
+  Attributes:
+    needs: see `needs`.
+    switch_s: seconds that a change keeps the device; 0 for FlexiQ, whose change is a number.
+  """
+
+  needs: Needs
+  switch_s: float = 0.0
+
+  @property
+  def levels(self) -> tuple[float, ...]:
+    """Those of the needs."""
+    return self.needs.levels
+
+
 def needs(profile: Any, levels: tuple[float, ...], target: float, largest: int) -> Needs:
   """Reads a profile for `Needs`.
 

@@ -15,7 +15,7 @@ ahead than that an estimate over τ says little.
 import dataclasses
 from typing import NamedTuple
 
-from flexiq_jax.serving.controllers.base import Needs, Rate, Seen, check_positive, estimate
+from flexiq_jax.serving.controllers.base import Planned, Rate, Seen, check_positive, estimate
 
 
 class State(NamedTuple):
@@ -27,33 +27,24 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Load:
-  """See the module.
+class Load(Planned):
+  """See the module; `needs` and `switch_s` as of `base.Planned`.
 
   Attributes:
-    needs: what a load needs (see `base.needs`).
     tau: τ, seconds.
     horizon: seconds that the load is taken to go on.
     headroom: how much more than λ̂ is expected.
     hold: seconds of less need before it goes down by one level.
-    switch_s: seconds that a change keeps the device; 0 for FlexiQ, whose change is a number.
   """
 
-  needs: Needs
   tau: float = 0.5
   horizon: float = 1.0
   headroom: float = 1.0
   hold: float = 0.5
-  switch_s: float = 0.0
 
   def __post_init__(self) -> None:
     """Raises ValueError where a setting is not positive."""
     check_positive(tau=self.tau, horizon=self.horizon, headroom=self.headroom, hold=self.hold)
-
-  @property
-  def levels(self) -> tuple[float, ...]:
-    """Those of the needs."""
-    return self.needs.levels
 
   def start(self) -> State:
     """At the lowest level, without an estimate."""

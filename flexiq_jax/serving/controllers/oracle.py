@@ -13,33 +13,24 @@ import dataclasses
 
 import numpy as np
 
-from flexiq_jax.serving.controllers.base import Needs, Seen, check_positive
+from flexiq_jax.serving.controllers.base import Planned, Seen, check_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Oracle:
-  """See the module.
+class Oracle(Planned):
+  """See the module; `needs` and `switch_s` as of `base.Planned`.
 
   Attributes:
-    needs: what a load needs (see `base.needs`).
     arrivals: float64 `[N]`, all of them, one example each, on the clock that `Seen.now` reads.
     horizon: seconds that it looks ahead.
-    switch_s: seconds that a change keeps the device.
   """
 
-  needs: Needs
   arrivals: np.ndarray
   horizon: float = 2.0
-  switch_s: float = 0.0
 
   def __post_init__(self) -> None:
     """Raises ValueError where the horizon is not positive."""
     check_positive(horizon=self.horizon)
-
-  @property
-  def levels(self) -> tuple[float, ...]:
-    """Those of the needs."""
-    return self.needs.levels
 
   def start(self) -> None:
     """There is nothing to remember."""

@@ -11,7 +11,7 @@ A falling trend is not followed: to come down late costs accuracy, to come down 
 import dataclasses
 from typing import NamedTuple
 
-from flexiq_jax.serving.controllers.base import Needs, Rate, Seen, check_positive, estimate
+from flexiq_jax.serving.controllers.base import Planned, Rate, Seen, check_positive, estimate
 from flexiq_jax.serving.controllers.load import toward
 
 
@@ -25,24 +25,21 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predictive:
-  """See the module.
+class Predictive(Planned):
+  """See the module; `needs` and `switch_s` as of `base.Planned`.
 
   Attributes:
-    needs: what a load needs (see `base.needs`).
     fast, slow: τ_f and τ_s, seconds.
     ahead: seconds that the forecast looks ahead.
-    horizon, headroom, hold, switch_s: as of `load.Load`.
+    horizon, headroom, hold: as of `load.Load`.
   """
 
-  needs: Needs
   fast: float = 0.5
   slow: float = 2.0
   ahead: float = 0.5
   horizon: float = 1.0
   headroom: float = 1.0
   hold: float = 0.5
-  switch_s: float = 0.0
 
   def __post_init__(self) -> None:
     """Raises ValueError where a setting is not positive, or the windows are not in order."""
@@ -52,11 +49,6 @@ class Predictive:
         f"fast, slow, ahead: {self.fast}, {self.slow}, {self.ahead}; fast < slow and ahead >= 0 "
         "are accepted"
       )
-
-  @property
-  def levels(self) -> tuple[float, ...]:
-    """Those of the needs."""
-    return self.needs.levels
 
   def start(self) -> State:
     """At the lowest level, without estimates."""

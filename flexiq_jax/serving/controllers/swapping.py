@@ -12,7 +12,7 @@ the time of loading a model, so it has to last:
 import dataclasses
 from typing import NamedTuple
 
-from flexiq_jax.serving.controllers.base import Needs, Rate, Seen, check_positive, estimate
+from flexiq_jax.serving.controllers.base import Needs, Planned, Rate, Seen, check_positive, estimate
 from flexiq_jax.serving.controllers.load import toward
 
 
@@ -26,7 +26,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Swapped:
+class Swapped(Planned):
   """See the module.
 
   Attributes:
@@ -36,8 +36,7 @@ class Swapped:
     tau, headroom: as of `load.Load`.
   """
 
-  needs: Needs
-  switch_s: float
+  switch_s: float = dataclasses.field()  # to be given, unlike in `Planned`
   hold: float = 10.0
   tau: float = 0.5
   headroom: float = 1.0
@@ -47,11 +46,6 @@ class Swapped:
     check_positive(tau=self.tau, headroom=self.headroom, hold=self.hold)
     if self.switch_s < 0:
       raise ValueError(f"switch_s: {self.switch_s}; seconds of at least 0 are accepted")
-
-  @property
-  def levels(self) -> tuple[float, ...]:
-    """Those of the needs."""
-    return self.needs.levels
 
   def start(self) -> State:
     """With the lowest level loaded."""

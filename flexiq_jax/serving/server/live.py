@@ -78,7 +78,6 @@ class Live:
     """
     self._engine, self._model, self.shown = engine, model, shown
     self._window, self._recent = Window(), Window(2 * PERIOD)
-    self.held: float | None = None
     self._points: collections.deque[dict] = collections.deque(maxlen=POINTS)
     self._number = 0
 
@@ -95,7 +94,6 @@ class Live:
   def hold(self, ratio: float | None) -> None:
     """Holds the ratio, or gives it back to the controller."""
     self._engine.hold(ratio)
-    self.held = ratio
 
   def sample(self) -> None:
     """Adds a point to the history."""
@@ -125,7 +123,7 @@ class Live:
       "ready": bool(self._engine.ready),
       "stopping": bool(self._engine.stopping),
       "levels": model.levels,
-      "held": self.held,
+      "held": state.held,
       "may_hold": self.shown.hold,
       "controller": self.shown.controller,
       "target": self.shown.target,

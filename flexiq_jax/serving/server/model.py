@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flexiq_jax.serving import records
 from flexiq_jax.serving.server import codec
 from flexiq_jax.serving.server.refusals import Refused, shown
 
@@ -74,8 +75,7 @@ class Model:
     """Top-1 in % at a ratio, between known ones by a line; None where nothing is known."""
     if not self.accuracies:
       return None
-    known = sorted(self.accuracies)
-    return float(np.interp(ratio, known, [self.accuracies[r] for r in known]))
+    return float(records.interpolated(self.accuracies, ratio))
 
 
 def examples(request: codec.Request, model: Model, most: int) -> np.ndarray:

@@ -102,6 +102,7 @@ def main(argv: list[str]) -> None:
 def _sweep(config, command: str) -> None:
   """Plans, runs or watches a sweep."""
   import experiments
+  from flexiq_jax.runs import process
 
   if _OVERRULE.value:
     raise ValueError("--overrule: a sweep's runs keep their configs; give it to a run of its own")
@@ -109,9 +110,7 @@ def _sweep(config, command: str) -> None:
   folder = Path(_WORKDIR.value or Path("runs") / config.name)
   if Path.cwd() != _ROOT.resolve():
     folder = folder.absolute()  # the runs start in the folder of this file
-  if _CACHE.value:  # the runs inherit it
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.abspath(_CACHE.value)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  process.share_compilation_cache(_CACHE.value)
   if _DRY_RUN.value:
     print(sweep.describe(config, folder))
   elif path := sweep.run(config, folder, command):

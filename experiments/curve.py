@@ -196,7 +196,7 @@ def _tuned(stages: Stages, methods: _Methods) -> _Methods:
   for name, settings in inputs.settings.tuning.items():
     tuner, done = tuned.Tuner(name, settings, inputs, stages.workdir), tuned.DONE[name]
     adaptive[f"flexiq_{done}"] = (tuner.adaptive(methods.chosen), seed)
-    if stages.config.tune_int4 and name != "reconstruct" and "uniform_int4" in methods.uniform:
+    if stages.config.tune_int4 and tuned.trains(settings) and "uniform_int4" in methods.uniform:
       _, network, model = methods.uniform["uniform_int4"]
       uniform[f"uniform_int4_{done}"] = (4, *tuner.uniform(network, model))
   return dataclasses.replace(methods, uniform=uniform, adaptive=adaptive)

@@ -133,9 +133,7 @@ def improve(
     raise ValueError(
       "model: it is finetuned, and its shift blocks go with the order it has; search, then finetune"
     )
-  if grouped is None and found is None:
-    raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
-  with _passes(examples or list(grouped.calibrated.batches), progress) as listener:
+  with _passes(_required(examples or _kept(model)), progress) as listener:
     if grouped is None and not tuned:
       calibrated = calibrate(model.network, examples, model.ranges, listener)
       grouped = calibrated.group(model.schedule.space.names, model.settings)
@@ -184,10 +182,7 @@ def reconstruct(
   Raises:
     ValueError: as `finetuning.reconstruct`; or examples are missing.
   """
-  known = [] if model.grouped is None else list(model.grouped.calibrated.batches)
-  examples = inputs.batches_of(batches) if batches is not None else known
-  if not examples:
-    raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
+  examples = _required(inputs.batches_of(batches) if batches is not None else _kept(model))
   with _passes(examples, progress) as listener:
     settings = finetuning.ReconstructionSettings()
     found, _ = finetuning.reconstruct(model, examples, settings, listener)
@@ -226,10 +221,9 @@ def finetune(
     ValueError: as `finetuning.finetune`; or examples or labels are missing.
   """
   settings = settings or finetuning.FinetuneSettings()
-  calibration = [] if model.grouped is None else list(model.grouped.calibrated.batches)
-  found = list(inputs.pairs(batches)) if batches is not None else [(x, None) for x in calibration]
-  if not found:
-    raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
+  calibration = _kept(model)
+  given_pairs = inputs.pairs(batches) if batches is not None else ((x, None) for x in calibration)
+  found = _required(list(given_pairs))
   examples = np.concatenate([np.asarray(x) for x, _ in found])
   labels = [y for _, y in found if y is not None]
   given = {} if prepare is None else {"prepare": prepare}
@@ -383,6 +377,18 @@ def _chosen(network: Network, names: Sequence[str] | str | None) -> tuple[str, .
       "names: empty; None takes all layers but the first, the last and depthwise ones"
     )
   return tuple(network.layer(name).name for name in names)
+
+
+def _kept(model: AdaptiveModel) -> list[Array]:
+  """The examples that a model was calibrated on; none where it was made from a recipe."""
+  return [] if model.grouped is None else list(model.grouped.calibrated.batches)
+
+
+def _required(examples: list[Any]) -> list[Any]:
+  """Refuses to go on without examples."""
+  if not examples:
+    raise ValueError("batches: missing; a model that was made from a recipe keeps no examples")
+  return examples
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.shared import pictures, setup
+from experiments.shared import pictures, setup, tuned
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.network import Network
 from flexiq_jax.runs import plots, process, report, tables
@@ -82,7 +82,7 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
   if not parts:
     return ""
   text += f". One model changes between them at run time: {'; '.join(parts)}."
-  for done in ("reconstructed", "distilled", "finetuned"):
+  for done in tuned.DONE.values():
     levels = [
       (r, found[f"flexiq_{done}", r]["top1"]) for r in (0.5, 1.0) if (f"flexiq_{done}", r) in found
     ]

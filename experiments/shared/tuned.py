@@ -59,11 +59,14 @@ class Tuner:
     digest = hashlib.sha256(recipe.encode()).hexdigest()
     path = self.workdir.path / "finetuned" / self.name / "recipe.json"
     made = {self.name: to_plain(dataclasses.asdict(self.settings)), "start": digest}
-    trains = isinstance(self.settings, ImageSettings)
-    if not trains and path.is_file() and made.items() <= recipes.load(path).settings.items():
+    if (
+      not trains(self.settings)
+      and path.is_file()
+      and made.items() <= recipes.load(path).settings.items()
+    ):
       return adaptive.load(path, start.network)
     batches, _ = self.inputs.calibration_set
-    if trains:
+    if trains(self.settings):
       model = self._run(
         self.name,
         {"recipe": digest},
@@ -169,6 +172,11 @@ class _Images:
     return self.preprocess.geometry(self.source.image(int(self.indices[0]))).nbytes * len(self)
 
 
+def trains(settings: Any) -> bool:
+  """Whether a way takes steps on images; reconstruction does not."""
+  return isinstance(settings, ImageSettings)
+
+
 def require_data(tuning: Mapping[str, Any], source: data.Source) -> None:
   """Refuses settings that ask for more images than there are.
 
@@ -176,7 +184,7 @@ def require_data(tuning: Mapping[str, Any], source: data.Source) -> None:
     ValueError: names the field.
   """
   for name, settings in tuning.items():
-    if not isinstance(settings, ImageSettings):
+    if not trains(settings):
       continue
     if settings.images > len(source):
       raise ValueError(

@@ -5,8 +5,9 @@ No training: one pass over calibration examples for each ratio, then each layer 
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from flexiq_jax.network import Network
 from flexiq_jax.quant import grouping, lowering, quantizer, rules, straight
 
 Array = Any
+Masks = Mapping[float, Mapping[str, Array]]  # ratio -> layer name -> bool [J]
 # Weights of one output above which the squared moments do not fit a machine: 256 MiB a ratio.
 LARGEST = 8192
 
@@ -56,13 +58,14 @@ def reconstruct(
   if not batches:
     raise ValueError("batches: none; reconstruction needs calibration examples")
   network, tell = model.network, progress or (lambda what, done: None)
+  masks = {ratio: model.schedule.masks(ratio) for ratio in settings.ratios}
   layers = [network.layer(name) for name in model.cuts if _fits(network.layer(name))]
-  moments = _moments(model, layers, batches, settings.ratios, tell)
-  solve = jax.jit(round_weights, static_argnames="sweeps")
+  moments = _moments(model, layers, batches, masks, tell)
+  solve = jax.jit(functools.partial(round_weights, sweeps=settings.sweeps))
   rounded: dict[str, Rounded] = {}
   examples = sum(len(jax.tree.leaves(x)[0]) for x in batches)
   for done, layer in enumerate(layers, start=1):
-    rounded[layer.name] = _round(solve, model, layer, moments.pop(layer.name), settings)
+    rounded[layer.name] = _round(solve, model, layer, moments.pop(layer.name), masks)
     tell("rounding", examples * done // len(layers))
   params = models.flatten(network.params)
   for layer in layers:
@@ -114,15 +117,15 @@ def _moments(
   model: AdaptiveModel,
   layers: list[Layer],
   batches: list[Array],
-  ratios: tuple[float, ...],
+  masks: Masks,
   tell: Callable[[str, int], None],
 ) -> dict[str, np.ndarray]:
   """Covariances of all layers' rows, float32 `[V, R, R]`."""
   run, found = jax.jit(moment_pass(model.network, layers)), {layer.name: [] for layer in layers}
-  for ratio in ratios:
-    masks, sums, done = model.schedule.masks(ratio), None, 0
+  for ratio, own in masks.items():
+    sums, done = None, 0
     for x in batches:
-      records = run(model.model, masks, model.network.params, x)
+      records = run(model.model, own, model.network.params, x)
       sums = records if sums is None else jax.tree.map(jnp.add, sums, records)
       done += len(jax.tree.leaves(x)[0])
       tell(f"moments at {100 * ratio:g} %", done)
@@ -160,7 +163,7 @@ def _round(
   model: AdaptiveModel,
   layer: Layer,
   moments: np.ndarray,
-  settings: ReconstructionSettings,
+  masks: Masks,
 ) -> Rounded:
   q, cut = model.model[layer.name], model.cuts[layer.name]
   assert q.low is not None
@@ -168,13 +171,12 @@ def _round(
   flat = lambda w: jnp.asarray(layer.canonical(w)).reshape(layer.in_channels * window, -1)
   spread = lambda v: jnp.repeat(jnp.asarray(v), window, axis=0)
   weights = jnp.asarray(model.network.weights[layer.name], jnp.float32)
-  masks = [model.schedule.masks(ratio)[layer.name][q.low.group] for ratio in settings.ratios]
+  low = [spread(own[layer.name][q.low.group]) for own in masks.values()]
   return solve(
     jnp.asarray(moments),
     flat(weights) / q.w_scale[None],
     flat(q.w).astype(jnp.int32),
     spread(grouping.weight_shifts(layer, q, cut, model.settings)),
-    jnp.stack([spread(mask) for mask in masks]),
+    jnp.stack(low),
     q.w_scale,
-    sweeps=settings.sweeps,
   )

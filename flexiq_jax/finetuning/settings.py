@@ -3,7 +3,7 @@
 import dataclasses
 
 from flexiq_jax.quant import check_one_of
-from flexiq_jax.training import AUGMENTATIONS, is_real, is_whole, require
+from flexiq_jax.training import AUGMENTATIONS, is_real, is_whole, require, require_positive
 
 LOSSES = ("kl", "l2")
 
@@ -67,8 +67,7 @@ class FinetuneSettings:
     for field in ("warmup", "refit"):
       require(self, field, is_whole(getattr(self, field), 0), "an integer from 0")
     for field in ("learning_rate", "scale_learning_rate"):
-      value = getattr(self, field)
-      require(self, field, is_real(value) and value > 0, "a number above 0")
+      require_positive(self, field)
     require(
       self, "label_weight", is_real(self.label_weight) and self.label_weight >= 0, "a number from 0"
     )

@@ -33,10 +33,10 @@ from flexiq_jax.methods import batch_norm
 from flexiq_jax.methods.base import Runnable
 from flexiq_jax.methods.examples import cross_entropy
 from flexiq_jax.methods.task import sizes
-from flexiq_jax.methods.trained import Trained, TrainedSettings, require_positive
+from flexiq_jax.methods.trained import Trained, TrainedSettings
 from flexiq_jax.network import Network
 from flexiq_jax.quant import rules
-from flexiq_jax.training import is_real, require
+from flexiq_jax.training import is_real, require, require_positive
 
 Array = Any
 

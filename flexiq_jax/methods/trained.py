@@ -17,7 +17,7 @@ from flexiq_jax.methods.base import Method
 from flexiq_jax.methods.task import Task
 from flexiq_jax.runs import files
 from flexiq_jax.runs.progress import Progress
-from flexiq_jax.training import is_real, is_whole, loop, require
+from flexiq_jax.training import is_whole, loop, require, require_positive
 
 Array = Any
 
@@ -51,12 +51,6 @@ class TrainedSettings:
     return optax.cosine_decay_schedule(self.learning_rate, self.steps)
 
 
-def require_positive(settings: Any, field: str) -> None:
-  """Refuses a field of settings that is no finite number above 0."""
-  value = getattr(settings, field)
-  require(settings, field, is_real(value) and value > 0, "a number above 0")
-
-
 class Trained(Method):
   """A method that trains on labelled images; one training serves all budgets."""
 
@@ -64,8 +58,8 @@ class Trained(Method):
 
   @classmethod
   def fits(cls, task: Task) -> bool:
-    """All layers have one width, so budgets are average bits; the others stay at 8 bits."""
-    return task.unit == "average bits" and not task.layers_only and task.kept == 8
+    """See `one_width`."""
+    return one_width(task)
 
   def batches(self) -> loop.Data:
     """The training examples.
@@ -149,6 +143,11 @@ class Trained(Method):
         prepare=lambda key, batch: (start.prepare(key, batch[0]), batch[1]),
       )
     return state
+
+
+def one_width(task: Task) -> bool:
+  """Whether all layers may have one width: budgets are average bits, the others stay at 8 bits."""
+  return task.unit == "average bits" and not task.layers_only and task.kept == 8
 
 
 def within(widths: Sequence[int], budget: float) -> int:

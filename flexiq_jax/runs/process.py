@@ -11,6 +11,9 @@ from typing import Any
 
 import jax
 
+# What compiles faster is not kept. JAX's default, a second, skips most of a small model.
+_LEAST_SECONDS = 0.1
+
 
 def describe() -> dict[str, Any]:
   """The environment of a result, without names of users, hosts or folders.
@@ -114,6 +117,12 @@ def enable_compilation_cache(directory: str | os.PathLike[str] | None) -> None:
   if not os.access(path, os.W_OK | os.X_OK):
     raise ValueError(f"compilation cache {str(path)!r} cannot be written: name another folder")
   jax.config.update("jax_compilation_cache_dir", str(path.resolve()))
-  # The defaults skip what compiles within a second, which is most of a small model.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def share_compilation_cache(directory: str | os.PathLike[str] | None) -> None:
+  """Keeps those of the processes that this one starts, which inherit it; see the function above."""
+  if directory:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.abspath(directory)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(_LEAST_SECONDS)

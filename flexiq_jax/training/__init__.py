@@ -10,6 +10,15 @@ from flexiq_jax.training.settings import (
   is_real,
   is_whole,
   require,
+  require_positive,
 )
 
-__all__ = ["AUGMENTATIONS", "TrainSettings", "augment", "is_real", "is_whole", "require"]
+__all__ = [
+  "AUGMENTATIONS",
+  "TrainSettings",
+  "augment",
+  "is_real",
+  "is_whole",
+  "require",
+  "require_positive",
+]

@@ -79,6 +79,12 @@ def require(settings: Any, field: str, fits: bool, accepted: str) -> None:
     raise ValueError(f"{field} is {getattr(settings, field)!r}; {accepted} is accepted")
 
 
+def require_positive(settings: Any, field: str) -> None:
+  """Refuses a field of settings that is no finite number above 0."""
+  value = getattr(settings, field)
+  require(settings, field, is_real(value) and value > 0, "a number above 0")
+
+
 def is_whole(value: Any, least: int) -> bool:
   """Whether a value is an integer from `least` to the largest of 32 bits."""
   return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31

@@ -41,7 +41,7 @@ from flexiq_jax.methods.ptmq import rounding
 from flexiq_jax.methods.ptmq.reconstruction import Reconstruction
 from flexiq_jax.methods.ptmq.settings import PtmqSettings
 from flexiq_jax.methods.task import Task, sizes
-from flexiq_jax.methods.trained import within
+from flexiq_jax.methods.trained import one_width, within
 from flexiq_jax.network import Network
 from flexiq_jax.quant import exact, rules
 
@@ -56,8 +56,8 @@ class Ptmq(Method):
 
   @classmethod
   def fits(cls, task: Task) -> bool:
-    """All layers have one width, so budgets are average bits; the others stay at 8 bits."""
-    return task.unit == "average bits" and not task.layers_only and task.kept == 8
+    """See `one_width`."""
+    return one_width(task)
 
   @functools.cached_property
   def uniform(self) -> dict[int, dict[str, rules.QLayer]]:

@@ -3,8 +3,7 @@
 import dataclasses
 
 from flexiq_jax.methods.anyprecision import require_widths
-from flexiq_jax.methods.trained import require_positive
-from flexiq_jax.training import is_real, is_whole, require
+from flexiq_jax.training import is_real, is_whole, require, require_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

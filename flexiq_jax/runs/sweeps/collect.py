@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiq_jax.runs import files, workdir
+from flexiq_jax.runs import workdir
 from flexiq_jax.runs.sweeps import states
 from flexiq_jax.runs.sweeps.cells import Cell
 
@@ -92,12 +92,7 @@ def _reason(state: states.State) -> str:
 
 def _environment(folder: Path) -> Row:
   """Device and versions of the last start."""
-  try:
-    lines = (folder / "metrics.jsonl").read_bytes().splitlines()
-  except OSError:
-    return {}
-  starts = (files.parse(line) for line in reversed(lines) if b'"event": "start"' in line)
-  record = next(filter(None, starts), {})
+  record = states.last_start(folder)
   return {column: record[name] for name, column in _ENVIRONMENT.items() if name in record}
 
 

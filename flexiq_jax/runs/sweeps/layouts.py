@@ -44,9 +44,9 @@ def cells(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str],
   """Header and cells of a table as text."""
   body, index = [], Index(rows)
   for name, condition in heads(layout, rows):
-    own = index.find(condition)
+    own = Index(index.find(condition))
     line = [_cell(layout, column, own) for column in layout.columns]
-    if all(cell == tables.DASH for cell in line) and (why := collect.unfinished(own)):
+    if all(cell == tables.DASH for cell in line) and (why := collect.unfinished(own.rows)):
       line[0] = "; ".join(dict.fromkeys(why.values()))
     body.append([name, *line])
   return [layout.title, *(column[0] for column in layout.columns)], body
@@ -75,24 +75,28 @@ def heads(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Heads:
 
 
 class Index:
-  """Finds the rows that fulfil a condition, without looking at all of them each time."""
+  """Finds the rows that fulfil a condition, without looking at all of them each time.
+
+  Attributes:
+    rows: all of them.
+  """
 
   def __init__(self, rows: Sequence[Mapping[str, Any]]):
     """Keeps the rows; a column is indexed when it is first asked for."""
-    self._rows = rows
+    self.rows = rows
     self._columns: dict[str, dict[str, set[int]]] = {}
 
   def find(self, condition: str) -> list[Mapping[str, Any]]:
     """The rows that fulfil all parts of a condition, in their order."""
-    found = set(range(len(self._rows)))
+    found = set(range(len(self.rows)))
     for name, value in parts(condition):
       found &= self._column(name).get(value, set())
-    return [self._rows[i] for i in sorted(found)]
+    return [self.rows[i] for i in sorted(found)]
 
   def _column(self, name: str) -> dict[str, set[int]]:
     if name not in self._columns:
       values: dict[str, set[int]] = {}
-      for i, row in enumerate(self._rows):
+      for i, row in enumerate(self.rows):
         values.setdefault(_text(row.get(name)), set()).add(i)
       self._columns[name] = values
     return self._columns[name]
@@ -113,10 +117,10 @@ def parts(condition: str) -> list[tuple[str, str]]:
   return found
 
 
-def _cell(layout: Layout, column: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+def _cell(layout: Layout, column: Sequence[str], rows: Index) -> str:
   _, condition, *own = column
   name = own[0] if own else layout.value
-  found = Index(rows).find(condition)
+  found = rows.find(condition)
   values = [row[name] for row in found if isinstance(row.get(name), int | float)]
   if not values:
     return tables.DASH

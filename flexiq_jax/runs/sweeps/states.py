@@ -6,6 +6,7 @@ import datetime
 import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps import locks, work
@@ -24,6 +25,7 @@ class Status(enum.StrEnum):
   MISSING = "missing"
 
 
+_START = b'"event": "start"'  # in a line of the log
 ENDED = (Status.FINISHED, Status.FAILED, Status.MISSING)  # a sweep does nothing more about these
 
 
@@ -66,14 +68,9 @@ def state(cell: Cell) -> State:
 
 def took(workdir: Path) -> Took:
   """What a run has taken, from its events."""
-  path = workdir / "metrics.jsonl"
-  try:
-    lines = path.read_bytes().splitlines()
-  except OSError:
-    return Took()
   seconds, memory, begin, last = 0.0, 0.0, None, None
-  for line in lines:
-    if b'"event": "start"' in line:
+  for line in _lines(workdir):
+    if _START in line:
       seconds += (last - begin).total_seconds() if begin and last else 0.0
       begin = last = _time(line)
     elif b'"event": "done"' in line and (record := files.parse(line)):
@@ -87,13 +84,15 @@ def took(workdir: Path) -> Took:
 
 def started(workdir: Path) -> float | None:
   """Seconds since the run was last started; None where it has not been."""
-  try:
-    lines = (workdir / "metrics.jsonl").read_bytes().splitlines()
-  except OSError:
-    return None
-  starts = (_time(line) for line in reversed(lines) if b'"event": "start"' in line)
+  starts = (_time(line) for line in reversed(_lines(workdir)) if _START in line)
   begin = next(filter(None, starts), None)
   return (datetime.datetime.now(datetime.UTC) - begin).total_seconds() if begin else None
+
+
+def last_start(workdir: Path) -> dict[str, Any]:
+  """The event with which the run was last started; empty where it has not been."""
+  starts = (files.parse(line) for line in reversed(_lines(workdir)) if _START in line)
+  return next(filter(None, starts), {})
 
 
 def expected(cells: Sequence[Cell]) -> list[Cell]:
@@ -117,6 +116,14 @@ def expected(cells: Sequence[Cell]) -> list[Cell]:
 
 def _kind(cell: Cell) -> tuple:
   return tuple((name, str(v)) for name, v in sorted(cell.labels.items()) if name != "seed")
+
+
+def _lines(workdir: Path) -> list[bytes]:
+  """The lines of a run's log; none where there is no log."""
+  try:
+    return (workdir / "metrics.jsonl").read_bytes().splitlines()
+  except OSError:
+    return []
 
 
 def _time(line: bytes) -> datetime.datetime | None:

@@ -73,6 +73,13 @@ class Product:
   def rows(self, batch: int) -> int:
     return self.m * batch
 
+  def of_batch(self, batch: int) -> "Product":
+    """The product of a batch: with images innermost where the kernel takes so many."""
+    if self.window is None:
+      return self
+    window = tpu.of_batch(self.window, batch, self.k, self.n)
+    return dataclasses.replace(self, window=window)
+
 
 def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list[Product]:
   """The products of a model behind the pipeline: calibrate, group, order, deploy.

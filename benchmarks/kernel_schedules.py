@@ -49,10 +49,11 @@ class Compiler:
     key += (product.next_boundaries is None, product.granule, product.window)
     whole = sweep(rows, product, tiles, CHIPS[chip][3])
     if key not in self._schedules:
-      some = min(rows, 2 * tiles.m * whole.period)
+      some = rows if whole.innermost else min(rows, 2 * tiles.m * whole.period)
       self._compile(chip, some, product, tiles)
       program = llo.newest(self._folder, "mixed_matmul")
-      stages = 1 if product.window is None else tiles.m // tpu.stage_rows(tiles.m)
+      shuffles = product.window is not None and not whole.innermost
+      stages = tiles.m // tpu.stage_rows(tiles.m) if shuffles else 1
       self._schedules[key] = llo.schedule(program, tiles.m // whole.turn, stages)
     return whole, self._schedules[key]
 
@@ -171,7 +172,7 @@ def bundles(sweep, schedule: llo.Schedule, boundary: int, next_boundary: int = 0
   high = sweep.blocks - boundary // sweep.columns
   finishing = 0
   if schedule.finish:
-    turns = sweep.tiles.m // tpu.epilogue_rows(sweep.tiles.m, sweep.strip, sweep.fused)
+    turns = sweep.tiles.m // sweep.finishing
     finish = schedule.finish[-3:] if high else schedule.finish[:3]
     for start in range(0, sweep.shape[2], sweep.strip):
       kind = 1 if start + sweep.strip <= next_boundary else 0 if start >= next_boundary else 2

@@ -42,7 +42,7 @@ def measure(found, batches, rounds: int, implementation: str | None = None) -> l
   rows = []
   for batch in batches:
     shapes = collections.defaultdict(list)
-    for product in found:
+    for product in (one.of_batch(batch) for one in found):
       key = (product.rows(batch), product.k, product.n, product.block, product.window)
       shapes[key].append(product)
     for (m, k, n, *_), same in shapes.items():

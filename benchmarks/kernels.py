@@ -48,7 +48,7 @@ def estimate(compiler: Compiler, chip: str, found: list[Product], batch: int) ->
     seconds: dict[str, float] = collections.defaultdict(float)
     weights = moved = 0
     binds: dict[str, float] = collections.defaultdict(float)
-    for product in found:
+    for product in (one.of_batch(batch) for one in found):
       kernel, schedule = compiler.mixed(chip, product.rows(batch), product)
       boundary = product.boundaries[level]
       after = product.next_boundaries[level] if product.next_boundaries else 0
@@ -110,7 +110,7 @@ def convolutions(compiler: Compiler, chip: str, found: list[Product], batch: int
   """
   _, clock, bandwidth, _ = CHIPS[chip]
   rows, seen = [], set()
-  for product in found:
+  for product in (one.of_batch(batch) for one in found):
     key = (product.m, product.k, product.n, product.block)
     if product.window is None or key in seen:
       continue

@@ -7,7 +7,7 @@ grouped or depthwise convolutions, which have no kernel.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -104,11 +104,13 @@ def quantized(
   x: Array,
   level: Array,
   dynamic: bool,
+  innermost: bool = False,
   **kernel: Any,
 ) -> Activations:
   """Real activations `[..., C]` (of a convolution `[B, *space, C]`) -> operands of the matmul.
 
-  Activations of a linked layer are in layout order already, `[..., P]`.
+  Activations of a linked layer are in layout order already, `[..., P]`. With `innermost` those of a
+  convolution come as `[*space, B, C]`.
   """
   place, flat = d.places[level], x.reshape(-1, x.shape[-1])
   if not dynamic:
@@ -120,7 +122,7 @@ def quantized(
       implementation=_implementation(d, **kernel),
       interpret=kernel.get("interpret", False),
     )
-    return lowered(d, layer, params, (codes.x8, codes.x4), x.shape[:-1], level)
+    return lowered(d, layer, params, (codes.x8, codes.x4), x.shape[:-1], level, innermost)
   codes = quantizer.quantize(flat, quantizer.divisor(flat, d.x_scale), 8, d.signed)
   if d.order is not None:
     codes = jnp.where(d.order[None] < 0, 0, codes[:, jnp.maximum(d.order, 0)])
@@ -144,7 +146,13 @@ def quantized(
 
 
 def lowered(
-  d: Mixed, layer: Layer, params: Mapping[str, Any], codes: tuple[Array, Array], shape, level: Array
+  d: Mixed,
+  layer: Layer,
+  params: Mapping[str, Any],
+  codes: tuple[Array, Array],
+  shape: Sequence[int],
+  level: Array,
+  innermost: bool = False,
 ) -> Activations:
   """Codes of places, 8-bit and 4-bit, `[m, P]` each -> operands of the matmul.
 
@@ -156,6 +164,7 @@ def lowered(
       precision is in use.
     shape: sizes of the dimensions before the channels.
     level: int32 `[]`.
+    innermost: whether the images of a convolution are the last of these dimensions.
   """
   place, x8, x4 = d.places[level], *codes
   if d.slides:
@@ -166,16 +175,14 @@ def lowered(
     return Activations(x8=x8, x4=x4, boundary=boundary)
   low = jnp.arange(x8.shape[1], dtype=jnp.int32) < place
   zero8, zero4 = (0, 0) if d.signed else (-128, -8)
-  size = (d.weights.block, d.channels)
-  x8 = patches.rows(layer, params, x8.reshape(*shape, -1), *size, fill=jnp.where(low, 0, zero8))
-  x4 = patches.rows(
-    layer,
-    params,
-    # By way of int8: not every backend slices and pads int4.
-    x4.astype(jnp.int8).reshape(*shape, -1),
-    *size,
-    fill=jnp.where(low, zero4, 0),
+  unfold = lambda codes, fill: patches.rows(
+    *(layer, params, codes.reshape(*shape, -1), d.weights.block, d.channels),
+    fill=fill,
+    innermost=innermost,
   )
+  x8 = unfold(x8, jnp.where(low, 0, zero8))
+  # By way of int8: not every backend slices and pads int4.
+  x4 = unfold(x4.astype(jnp.int8), jnp.where(low, zero4, 0))
   return Activations(x8=x8, x4=x4.astype(jnp.int4), boundary=boundary)
 
 

@@ -10,6 +10,7 @@ and the activation between them is never a float. One executable serves all leve
 index into the arrays that depend on it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from flexiq_jax import graph
-from flexiq_jax.deployment import depthwise, layers, links, patches
+from flexiq_jax.deployment import depthwise, layers, links, orders, patches
 from flexiq_jax.deployment.depthwise import Depthwise
 from flexiq_jax.deployment.layers import Mixed, Plain
 from flexiq_jax.deployment.wiring import Wiring
@@ -72,6 +73,8 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
   tails = links.tails(traced)
   emitted: dict[str, Any] = {}  # consumer -> what its producer made
   ended: dict[str, Array] = {}  # layer -> its result after the tail
+  batch = jax.tree.leaves(x)[0].shape[0]
+  by_pixel = orders.by_pixel(deployed.layers, wiring, traced, batch, **kernel)
 
   def at(i, eqn, operands):
     layer, side = traced.layers[i], traced.sides[i]
@@ -88,15 +91,18 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
       contract, platform = Contract(eqn, side), kernel.get("platform")
       emitted[d.feeds] = depthwise.run(d, layer, contract, codes, consumer, platform)
       return None
-    operand = _operand(d, layer, eqn, x, made, shape, level, wiring.dynamic, **kernel)
+    innermost = by_pixel and bool(layer.window)
+    operand = _operand(d, layer, eqn, x, made, shape, level, wiring.dynamic, innermost, **kernel)
     tail, aval = tails[layer.name], tails[layer.name].out.aval
     out = aval.dtype.name if aval.dtype.name in OUTPUTS else "float32"
     window = patches.window(layer, eqn.params, shape) if d.slides else None
+    if window is not None and innermost:
+      window = dataclasses.replace(window, images=batch)
     y = layers.run_mixed(d, operand, level, out=out, consumer=consumer, window=window, **kernel)
     if d.feeds:
       emitted[d.feeds] = y
       return None
-    y = patches.result(layer, eqn.params, y, aval.shape).astype(aval.dtype)
+    y = patches.result(layer, eqn.params, y, aval.shape, innermost).astype(aval.dtype)
     if not tail.steps:
       return y
     ended[layer.name] = y
@@ -162,12 +168,14 @@ def _requantize(deployed: Deployed, name: str, level: Array, **kernel: Any) -> R
   return None if deployed.wiring.dynamic else layers.requantize(consumer, level, **kernel)
 
 
-def _operand(d: Mixed, layer, eqn, x, made, shape, level, dynamic, **kernel):
+def _operand(d: Mixed, layer, eqn, x, made, shape, level, dynamic, innermost=False, **kernel):
   """The operands of a layer's matmul, from its activation or from what its producer emitted."""
   if made is None:
     x = patches.channels_last(layer, eqn.params, x)
-    return layers.quantized(d, layer, eqn.params, x, level, dynamic, **kernel)
+    x = patches.by_pixel(x) if innermost else x
+    return layers.quantized(d, layer, eqn.params, x, level, dynamic, innermost, **kernel)
   if dynamic:
     made = made.reshape(*shape[:-1], -1)
     return layers.quantized(d, layer, eqn.params, made, level, True)
-  return layers.lowered(d, layer, eqn.params, (made.x8, made.x4), shape[:-1], level)
+  shape = (*shape[1:-1], shape[0]) if innermost else shape[:-1]
+  return layers.lowered(d, layer, eqn.params, (made.x8, made.x4), shape, level, innermost)

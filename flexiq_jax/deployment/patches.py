@@ -89,25 +89,39 @@ def channels_last(layer: Layer, params: Mapping[str, Any], x: Array) -> Array:
   return x.transpose(batch, *space, feature)
 
 
+def by_pixel(x: Array) -> Array:
+  """`[B, *space, C]` -> `[*space, B, C]`: images innermost."""
+  return jnp.moveaxis(x, 0, -2)
+
+
 def rows(
-  layer: Layer, params: Mapping[str, Any], codes: Array, block: int, channels: int, fill: Array
+  layer: Layer,
+  params: Mapping[str, Any],
+  codes: Array,
+  block: int,
+  channels: int,
+  fill: Array,
+  innermost: bool = False,
 ) -> Array:
   """Codes of places -> rows of K.
 
   Args:
     layer: the layer.
     params: of its equation.
-    codes: `[..., P]`; of a convolution `[B, *space, P]`.
+    codes: `[..., P]`; of a convolution `[B, *space, P]`, or `[*space, B, P]` with innermost images.
     block: rows of K of a shift block.
     channels: places of a shift block.
     fill: `[P]`, the codes that borders are padded with.
+    innermost: whether the images of a convolution are innermost, of codes and result.
 
   Returns:
     `[M, K]`.
   """
   places = codes.shape[-1]
   if layer.window:
+    codes = jnp.moveaxis(codes, -2, 0) if innermost else codes
     codes = _patches(params, codes, layer.window, fill)  # [B, *space, P, window]
+    codes = jnp.moveaxis(codes, 0, -3) if innermost else codes
   window = math.prod(layer.window)
   blocks = codes.reshape(-1, places // channels, channels * window)
   if block > channels * window:
@@ -115,11 +129,17 @@ def rows(
   return blocks.reshape(len(blocks), -1)
 
 
-def result(layer: Layer, params: Mapping[str, Any], y: Array, shape: Sequence[int]) -> Array:
+def result(
+  layer: Layer,
+  params: Mapping[str, Any],
+  y: Array,
+  shape: Sequence[int],
+  innermost: bool = False,
+) -> Array:
   """`[M, N]` -> the result of the layer's equation, of the given shape."""
   if layer.window:
     batch, feature, *space = params["dimension_numbers"].out_spec
-    order = (batch, *space, feature)
+    order = (*space, batch, feature) if innermost else (batch, *space, feature)
   else:
     order = (*(d for d in range(layer.y_ndim) if d not in layer.y_dims), *layer.y_dims)
   y = y.reshape([shape[d] for d in order])

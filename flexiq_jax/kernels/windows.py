@@ -3,8 +3,11 @@
 A convolution of stride 1 that keeps the size of its image needs no patches in memory. Its rows of x
 are pixels, and a window position is an offset among them:
 
-    row of pixel (h, w):  (image * H + h) * W + w
-    position (dh, dw):    dh * W + dw rows further, and the code of zero beyond the border
+    row of pixel (h, w):  ((image / G * H + h) * W + w) * G + image % G
+    position (dh, dw):    (dh * W + dw) * G rows further, and the code of zero beyond the border
+
+Of G images all first pixels come first, then all second ones: with G = 1 rows go image by image,
+with all images of a batch they go pixel by pixel, and a position is a block of rows further.
 
 Rows of K are (shift block, window position, channel), so that a position of a block is a run of
 channels as they lie in x:
@@ -36,14 +39,16 @@ class Window:
   Attributes:
     height, width: pixels of an image, of the input and of the result.
     offsets: (dh, dw) of each position, in the order of rows of K; reaching less than an image.
+    images: G, of how many images the same pixels lie next to each other.
   """
 
   height: int
   width: int
   offsets: tuple[tuple[int, int], ...]
+  images: int = 1
 
   def __post_init__(self):
-    for name in ("height", "width"):
+    for name in ("height", "width", "images"):
       value = getattr(self, name)
       if type(value) is not int or value < 1:
         raise ValueError(f"window.{name}: {value!r}; a positive integer is accepted")
@@ -62,7 +67,7 @@ class Window:
   @property
   def rows(self) -> tuple[int, ...]:
     """How many rows further each position is."""
-    return tuple(dh * self.width + dw for dh, dw in self.offsets)
+    return tuple((dh * self.width + dw) * self.images for dh, dw in self.offsets)
 
   @property
   def reach(self) -> int:
@@ -81,10 +86,10 @@ def check(x: Activations, w: Weights, window: Window | None) -> None:
     raise ValueError(
       f"window: {positions} positions; weights laid out for {w.taps} take as many (see w.taps)"
     )
-  if window is not None and x.x8.shape[0] % window.pixels:
+  if window is not None and x.x8.shape[0] % (window.pixels * window.images):
     raise ValueError(
       f"x8: {x.x8.shape[0]} rows; a multiple of the window's {window.height} x {window.width} "
-      "pixels is accepted"
+      f"pixels of {window.images} images is accepted"
     )
 
 
@@ -103,11 +108,11 @@ def unfold(x: Activations, w: Weights, window: Window) -> Activations:
 
 def _unfold(codes: Array, fill: Array, w: Weights, window: Window) -> Array:
   height, width = window.height, window.width
-  images = codes.reshape(-1, height, width, codes.shape[1])
+  images = codes.reshape(-1, height, width, window.images, codes.shape[1])
   reach = [max(abs(offset[axis]) for offset in window.offsets) for axis in (0, 1)]
   padded = jnp.broadcast_to(
-    fill.astype(codes.dtype)[None, None, None],
-    (len(images), height + 2 * reach[0], width + 2 * reach[1], codes.shape[1]),
+    fill.astype(codes.dtype),
+    (len(images), height + 2 * reach[0], width + 2 * reach[1], *images.shape[3:]),
   )
   padded = padded.at[:, reach[0] : reach[0] + height, reach[1] : reach[1] + width].set(images)
   positions = [
@@ -127,7 +132,7 @@ def _unfold(codes: Array, fill: Array, w: Weights, window: Window) -> Array:
 
 
 def neighbours(window: Window, rows: int) -> tuple[list[tuple[int, int]], np.ndarray]:
-  """Which pixels have a neighbour at each step along one dimension that the window makes.
+  """Which pixels, image by image, have a neighbour at each step that the window makes.
 
   Returns:
     The steps (dimension, distance), and bool `[steps, rows]`. A position (dh, dw) lies in the image

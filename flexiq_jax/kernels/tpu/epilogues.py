@@ -48,7 +48,9 @@ class Tile:
     written: end of the outputs to be written in 4 bits, start of those in 8.
     least: smallest 8-bit code.
     signed: whether the next layer's codes are signed.
-    beside: whether `steps` multiplies.
+    turn: rows of one turn of the loop that writes the tile; 0: as many as pay where `steps` only
+      reads (`epilogue_rows`).
+    parts: (first, number) of rows that are handed to `steps` at once in a turn; empty: all.
   """
 
   steps: Callable[[Any, Any], Array]
@@ -59,7 +61,8 @@ class Tile:
   written: tuple[Any, Any]
   least: int
   signed: bool
-  beside: bool = False
+  turn: int = 0
+  parts: tuple[tuple[int, int], ...] = ()
 
 
 def vectors(epilogue: Epilogue, erf: bool = False) -> dict[str, Array]:
@@ -158,7 +161,8 @@ def _requantize_strip(tile: Tile, out8: Any, out4: Any, columns: Any, start: Arr
       out4[rows, columns] = x4.astype(jnp.int4)
 
   def all_rows(low: bool, high: bool):
-    return lambda: each(m, tile.strip, functools.partial(write, low=low, high=high), tile.beside)
+    write_all = functools.partial(write, low=low, high=high)
+    return lambda: each(m, tile.strip, write_all, tile.turn, tile.parts)
 
   def clear(out: Any):
     """A precision that is not used here, and that the next layer reads around its boundary."""
@@ -176,12 +180,19 @@ def _requantize_strip(tile: Tile, out8: Any, out4: Any, columns: Any, start: Arr
   pl.when(is_low & (stop > begin))(clear(out8))
 
 
-def each(m: int, n: int, write: Callable[[Any], None], beside: bool = False) -> None:
+def each(
+  m: int,
+  n: int,
+  write: Callable[[Any], None],
+  turn: int = 0,
+  parts: tuple[tuple[int, int], ...] = (),
+) -> None:
   """Calls `write` for slices of m rows of n columns, in a loop: the code is long enough."""
-  size = epilogue_rows(m, n, beside)
+  size = turn or epilogue_rows(m, n)
 
   def step(i, _):
-    write(pl.ds(pl.multiple_of(i * size, size), size))
+    for first, rows in parts or ((0, size),):
+      write(pl.ds(pl.multiple_of(i * size + first, 64), rows))
 
   jax.lax.fori_loop(0, m // size, step, None)
 

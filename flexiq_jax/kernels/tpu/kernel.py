@@ -5,7 +5,8 @@ What shapes the speed (v5e; `benchmarks/kernels.py` prints the schedules):
 * The matrix unit takes 128 rows of K per pass in int8 and 256 in int4. Runs of K that share a shift
   must therefore be 256 long, or 4 bits gain nothing: `block_k` is a multiple of that where K is.
 * Filling and draining the unit costs about 140 cycles per block, so tiles are large.
-* Windows of a convolution are unfolded on the way into the matrix unit (`windows.py`).
+* Windows of a convolution are unfolded on the way into the matrix unit (`windows.py`), or blocks of
+  rows are read where they lie (`pixels.py`).
 * Reading and writing the accumulator takes one store per register and pass, which an int4 pass just
   hides; the first block starts from the correction, so that nothing has to be zeroed.
 
@@ -14,6 +15,7 @@ vector units limit the speed first:
 
 * The compiler reorders int4 operands, weights anew for each product: there products are long.
 * Sums of several runs of K would be held at once, in memory: they are written and read between.
+* A K that is no multiple of 256 is one product of whole passes and one of half a pass.
 * An epilogue that requantizes runs beside the last block's products.
 """
 
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from flexiq_jax.kernels.tpu import epilogues, windows
+from flexiq_jax.kernels.tpu import epilogues, pixels, windows
 from flexiq_jax.kernels.tpu.sweeps import Sweep
 from flexiq_jax.kernels.tpu.tiling import LANES, ROWS, div
 
@@ -33,10 +35,11 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   """One step of the grid; `tpu._build` says what its references are."""
   tiles, (steps, _) = sweep.tiles, sweep.grid
   refs, window = list(refs), sweep.window
-  masks = () if window is None else (refs.pop(0), refs.pop(0))
+  shuffles = window is not None and not sweep.innermost
+  masks = (refs.pop(0), refs.pop(0)) if shuffles else ()
   row_shift = refs.pop(0) if sweep.dynamic else None
   vectors = {name: refs.pop(0) for name, _ in sweep.vectors}
-  words = refs.pop() if window is not None else None
+  words = refs.pop() if shuffles else None
   *outs, x4, x8, w4, w8, acc, x_sems, w_sems = refs
   i, j = pl.program_id(0), pl.program_id(1)
   boundary = scalars[0]
@@ -58,16 +61,17 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def copy_x(side, step, b, act):
     """Starts a copy or waits for it; the last tile of rows may be short."""
     source, target = sides[side][:2]
+    columns = pl.ds(pl.multiple_of(b * depth, LANES), depth)
+    slot = jax.lax.rem(step, 2)
+    semaphore = x_sems.at[side, slot, b]
+    if sweep.innermost:
+      pixels.copy(sweep, source.at[:, :, :, columns], target.at[slot, b], semaphore, step, act)
+      return
 
     def of(size, ahead=0):
       rows = pl.ds(pl.multiple_of(step * tiles.m + ahead, ROWS), size)
-      columns = pl.ds(pl.multiple_of(b * depth, LANES), depth)
-      slot, to = jax.lax.rem(step, 2), pl.ds(sweep.margin + ahead, size)
-      act(
-        pltpu.make_async_copy(
-          source.at[rows, columns], target.at[slot, b, to], x_sems.at[side, slot, b]
-        )
-      )
+      to = pl.ds(sweep.margin + ahead, size)
+      act(pltpu.make_async_copy(source.at[rows, columns], target.at[slot, b, to], semaphore))
 
     if sweep.halo:
       pl.when(step > 0)(lambda: of(sweep.margin, -sweep.margin))
@@ -81,10 +85,12 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
       pl.when(step == steps - 1)(lambda: of(short))
 
   def start_x(step):
-    for side, (*_, start, end, _) in enumerate(sides):
+    for side, (_, target, _, _, start, end, _) in enumerate(sides):
       jax.lax.fori_loop(
         start, end, lambda b, _, side=side: copy_x(side, step, b, lambda c: c.start()), None
       )
+      if sweep.innermost:
+        pixels.fill(sweep, target, side, (start, end), boundary, step)
 
   @pl.when((i == 0) & (j == 0))
   def _():
@@ -98,6 +104,8 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
 
   def operand(side, b, rows, at, size):
     """Rows of K of some rows of the tile."""
+    if sweep.innermost:
+      return pixels.patches(sweep, sides[side][1].at[jax.lax.rem(i, 2), b], rows)
     if window is not None:
       dtype = (jnp.int4, jnp.int8)[side]
       return windows.patches(sweep, dtype, words, masks[1 - side], b, boundary, rows)
@@ -106,7 +114,7 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
   def ready(side, b):
     """Waits for a block's operands."""
     pl.when(j == 0)(lambda: copy_x(side, i, b, lambda c: c.wait()))
-    if window is not None:
+    if shuffles:
       windows.stage(sweep, sides[side][1].at[jax.lax.rem(i, 2), b], words)
     pl.when((i == 0) & (j == 0))(lambda: copy_w(side, b).wait())
 
@@ -130,7 +138,8 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     ready(side, b)
 
     def turn(start):
-      for rows in _row_tiles(start, sweep.turn, sweep.product_rows(side)):
+      for first, size in sweep.parts(side, sweep.turn):
+        rows = pl.ds(start + first, size)
         write(rows, summed(side, b, rows, pl.ds(0, tiles.n)))
 
     if sweep.turn == tiles.m:
@@ -165,13 +174,20 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
     return product
 
   def multiply_high(b, rows, columns):
-    return _dot(operand(1, b, rows, 0, tiles.k), w8[b, :, outputs(columns)], sweep.interpret)
+    x, whole = operand(1, b, rows, 0, tiles.k), tiles.k
+    if sweep.wide and sweep.innermost and tiles.k > 256:
+      whole -= tiles.k % 256  # half a pass among whole ones would halve them all
+    ends = sorted({whole, tiles.k})
+    return sum(
+      _dot(x[:, start:end], w8[b, pl.ds(start, end - start), outputs(columns)], sweep.interpret)
+      for start, end in zip([0, *ends], ends, strict=False)
+    )
 
   def finish(rows, sums):
     epilogues.store(sums, vectors, outs[0], rows, sweep.activation, sweep.wide)
 
-  def requantize(sums):
-    """Writes codes of `sums(rows, columns)`."""
+  def requantize(sums, parts=()):
+    """Writes codes of `sums(rows, columns)`, of so many rows at once."""
     activation, signed = sweep.activation, bool(sweep.signed)
 
     def steps_at(rows, columns):
@@ -187,7 +203,8 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
       written=sweep.written(scalars[1]),
       least=epilogues.least_code(activation, signed),
       signed=signed,
-      beside=sweep.fused,
+      turn=sweep.finishing,
+      parts=parts,
     )
     epilogues.requantize(tile, outs[0], outs[1])
 
@@ -198,7 +215,8 @@ def kernel(sweep: Sweep, scalars, x4_hbm, x8_hbm, w4_hbm, w8_hbm, *refs):
       block(side, b, finish)
     else:
       ready(side, b)
-      requantize(lambda rows, columns: summed(side, b, rows, columns))
+      parts = sweep.parts(side, sweep.finishing) if sweep.innermost else ()
+      requantize(lambda rows, columns: summed(side, b, rows, columns), parts)
 
   all_low = jnp.equal(high_start, sweep.blocks)
   for side, start, end, last in ((0, 0, low_end, all_low), (1, high_start, sweep.blocks, ~all_low)):
@@ -227,8 +245,3 @@ def _column(table, place):
   """Column `place` (known at run time) of `[rows, J]`, as `[rows, 1]`."""
   here = jax.lax.broadcasted_iota(jnp.int32, table.shape, 1) == place
   return jnp.where(here, table, 0).sum(axis=1, keepdims=True)
-
-
-def _row_tiles(start, rows: int, size: int):
-  """Slices of at most `size` rows."""
-  return [pl.ds(start + at, min(size, rows - at)) for at in range(0, rows, size)]

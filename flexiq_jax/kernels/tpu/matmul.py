@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from flexiq_jax.kernels import operands
 from flexiq_jax.kernels.operands import Activations, Epilogue, Weights
-from flexiq_jax.kernels.tpu import epilogues, kernel, windows
+from flexiq_jax.kernels.tpu import epilogues, kernel, pixels, windows
 from flexiq_jax.kernels.tpu.sweeps import Sweep
 from flexiq_jax.kernels.tpu.tiling import (
   ROWS,
@@ -94,13 +94,14 @@ def mixed_matmul(
   # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
   boundary = jnp.clip(x.boundary, 0, k // w.steps)
   scalars = jnp.stack([boundary, jnp.int32(0) if requantize is None else requantize.boundary])
+  shape = pixels.shape(sweep) if sweep.innermost else (rows, k // w.steps)
   y = _build(sweep)(
     scalars,
-    _pad(x.x4, 0, rows),
-    _pad(x.x8, 0, rows),
+    _pad(x.x4, 0, rows).reshape(shape),
+    _pad(x.x8, 0, rows).reshape(shape),
     pad_n(w.w4),
     pad_n(w.w8),
-    *([] if window is None else windows.masks(sweep)),
+    *([] if window is None or sweep.innermost else windows.masks(sweep)),
     *([_pad(x.row_shift, 0, rows)] if x.row_shift is not None else []),
     *(pad_n(vectors[name]) for name in sorted(vectors)),
   )
@@ -132,6 +133,8 @@ def _build(sweep: Sweep):
   masks, unfolding = [], []
   if sweep.window is None:
     slots = (2, sweep.blocks, tiles.m, tiles.k)
+  elif sweep.innermost:
+    slots = (2, sweep.blocks, *pixels.shape(sweep, *sweep.bordered)[:3], sweep.columns)
   else:
     slots = (2, sweep.blocks, tiles.m + 2 * sweep.margin, sweep.columns)
     masks = windows.mask_specs(sweep)

@@ -5,10 +5,12 @@ import math
 
 import jax.numpy as jnp
 
-from flexiq_jax.kernels.tpu.tiling import LANES, ROWS, Tiles, div, least, margin, most, up
+from flexiq_jax.kernels.tpu.epilogues import epilogue_rows
+from flexiq_jax.kernels.tpu.tiling import LANES, ROWS, Tiles, borders, div, least, margin, most, up
 from flexiq_jax.kernels.windows import Window, neighbours
 
 _CODE = 8192  # bundles of one turn through a tile, about
+_TURN = 7168  # its rows where images are innermost, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,21 +59,31 @@ class Sweep:
     return self.tiles.k // self.steps
 
   @property
+  def innermost(self) -> bool:
+    """Whether rows are pixels of all images, one after the other: `pixels` makes the patches."""
+    return self.window is not None and self.window.images > 1
+
+  @property
+  def line(self) -> int:
+    """Rows of one line of pixels of all images."""
+    return 0 if self.window is None else self.window.width * self.window.images
+
+  @property
   def margin(self) -> int:
-    """Rows of x that are kept before and after a tile."""
-    return 0 if self.window is None else margin(self.window)
+    """Rows of x that are kept before and after a tile of rows image by image."""
+    return 0 if self.window is None or self.innermost else margin(self.window)
 
   @property
   def halo(self) -> bool:
     """Whether windows see pixels of other tiles."""
-    return self.window is not None and self.grid[0] > 1 and self.period > 1
+    return self.window is not None and self.grid[0] > 1 and (self.innermost or self.period > 1)
 
   @property
   def period(self) -> int:
     """Tiles until the pixels of an image come again at the same place."""
     if self.window is None or self.tiles.m % self.window.pixels == 0 or self.grid[0] == 1:
       return 1
-    return self.window.pixels // self.tiles.m
+    return 1 if self.innermost else self.window.pixels // self.tiles.m
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -86,19 +98,53 @@ class Sweep:
     """Rows whose products the program lays out at once: tiles of whole images may be long."""
     if self.window is None:
       return self.tiles.m
-    passes = self.tiles.k // LANES * (self.tiles.n // LANES)  # of 8 rows through the matrix unit
-    sizes = range(ROWS, self.tiles.m + 1, ROWS)
-    fit = [t for t in sizes if self.tiles.m % t == 0 and t // 8 * passes <= _CODE]
-    return max(fit, default=ROWS)
+    return self._turn(self.tiles.n)
+
+  def _turn(self, columns: int) -> int:
+    """The same of products with so many columns."""
+    passes = self.tiles.k // LANES * (columns // LANES)  # of 8 rows through the matrix unit
+    if self.window is None or not self.innermost:
+      sizes = [t for t in range(ROWS, self.tiles.m + 1, ROWS) if self.tiles.m % t == 0]
+    else:  # whole lines, or whole pixels that divide one
+      width, images, lines = self.window.width, self.window.images, self.tiles.m // self.line
+      sizes = [images * p for p in range(1, width) if width % p == 0]
+      sizes += [self.line * h for h in range(1, lines + 1) if lines % h == 0]
+      sizes = [t for t in sizes if t <= _TURN]
+    # A wide unit takes a pass in a third of the bundles.
+    code = 2 * _CODE if self.innermost and self.wide else _CODE
+    return max([t for t in sizes if t // 8 * passes <= code], default=min(sizes, default=ROWS))
+
+  def parts(self, side: int, turn: int) -> tuple[tuple[int, int], ...]:
+    """(first, number) of the rows of a turn that one product takes; see `product_rows`."""
+    size, span = self.product_rows(side), turn
+    if self.window is not None and self.innermost:
+      # A product takes pixels of one line, or images of one pixel.
+      images = self.window.images
+      span = min(turn, self.line) if images <= size else images
+      size = size // images * images or size
+    return tuple(
+      (start + at, min(size, span - at))
+      for start in range(0, turn, span)
+      for at in range(0, span, size)
+    )
 
   @property
   def fused(self) -> bool:
     """Whether the epilogue runs beside the last block's products.
 
-    One that requantizes does on wide units, where its strips are no narrower than the unit.
+    One that requantizes does where images are innermost, and on wide units, where its strips are
+    no narrower than the unit.
     """
     narrow = self.strip < min(256, self.tiles.n)
-    return self.signed is None or (self.wide and self.window is None and not narrow)
+    beside = self.innermost or (self.wide and self.window is None and not narrow)
+    return self.signed is None or beside
+
+  @property
+  def finishing(self) -> int:
+    """Rows of one turn of an epilogue that requantizes."""
+    if self.innermost:
+      return self._turn(self.strip)
+    return epilogue_rows(self.tiles.m, self.strip, self.fused)
 
   @property
   def spilled(self) -> int:
@@ -111,7 +157,9 @@ class Sweep:
     A wide matrix unit takes codes of 4 bits in an order of its own. The compiler brings the weights
     into it for each product, so there they are few.
     """
-    return 1024 if self.wide and self.window is None and side == 0 else 256
+    if side == 1 or (self.window is not None and not self.innermost):
+      return 256
+    return 1024 if self.wide else 512 if self.innermost else 256
 
   @property
   def strip(self) -> int:
@@ -125,6 +173,8 @@ class Sweep:
     held = k * n * 3 // 2 + 4 * t.m * t.n
     if self.window is None:
       held += 2 * t.m * k * 3 // 2
+    elif self.innermost:
+      held += 2 * math.prod(self.bordered) * self.window.images * k // self.steps * 3 // 2
     else:
       rows = t.m + 2 * self.margin
       held += 2 * rows * k // self.steps * 3 // 2 + rows * self.columns
@@ -134,9 +184,16 @@ class Sweep:
     return held + 2 * (results + 4 * t.n * rows + self.dynamic * 4 * t.m * LANES)
 
   @property
+  def bordered(self) -> tuple[int, int]:
+    """Lines of a tile of pixels of all images and pixels of a line, with those around them."""
+    assert self.window is not None
+    above, below, left, right = borders(self.window)
+    return self.tiles.m // self.line + above + below, self.window.width + left + right
+
+  @property
   def mask_bytes(self) -> int:
     """Of what says in a tile which pixels have their neighbours."""
-    if self.window is None:
+    if self.window is None or self.innermost:
       return 0
     return len(neighbours(self.window, 1)[0]) * (self.tiles.m // 4 + self.tiles.m // 8) * 4 * LANES
 
@@ -189,7 +246,12 @@ def traffic(sweep: Sweep, boundary: int, next_boundary: int = 0) -> Traffic:
   low = -(-boundary // sweep.columns) * tiles.k
   high = k - boundary // sweep.columns * tiles.k
   rows, columns = sweep.grid
-  seen = m + (rows - 1) * 2 * sweep.margin if sweep.halo else m
+  seen = m
+  if sweep.halo and sweep.window is not None:
+    around = 2 * sweep.margin
+    if sweep.innermost:
+      around = sum(borders(sweep.window)[:2]) * sweep.line
+    seen += (rows - 1) * around
   if sweep.signed is None:
     y = m * n * jnp.dtype(sweep.out).itemsize
   else:

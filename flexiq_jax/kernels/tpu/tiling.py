@@ -12,6 +12,8 @@ from flexiq_jax.kernels.windows import Window
 LANES = 128
 ROWS = 64  # rows of an int4 register tile
 _IMAGES = 5184  # rows of a tile of whole images, at most
+_PIXELS = 2**16  # rows of a tile of pixels whose images are innermost, at most
+_HELD = 88 * 2**20  # bytes of its codes and sums, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,10 @@ def choose_tiles(
       "the reference takes any"
     )
   if window is not None:
-    return Tiles(m=window_rows(window, m), n=tile_columns(up(n, LANES)), k=block)
+    columns = tile_columns(up(n, LANES))
+    if window.images > 1:
+      return Tiles(m=pixel_rows(window, k, columns), n=columns, k=block)
+    return Tiles(m=window_rows(window, m), n=columns, k=block)
   long = (1536, 1024, 768, 512) if wide(kind) else ()
   fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
   block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
@@ -106,6 +111,60 @@ def window_rows(window: Window, m: int | None = None) -> int:
       f"have parts of a multiple of {ROWS} pixels, or of which few have so many together"
     )
   return parts[-1]
+
+
+def pixel_rows(window: Window, k: int, n: int) -> int:
+  """Rows of a tile where images are innermost: lines of pixels of all images.
+
+  Args:
+    window: the window.
+    k: rows of w.
+    n: outputs of a tile.
+
+  Raises:
+    NotImplementedError: images whose number is no multiple of 64, or that are too many.
+  """
+  line, (above, below, left, right) = window.width * window.images, borders(window)
+  least = max(1, above, below)  # further than the next tile no window reaches
+  columns = k // len(window.offsets)  # where copies lie side by side, fewer than there are
+
+  def fits(h: int) -> bool:
+    x = 3 * (h + above + below) * (line + (left + right) * window.images) * columns
+    return window.height % h == 0 and h * line <= _PIXELS and x + 8 * h * line * n <= _HELD
+
+  found = [h for h in range(least, window.height + 1) if fits(h)]
+  if window.images % ROWS or not found:
+    raise NotImplementedError(
+      f"window: {window.images} images of {window.height} x {window.width} pixels side by side; "
+      f"the TPU kernel takes multiples of {ROWS}, as many as fit on the chip with {least} lines"
+    )
+  # One tile alone is not read beside another's work.
+  several = [h for h in found if h < window.height and h * line >= _PIXELS // 8]
+  return max(several or found) * line
+
+
+def of_batch(window: Window, images: int, k: int, n: int) -> Window:
+  """The window of a batch: with images innermost where the kernel takes so many.
+
+  Args:
+    window: the window, image by image.
+    images: of the batch.
+    k: rows of w.
+    n: outputs.
+  """
+  innermost = dataclasses.replace(window, images=images)
+  try:
+    pixel_rows(innermost, k, tile_columns(up(n, LANES)))
+  except NotImplementedError:
+    return window
+  return innermost
+
+
+def borders(window: Window) -> tuple[int, int, int, int]:
+  """How many pixels the window reaches beyond an image: above, below, left, right."""
+  steps = [[offset[axis] for offset in window.offsets] for axis in (0, 1)]
+  (above, below), (left, right) = [(max(0, -min(s)), max(0, max(s))) for s in steps]
+  return above, below, left, right
 
 
 def margin(window: Window) -> int:
@@ -163,6 +222,19 @@ def check_window(tiles: Tiles, m: int, block: int, window: Window, copies: int) 
     raise NotImplementedError(
       f"tiles.k: {tiles.k} with windows and shift blocks of {block}; whole blocks are accepted"
     )
+  if window.images > 1:
+    line = window.width * window.images
+    least = max(1, *borders(window)[:2]) * line
+    if window.images % ROWS or m != window.height * line or tiles.m % line or m % tiles.m:
+      raise NotImplementedError(
+        f"tiles.m: {tiles.m} with {m} rows, {window.images} images side by side; for all images, a "
+        f"multiple of {ROWS}, parts of whole lines of {line} rows are accepted"
+      )
+    if least > tiles.m:
+      raise NotImplementedError(
+        f"tiles.m: {tiles.m}; windows that reach {least} rows far need as many in a tile"
+      )
+    return
   pixels = window.pixels
   part = pixels % tiles.m == 0 and tiles.m >= margin(window)
   if tiles.m < m and tiles.m % pixels and not part:

@@ -77,7 +77,7 @@ class Product:
     """The product of a batch: with images innermost where the kernel takes so many."""
     if self.window is None:
       return self
-    window = tpu.of_batch(self.window, batch, self.k, self.n)
+    window = tpu.of_batch(self.window, batch, self.places, self.n)
     return dataclasses.replace(self, window=window)
 
 

@@ -43,7 +43,8 @@ class Compiler:
   def mixed(self, chip, rows, product: Product):
     """(sweep, schedule) of a product on a chip; equal tiles are compiled once."""
     tiles = tpu.choose_tiles(
-      *(rows, product.k, product.n, product.block), CHIPS[chip][3], product.window, product.granule
+      *(rows, product.k, product.n, product.block, CHIPS[chip][3]),
+      *(product.window, product.granule, product.copies),
     )
     key = (chip, tiles, product.block, product.n, product.k, product.activation)
     key += (product.next_boundaries is None, product.granule, product.window)

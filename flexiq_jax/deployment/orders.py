@@ -53,5 +53,6 @@ def by_pixel(
 
     window = patches.window(layer, eqn.params, eqn.invars[1 - traced.sides[i]].aval.shape)
     assert window is not None
-    found.append(tpu.of_batch(window, images, *d.weights.w8.shape).images > 1)
+    k, n = d.weights.w8.shape
+    found.append(tpu.of_batch(window, images, k // d.weights.steps, n).images > 1)
   return bool(found) and all(found)

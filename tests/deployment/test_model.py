@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from flexiq_jax import deployment, graph
-from flexiq_jax.deployment import layers
+from flexiq_jax.deployment import layers, orders
 from flexiq_jax.deployment.layers import Mixed
+from flexiq_jax.graph import tracing
 from flexiq_jax.kernels import tpu
 from flexiq_jax.kernels.tile_files import Shape
 from flexiq_jax.quant import rules
@@ -237,6 +238,55 @@ def test_windows_slide_where_channels_fill_registers(dynamic):
   for level, ratio in enumerate(LEVELS):
     for truth, own in compare(level, ratio).values():
       np.testing.assert_array_equal(own, truth)
+
+
+def test_rows_by_pixel_give_the_same(monkeypatch):
+  """The chain has a convolution of stride 2, which takes patches; the reference takes any order."""
+  case = ("resnet50", {"width": 16, "depths": (1, 1), "input_size": 16, "num_classes": 5})
+  small = made(case, settings=LowSettings(group_size=16, shift_block=32))
+  deployed = deployment.deploy(small.model, small.x[:1], levels=LEVELS, granule=128)
+  assert any(d.slides for d in deployed.layers.values() if isinstance(d, Mixed))
+  asked = []
+
+  def run(by_pixel):
+    def ask(*args, **_):
+      asked.append(by_pixel)
+      return by_pixel
+
+    monkeypatch.setattr(orders, "by_pixel", ask)
+    return jax.jit(lambda *args: deployment.apply(*args))(deployed, small.x, jnp.int32(2))
+
+  np.testing.assert_array_equal(run(True), run(False))
+  assert asked == [True, False]
+
+
+def test_which_batches_go_by_pixel():
+  small = made(WIDE, settings=LowSettings(group_size=16, shift_block=32))
+  deployed = deployment.deploy(small.model, small.x[:1], levels=LEVELS, granule=128)
+  wiring = deployed.wiring
+
+  def asked(images, implementation="tpu", wiring=wiring):
+    x = jax.ShapeDtypeStruct((images, *small.x.shape[1:]), jnp.float32)
+    traced = tracing.trace(wiring.apply, wiring.params, x)
+    options = {"implementation": implementation}
+    return orders.by_pixel(deployed.layers, wiring, traced, images, **options)
+
+  assert asked(64) and asked(128)
+  assert not asked(8) and not asked(100) and not asked(64, "reference")
+  assert not asked(64, wiring=dataclasses.replace(wiring, dynamic=True))
+
+
+@pytest.mark.slow
+def test_kernel_of_a_tpu_gives_the_same_by_pixel():
+  small = made(WIDE, settings=LowSettings(group_size=16, shift_block=32))
+  deployed = deployment.deploy(small.model, small.x[:1], levels=LEVELS, granule=128)
+  x = np.random.default_rng(0).normal(size=(64, *small.x.shape[1:])).astype(np.float32)
+  kernel = jax.jit(functools.partial(deployment.apply, implementation="tpu", interpret=True))
+  reference = jax.jit(deployment.apply)
+  for level in range(len(LEVELS)):
+    truth = reference(deployed, x, jnp.int32(level))
+    got = kernel(deployed, x, jnp.int32(level))
+    np.testing.assert_allclose(got, truth, atol=1e-5 * np.std(truth))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -37,6 +37,14 @@ WINDOWS = {
   "7 x 7": (128, 7, 512, 512, 256, 1),
   "112 x 112, in parts": (1, 112, 128, 128, 128, 8),
 }
+# The same with all images of a batch innermost: the first is small, so that it compiles soon.
+INNERMOST = {
+  "3 x 2": (64, (3, 2), 128, 128, 128, 1),
+  "56 x 56": (128, (56, 56), 128, 128, 128, 2),
+  "28 x 28": (128, (28, 28), 128, 128, 128, 1),
+  "14 x 14": (128, (14, 14), 256, 256, 256, 1),
+  "7 x 7": (128, (7, 7), 512, 512, 256, 1),
+}
 CHIPS = ("v5e", "v5p", "v6e", "v7x")
 CASES = [("v5e", name) for name in SHAPES]
 CASES += [(chip, "vit_b fc1") for chip in CHIPS if chip != "v5e"]
@@ -107,12 +115,29 @@ def test_layers_of_real_models_compile(device, chip, name):
   [("v5e", name) for name in WINDOWS] + [(c, "14 x 14") for c in CHIPS if c != "v5e"],
 )
 def test_windows_of_real_models_compile(device, chip, name):
-  images, side, columns, n, own, copies = WINDOWS[name]
+  images, side, *sizes = WINDOWS[name]
+  convolution(device(chip), images, (side, side), *sizes)
+
+
+@pytest.mark.parametrize(
+  ("chip", "name"),
+  [("v5e", "3 x 2")]
+  + [pytest.param("v5e", name, marks=pytest.mark.slow) for name in list(INNERMOST)[1:]]
+  + [pytest.param(chip, "28 x 28", marks=pytest.mark.slow) for chip in CHIPS if chip != "v5e"],
+)
+def test_windows_with_images_innermost_compile(device, chip, name):
+  images, size, *sizes = INNERMOST[name]
+  convolution(device(chip), images, size, *sizes, innermost=True)
+
+
+def convolution(device, images, size, columns, n, own, copies, innermost=False):
   offsets = tuple((dh, dw) for dh in (-1, 0, 1) for dw in (-1, 0, 1))
-  window = Window(height=side, width=side, offsets=offsets)
-  shape = {"m": images * side * side, "window": window, "copies": copies, "requantize": True}
+  side_by_side = images if innermost else 1
+  window = Window(height=size[0], width=size[1], offsets=offsets, images=side_by_side)
+  rows = images * window.pixels
+  shape = {"m": rows, "window": window, "copies": copies, "requantize": True}
   steps = -(-9 // copies)
-  text = compiled(device(chip), steps * columns, n, steps * own, **shape).as_text()
+  text = compiled(device, steps * columns, n, steps * own, **shape).as_text()
   assert text.count("tpu_custom_call") >= 1
 
 

@@ -15,8 +15,8 @@ from tests.kernels.operands_for_test import operands, raw
 SQUARE = tuple((dh, dw) for dh in (-1, 0, 1) for dw in (-1, 0, 1))
 
 
-def window(height, width, offsets=SQUARE):
-  return Window(height=height, width=width, offsets=offsets)
+def window(height, width, offsets=SQUARE, images=1):
+  return Window(height=height, width=width, offsets=offsets, images=images)
 
 
 def convolution(seed, images, place, n, blocks, channels, boundary, copies=1, **traits):
@@ -37,15 +37,17 @@ def oracle(x, w, place):
   nothing4, nothing8 = np.where(low, -w.offset, 0), np.where(low, 0, -16 * w.offset)
   w_shift, x_shift = np.asarray(w.w_shift), np.asarray(w.x_shift)
   total = np.zeros((len(x8), w8.shape[1]), np.int64)
+  side_by_side = place.images
   for m in range(len(x8)):
-    image, h, v = m // place.pixels, m // place.width % place.height, m % place.width
+    pixel, image = m // side_by_side % place.pixels, m % side_by_side
+    before, (h, v) = m // side_by_side // place.pixels, divmod(pixel, place.width)
     for j in range(len(w8) // w.block):
       inside = slice(j * columns, (j + 1) * columns)
       product = np.zeros(w8.shape[1], np.int64)
       for t, (dh, dw) in enumerate(place.offsets):
         a, b = h + dh, v + dw
         known = 0 <= a < place.height and 0 <= b < place.width
-        row = (image * place.height + a) * place.width + b
+        row = ((before * place.height + a) * place.width + b) * side_by_side + image
         # Columns that hold this position, and their rows of w in its step.
         at = np.arange(inside.start, inside.stop)[t % w.copies :: w.copies]
         of = j * w.block + t // w.copies * columns + at - inside.start
@@ -56,6 +58,15 @@ def oracle(x, w, place):
       shift = x_shift[j] if x.row_shift is None else int(np.asarray(x.row_shift)[m, j])
       total[m] += product << (shift + w_shift[j])
   return total
+
+
+def without_unused(w):
+  """No weights where copies have no position."""
+  columns = w.block // w.steps
+  row = np.arange(len(w.w8)) % w.block
+  left = (row % columns % w.copies + row // columns * w.copies >= w.taps)[:, None]
+  w4 = jnp.where(left, 0, packing.unpack(w.w4)).astype(jnp.int32)
+  return dataclasses.replace(w, w8=jnp.where(left, 0, w.w8), w4=packing.pack(w4))
 
 
 def check(x, w, place, **kernel):
@@ -92,14 +103,59 @@ def test_images_of_any_size(height, width, images):
 def test_several_positions_side_by_side(copies, boundary):
   place = window(5, 7)
   x, w = convolution(copies, 2, place, 128, 1, 128, boundary, copies, signed=False)
-  # What has no position has no weight.
-  left = np.arange(len(w.w8)) % copies + np.arange(len(w.w8)) // 128 * copies >= w.taps
-  w = dataclasses.replace(
-    w,
-    w8=jnp.where(left[:, None], 0, w.w8),
-    w4=packing.pack(jnp.where(left[:, None], 0, packing.unpack(w.w4)).astype(jnp.int32)),
-  )
-  check(x, w, place)
+  check(x, without_unused(w), place)
+
+
+# Images side by side, K of two blocks where the boundary is beyond 128.
+INNERMOST = {
+  "three tiles, a boundary in the second block": {
+    "place": window(3, 5, images=64),
+    "boundary": 200,
+    "lines": 1,
+  },
+  "pieces of a pixel": {"place": window(1, 2, images=320), "boundary": 60, "n": 5},
+  "two positions side by side": {
+    "place": window(2, 3, images=64),
+    "boundary": 70,
+    "copies": 2,
+    "lines": 1,
+  },
+  "dilated, with shifts chosen at run time": {
+    "place": window(4, 2, tuple((a, b) for a in (-2, 0, 2) for b in (-1, 0, 1)), images=64),
+    "boundary": 60,
+    "lines": 2,
+    "dynamic": True,
+  },
+  "a wide unit, signed": {
+    "place": window(1, 2, images=128),
+    "boundary": 60,
+    "kind": "TPU v6 lite",
+    "signed": True,
+  },
+}
+ENDS = {
+  "one-sided, all in 8 bits": {
+    "place": window(3, 2, ((0, 0), (0, 1), (1, 0), (1, 1)), images=64),
+    "boundary": 0,
+    "lines": 1,
+  },
+  "two tiles, all in 4 bits": {"place": window(4, 1, images=64), "boundary": 256, "lines": 2},
+}
+
+
+@pytest.mark.parametrize(
+  "name", [*INNERMOST, *(pytest.param(name, marks=pytest.mark.slow) for name in ENDS)]
+)
+def test_images_innermost(name):
+  case = dict((INNERMOST | ENDS)[name])
+  place, boundary, n = case.pop("place"), case.pop("boundary"), case.pop("n", 128)
+  lines, copies, kind = case.pop("lines", 0), case.pop("copies", 1), case.pop("kind", None)
+  traits = {"signed": False} | case
+  blocks = 2 if boundary > 128 else 1
+  x, w = convolution(7, place.images, place, n, blocks, 128, boundary, copies, **traits)
+  rows = lines * place.width * place.images
+  tiles = tpu.Tiles(m=rows, n=128, k=w.block) if lines else None
+  check(x, without_unused(w), place, tiles=tiles, kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +190,17 @@ def test_shifts_chosen_at_run_time():
   check(*convolution(3, 2, place, 128, 2, 128, 200, signed=False, dynamic=True), place)
 
 
-def test_requantized_for_the_next_layer():
-  place, rng = window(8, 8), np.random.default_rng(0)
-  x, w = convolution(4, 2, place, 128, 2, 128, 128, signed=False)
+@pytest.mark.parametrize(
+  ("place", "kind"),
+  [
+    (window(8, 8), None),
+    (window(2, 1, images=64), None),
+    pytest.param(window(3, 1, images=64), "TPU v6 lite", marks=pytest.mark.slow),
+  ],
+)
+def test_requantized_for_the_next_layer(place, kind):
+  rng = np.random.default_rng(0)
+  x, w = convolution(4, max(2, place.images), place, 128, 2, 128, 128, signed=False)
   e = dataclasses.replace(
     raw(128),
     scale=jnp.asarray(rng.uniform(2e-6, 1e-5, 128), jnp.float32),
@@ -150,7 +214,7 @@ def test_requantized_for_the_next_layer():
     ),
   )
   expected = reference.mixed_matmul(x, w, e, place)
-  got = tpu.mixed_matmul(x, w, e, place, interpret=True)
+  got = tpu.mixed_matmul(x, w, e, place, interpret=True, kind=kind)
   for a, b in ((got.x8, expected.x8), (got.x4, expected.x4)):
     difference = np.asarray(a.astype(jnp.int32) - b.astype(jnp.int32))
     assert np.abs(difference).max() <= 1
@@ -197,6 +261,43 @@ def test_images_that_no_tile_fits():
     tpu.window_rows(window(75, 75))
 
 
+@pytest.mark.parametrize(
+  ("side", "columns", "n", "lines"),
+  [(56, 128, 128, 8), (28, 128, 128, 14), (14, 256, 256, 7), (7, 512, 512, 7)],
+)
+def test_tiles_of_a_batch(side, columns, n, lines):
+  by_image, steps = window(side, side), 5 if side == 56 else 9
+  of = lambda images: tpu.of_batch(by_image, images, columns, n)
+  assert of(8) == of(100) == of(64 * 64) == by_image
+  place = of(128)
+  assert place == dataclasses.replace(by_image, images=128)
+  k, block = columns * steps, min(columns, 256) * steps
+  how = {"window": place, "copies": 2 if side == 56 else 1}
+  tiles = tpu.choose_tiles(128 * side * side, k, n, block, **how)
+  assert tiles.m == lines * side * 128
+  # Of chips with less memory: fewer lines, if any.
+  assert tpu.choose_tiles(128 * side * side, k, n, block, "TPU v5p", **how).m <= tiles.m
+
+
+def test_lines_of_other_tiles_are_bytes():
+  place = window(8, 4, images=64)
+  sweep = tpu.Sweep(
+    shape=(64 * 32, 9 * 128, 128),
+    tiles=tpu.Tiles(m=2 * 4 * 64, n=128, k=9 * 128),
+    block=9 * 128,
+    activation="relu",
+    out="bfloat16",
+    signed=None,
+    granule=0,
+    dynamic=False,
+    vectors=(),
+    interpret=False,
+    window=place,
+  )
+  # Four tiles: six times the line beside them.
+  assert tpu.traffic(sweep, 0).x == (64 * 32 + 6 * 4 * 64) * 128
+
+
 def test_bytes_follow_the_boundary():
   place, low = window(56, 56), []
   for boundary in (0, 64, 128):
@@ -226,6 +327,15 @@ def test_bad_inputs():
     run(window=None)
   with pytest.raises(ValueError, match=r"x8: 64 rows; a multiple of the window's 5 x 5 pixels"):
     run(window=window(5, 5))
+  with pytest.raises(ValueError, match=r"x8: 64 rows; .* 4 x 8 pixels of 4 images is accepted"):
+    run(window=window(4, 8, images=4))
+  with pytest.raises(NotImplementedError, match=r"window: 2 images of 4 x 8 pixels side by side"):
+    tpu.mixed_matmul(x, w, raw(128), window(4, 8, images=2), interpret=True)
+  many = window(2, 2, images=64)
+  pixels, _ = convolution(0, 64, many, 1, 1, 128, 0)
+  with pytest.raises(NotImplementedError, match=r"tiles.m: 64 with 256 rows, 64 images side by"):
+    tiles = tpu.Tiles(m=64, n=128, k=w.block)
+    tpu.mixed_matmul(pixels, w, raw(128), many, tiles=tiles, interpret=True)
   with pytest.raises(ValueError, match=r"taps, copies: 7 and 1; rows of a shift block, 1152, "):
     run(w=dataclasses.replace(w, taps=7))
   with pytest.raises(NotImplementedError, match=r"window: 'gpu' takes patches"):

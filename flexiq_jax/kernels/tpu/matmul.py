@@ -61,7 +61,7 @@ def mixed_matmul(
   m, (k, n) = x.x8.shape[0], w.w8.shape
   kind = kind or device_kind()
   granule = 0 if epilogue.requantize is None else epilogue.requantize.granule
-  tiles = tiles or choose_tiles(m, k, n, w.block, kind, window, granule)
+  tiles = tiles or choose_tiles(m, k, n, w.block, kind, window, granule, w.copies)
   if window is not None:
     check_window(tiles, m, w.block, window, w.copies)
   check_tiles(tiles, k, w.block)

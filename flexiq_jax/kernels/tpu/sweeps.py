@@ -120,7 +120,7 @@ class Sweep:
     if self.window is not None and self.innermost:
       # A product takes pixels of one line, or images of one pixel.
       images = self.window.images
-      span = min(turn, self.line) if images <= size else images
+      span = min(turn, self.line if images <= size else images)
       size = size // images * images or size
     return tuple(
       (start + at, min(size, span - at))

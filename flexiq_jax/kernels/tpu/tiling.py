@@ -13,7 +13,8 @@ LANES = 128
 ROWS = 64  # rows of an int4 register tile
 _IMAGES = 5184  # rows of a tile of whole images, at most
 _PIXELS = 2**16  # rows of a tile of pixels whose images are innermost, at most
-_HELD = 88 * 2**20  # bytes of its codes and sums, at most
+# Bytes of its codes and sums, at most: v5e and v6e have twice the memory of others on the chip.
+_HELD = {True: 88 * 2**20, False: 40 * 2**20}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ def choose_tiles(
   kind: str = "TPU v5 lite",
   window: Window | None = None,
   granule: int = 0,
+  copies: int = 1,
 ) -> Tiles:
   """Tile sizes for a product of `[m, k]` and `[k, n]` with shift blocks of `block` rows.
 
@@ -57,6 +59,7 @@ def choose_tiles(
       takes 512 rows of K per pass in int4; there the accumulator is the limit, and blocks are long.
     window: of a convolution; None where x has all rows of K.
     granule: of an epilogue that requantizes (see `operands.Requantize`).
+    copies: see `operands.Weights`; read with a window.
 
   Raises:
     NotImplementedError: shift blocks or a K that are no multiples of 128, or images of a size that
@@ -70,7 +73,8 @@ def choose_tiles(
   if window is not None:
     columns = tile_columns(up(n, LANES))
     if window.images > 1:
-      return Tiles(m=pixel_rows(window, k, columns), n=columns, k=block)
+      rows = pixel_rows(window, k // window.steps(copies), columns, kind)
+      return Tiles(m=rows, n=columns, k=block)
     return Tiles(m=window_rows(window, m), n=columns, k=block)
   long = (1536, 1024, 768, 512) if wide(kind) else ()
   fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
@@ -113,24 +117,25 @@ def window_rows(window: Window, m: int | None = None) -> int:
   return parts[-1]
 
 
-def pixel_rows(window: Window, k: int, n: int) -> int:
+def pixel_rows(window: Window, columns: int, n: int, kind: str = "") -> int:
   """Rows of a tile where images are innermost: lines of pixels of all images.
 
   Args:
     window: the window.
-    k: rows of w.
+    columns: of x.
     n: outputs of a tile.
+    kind: the device, as for `choose_tiles`; empty: tiles that every one takes.
 
   Raises:
     NotImplementedError: images whose number is no multiple of 64, or that are too many.
   """
   line, (above, below, left, right) = window.width * window.images, borders(window)
   least = max(1, above, below)  # further than the next tile no window reaches
-  columns = k // len(window.offsets)  # where copies lie side by side, fewer than there are
+  held = _HELD["lite" in kind]
 
   def fits(h: int) -> bool:
     x = 3 * (h + above + below) * (line + (left + right) * window.images) * columns
-    return window.height % h == 0 and h * line <= _PIXELS and x + 8 * h * line * n <= _HELD
+    return window.height % h == 0 and h * line <= _PIXELS and x + 8 * h * line * n <= held
 
   found = [h for h in range(least, window.height + 1) if fits(h)]
   if window.images % ROWS or not found:
@@ -143,18 +148,18 @@ def pixel_rows(window: Window, k: int, n: int) -> int:
   return max(several or found) * line
 
 
-def of_batch(window: Window, images: int, k: int, n: int) -> Window:
+def of_batch(window: Window, images: int, columns: int, n: int) -> Window:
   """The window of a batch: with images innermost where the kernel takes so many.
 
   Args:
     window: the window, image by image.
     images: of the batch.
-    k: rows of w.
+    columns: of x.
     n: outputs.
   """
   innermost = dataclasses.replace(window, images=images)
   try:
-    pixel_rows(innermost, k, tile_columns(up(n, LANES)))
+    pixel_rows(innermost, columns, tile_columns(up(n, LANES)))
   except NotImplementedError:
     return window
   return innermost

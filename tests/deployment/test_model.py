@@ -240,6 +240,7 @@ def test_windows_slide_where_channels_fill_registers(dynamic):
       np.testing.assert_array_equal(own, truth)
 
 
+@pytest.mark.slow
 def test_rows_by_pixel_give_the_same(monkeypatch):
   """The chain has a convolution of stride 2, which takes patches; the reference takes any order."""
   case = ("resnet50", {"width": 16, "depths": (1, 1), "input_size": 16, "num_classes": 5})

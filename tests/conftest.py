@@ -11,8 +11,8 @@ os.environ.setdefault("NPROC", str(max(6, os.cpu_count() or 1)))
 # XLA's CUDA plugin (see pyproject.toml) is there to compile, and finds no GPU.
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
-# Many tests compile the same programs: the workers of a session, and the processes that tests start,
-# share them. The first process to be here makes the folder, the others inherit its name.
+# Many tests compile the same programs: the workers of a session, and the processes that tests
+# start, share them. The first process to be here makes the folder, the others inherit its name.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _compiled = tempfile.TemporaryDirectory(prefix="flexiq-compiled-")  # gone with this process
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name

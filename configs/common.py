@@ -161,7 +161,9 @@ def mobile(name: str, model: str, weights: str, arg: str | None) -> config_dict.
   if not options.imagenet:
     photographs(config)
   # 224 x 224 pixels on a CPU: seconds a step.
-  config.distill.update(steps=400, batch_size=16, every=50, refit=200, warmup=25)
+  config.distill.update(
+    steps=300, batch_size=8, learning_rate=2e-4, scale_learning_rate=5e-4, every=50, refit=150
+  )
   config.variants = BRIEF
   config.random_seeds = (0,)
   if options.runlocal:

@@ -2,9 +2,11 @@ r"""Finetuning of all parameters and scales at once, so that one set of weights 
 
 Every step computes the model at two ratios, an end of the range and one drawn from it ("sandwich"),
 and adds up the distances of their logits from the float model's; the masks are those of the model's
-own order, so that every prefix of it stays good. Batch norm is folded, and what was folded is
-trained as a weight and a bias. The 8-bit codes are those of the weights at every step, the 4-bit
-codes lie inside them (`quant.straight`). Extraction shifts and mean codes stay between two fits.
+own order, so that every prefix of it stays good. A distance counts relative to what it was before
+the training: at 100 % it is many times that at 0 %, which would have no voice otherwise. Batch norm
+is folded, and what was folded is trained as a weight and a bias. The 8-bit codes are those of the
+weights at every step, the 4-bit codes lie inside them (`quant.straight`). Extraction shifts and
+mean codes stay between two fits.
 
 A run is a function of the model, the examples and the seed; see `training.loop` for what a killed
 one does. Of several devices each takes a part of every batch. docs/flexiq.md, step H.
@@ -28,6 +30,7 @@ from flexiq_jax.finetuning.refit import refit
 from flexiq_jax.finetuning.settings import FinetuneSettings, ReconstructionSettings
 from flexiq_jax.graph import Layer
 from flexiq_jax.network import Network
+from flexiq_jax.orders import LEVELS
 from flexiq_jax.quant import LowSettings, calibration, exact, rules, straight
 from flexiq_jax.runs import files
 from flexiq_jax.search import DISTANCES
@@ -38,6 +41,8 @@ Array = Any
 Prepare = Callable[[jax.Array, Array], Array]
 # What the random numbers of a step are folded with.
 _PREPARE, _RATIO = 0, 1
+# Examples on which distances are measured before the training.
+_MEASURED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +135,41 @@ def finetune(
     network = model.network
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
+  _check(examples, settings, options.get("mesh"))
+  unit = distances(source, model, examples, settings) if settings.balanced else None
   state, log = _train(
     *(network, model.model, model.cuts, model.settings, model.schedule.masks, examples, settings),
     fit=fit,
     source=source,
+    unit=unit,
     **options,
   )
   return fit(*state), log
+
+
+def distances(
+  source: Network, model: AdaptiveModel, examples: Examples, settings: FinetuneSettings
+) -> tuple[np.ndarray, np.ndarray]:
+  """How far a model's logits are from the float model's, by ratio.
+
+  Args:
+    source: the float model.
+    model: which is finetuned.
+    examples: what it is trained on; about `_MEASURED` of them are looked at.
+    settings: of the training.
+
+  Returns:
+    Ratios `[R]`, ascending from 0 to 1, and the mean distance at each, float32 `[R]`, above 0.
+  """
+  prepare, apart = jax.jit(teacher(source, examples.prepare)), jax.jit(DISTANCES[settings.loss])
+  count = max(1, _MEASURED // settings.batch_size)
+  data = _Batches(examples, settings.batch_size, count, seed=0, sharding=None)
+  found = np.zeros(len(LEVELS))
+  for number, batch in enumerate(data.epoch(1)):
+    x, target, _ = prepare(jax.random.key(number), batch)
+    found += [float(apart(model(x, ratio), target).mean()) / count for ratio in LEVELS]
+  least = max(1e-3 * found.max(), 1e-12)
+  return np.asarray(LEVELS, np.float32), np.maximum(found, least).astype(np.float32)
 
 
 def finetune_uniform(
@@ -196,6 +229,7 @@ def _train(
   mesh: Mesh | None = None,
   fit: Callable[[Any, Any], AdaptiveModel] | None = None,
   source: Network | None = None,
+  unit: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[tuple[Any, dict[str, straight.Scales]], list[dict[str, Any]]]:
   _check(examples, settings, mesh)
   layers = network.layers
@@ -226,7 +260,7 @@ def _train(
     return {"epoch": epoch.epoch, "step": epoch.step, "loss": epoch.loss, **found}
 
   state, log = loop.train(
-    objective(network, start, masks, settings),
+    objective(network, start, masks, settings, unit),
     params,
     kept,
     make_optimizer(
@@ -252,6 +286,7 @@ def objective(
   start: Mapping[str, straight.Scales],
   masks: Callable[[Array], Mapping[str, Array]] | None,
   settings: FinetuneSettings,
+  unit: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> loop.Loss:
   """The loss at one ratio of a step: the distance from the float model's logits.
 
@@ -262,6 +297,7 @@ def objective(
     start: layer name -> scales, which the trained logarithms multiply.
     masks: ratio -> layer name -> bool `[J]`; None for a model that knows no ratio.
     settings: of the training.
+    unit: what distances are measured by, as `distances` gives it; between its ratios a line.
   """
   distance = DISTANCES[settings.loss]
 
@@ -273,6 +309,8 @@ def objective(
     rule = straight.finetune_rule(kept, scales, chosen, network.platform)
     z = graph.with_rule(network.apply, rule)(trained["params"], x)
     value = found = distance(z, target).mean()
+    if unit:
+      value = found / jnp.interp(ratio, *unit)
     if settings.label_weight:
       entropy = optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
       value += settings.label_weight * entropy

@@ -28,12 +28,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
-from flexiq_jax.runs import files
+from flexiq_jax.runs import files, schemas
 
+KIND = "latency profile"
 VERSION = 1
 SOURCES = ("measured", "estimated", "device script")
 # Share of the time that 100 % saves, by ratio. The paper's abstract: 50 % has 40 % of the speed-up
@@ -149,9 +151,27 @@ class Profile:
     return "; ".join([*filter(None, parts), gain])
 
 
+class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+  """A profile's file: the types of its fields; `Profile` checks what they say together."""
+
+  kind: str
+  version: int
+  # A table of all sizes up to the largest is made when a profile is used.
+  sizes: tuple[Annotated[int, msgspec.Meta(le=2**20)], ...]
+  ratios: tuple[float, ...]
+  p50: tuple[tuple[float, ...], ...]
+  p99: tuple[tuple[float, ...], ...]
+  source: str
+  device: str
+  model: str
+  versions: dict[str, str]
+  date: str
+  note: str
+
+
 def write(path: str | os.PathLike[str], profile: Profile) -> Path:
   """Writes a profile as JSON, atomically."""
-  record = {"kind": "latency profile", "version": VERSION} | {
+  record = {"kind": KIND, "version": VERSION} | {
     field.name: getattr(profile, field.name) for field in dataclasses.fields(profile)
   }
   text = json.dumps(files.to_plain(record), indent=1, allow_nan=False)
@@ -163,39 +183,22 @@ def read(path: str | os.PathLike[str]) -> Profile:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is no profile of this version; names the field.
+    ValueError: it is no profile of this version; names the field, its value and what is accepted.
   """
   path = Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"profile {str(path)!r}: no such file")
   record = files.read_json(path)
-  if record.get("kind") != "latency profile" or record.get("version") != VERSION:
+  if record.get("kind") != KIND or record.get("version") != VERSION:
     raise ValueError(
-      f"profile {str(path)!r}: kind {record.get('kind')!r}, version {record.get('version')!r}; "
-      f"'latency profile' of version {VERSION} is accepted"
+      f"profile {str(path)!r}: kind {record.get('kind')!r:.80}, version "
+      f"{record.get('version')!r:.80}; {KIND!r} of version {VERSION} is accepted"
     )
-  known = {field.name: field for field in dataclasses.fields(Profile)}
-  given = {name: value for name, value in record.items() if name not in ("kind", "version")}
-  if unknown := sorted(given.keys() - known.keys()):
-    raise ValueError(f"profile {str(path)!r}: unknown field {unknown[0]!r}")
-  if missing := [name for name in known if name not in given]:
-    raise ValueError(f"profile {str(path)!r}: field {missing[0]!r} is missing")
-  for name, kind in {
-    **dict.fromkeys(("sizes", "ratios", "p50", "p99"), list),
-    "versions": dict,
-  }.items():
-    if not isinstance(given[name], kind):
-      raise ValueError(
-        f"profile {str(path)!r}: {name}: {given[name]!r}; a {kind.__name__} is needed"
-      )
-  for name in ("source", "device", "model", "date", "note"):
-    if not isinstance(given[name], str):
-      raise ValueError(f"profile {str(path)!r}: {name}: {given[name]!r}; a text is needed")
-  given |= {"sizes": tuple(given["sizes"]), "ratios": tuple(given["ratios"])}
   try:
-    return Profile(**given)
-  except (TypeError, ValueError) as error:
-    raise ValueError(f"profile {str(path)!r}: {error}") from error
+    fields = msgspec.structs.asdict(schemas.convert(record, _Document))
+    return Profile(**{name: fields[name] for name in fields if name not in ("kind", "version")})
+  except ValueError as error:
+    raise ValueError(f"profile {str(path)!r}: {error}") from None
 
 
 def modelled(

@@ -8,6 +8,7 @@ import pytest
 
 from flexiq_jax import serving
 from flexiq_jax.serving import profile as profiles
+from tests.mutants_for_test import MUTANTS, mutants_are_told
 
 
 @pytest.fixture
@@ -60,11 +61,16 @@ def test_reads_what_it_wrote(profile, tmp_path):
     ({"device": ""}, "device: empty"),
     ({"device": 5}, "device: 5; a text"),
     ({"sizes": [4, 1, 8]}, "sizes: (4, 1, 8); ascending"),
-    ({"sizes": [True, 4, 8]}, "sizes: (True, 4, 8)"),
+    ({"sizes": [True, 4, 8]}, "sizes[0]: True; an integer is needed"),
+    ({"sizes": [1, 4, 2**21]}, "sizes[2]: 2097152; an integer <= 1048576 is needed"),
     ({"sizes": 3}, "sizes: 3; a list"),
-    ({"ratios": [0, 0.5, 2]}, "ratios: (0, 0.5, 2)"),
+    ({"ratios": [0, 0.5, 2]}, "ratios: (0.0, 0.5, 2.0)"),
+    ({"ratios": [0, 0.5, "1"]}, "ratios[2]: '1'; a number is needed"),
     ({"ratios": [0, 0.5]}, "p50: shape (3, 3)"),
     ({"p50": [[1, 2], [3]]}, "p50: "),
+    ({"p50": [[1, None]]}, "p50[0][1]: None; a number is needed"),
+    ({"p50": [[10**400]]}, "p50[0][0]: 1000"),
+    ({"versions": {"jax": 1}}, "versions[...]: {'jax': 1}; a text is needed"),
     ({"p50": "fast"}, "p50: 'fast'; a list is needed"),
     ({"p99": [[1.0] * 3] * 3}, "p99: below p50"),
     ({"p50": [[0.0] * 3] * 3}, "p50: shape (3, 3), smallest 0"),
@@ -81,6 +87,19 @@ def test_names_what_is_wrong_in_a_file(profile, tmp_path, change, message):
     profiles.read(path)
   assert str(error.value).startswith(f"profile {str(path)!r}")
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize("count", MUTANTS)
+def test_mutants_are_refused_by_name_or_can_be_used(profile, tmp_path, count):
+  path = profiles.write(tmp_path / "profile.json", profile)
+
+  def read(mutant):
+    path.write_text(json.dumps(mutant))
+    profiles.read(path).describe()
+
+  starts = f"profile {str(path)!r}: "
+  # The largest size that is accepted is a table of a million numbers.
+  mutants_are_told(json.loads(path.read_text()), read, count, starts=starts, most=2**27)
 
 
 def test_no_file_and_no_json(tmp_path):

@@ -51,9 +51,6 @@ def run(inputs: Sources, workdir: Workdir, command: str) -> Path:
   runner = deployment.Runner(deployed, sizes=sizes, tuning=config.deploy.tuning or None)
   levels = tuple(float(level) for level in artifact.read(folder).levels)
   engine, used = _engine(inputs, workdir, runner, levels)
-  known = inputs.accuracies
-  if not known and (folder.parent / "results.csv").is_file():
-    known = sources.accuracies(folder.parent / "results.csv", config.serve.method)
   prepared = sources.preprocessing(inputs.described)
   part = config.serve
   served = server.Model(
@@ -62,7 +59,7 @@ def run(inputs: Sources, workdir: Workdir, command: str) -> Path:
     classes=module.num_classes,
     levels=levels,
     class_names=inputs.class_names,
-    accuracies=known,
+    accuracies=inputs.accuracies or sources.accuracies(config.serve, folder),
     preprocess=prepared,
     geometry=(prepared.resize, prepared.crop),
   )

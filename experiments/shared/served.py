@@ -1,6 +1,5 @@
 """What the serving experiments share: a profile, accuracy by ratio, batching, and who says so."""
 
-import csv
 import dataclasses
 import math
 import os
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared import setup
+from experiments.shared import accuracies, setup
 from experiments.shared.checks import field, require
 from flexiq_jax import models, serving
 from flexiq_jax.deployment import Deployed, Runner, artifact
@@ -61,7 +60,7 @@ def prepare(config, section: str) -> Inputs:
       "made is accepted"
     )
   with field("config.serving.accuracy"):
-    accuracy, int4 = accuracy_of(part.accuracy, part.method)
+    accuracy, int4 = accuracies.by_ratio(part.accuracy, part.method)
   with field("config.serving", part):
     batching = serving.Batching(size=part.size, delay=part.delay)
   return Inputs(
@@ -160,45 +159,3 @@ def _measured(inputs: Inputs) -> serving.Profile:
     **{"sizes": part.sizes, "ratios": ratios, "repeats": part.repeats},
     model=inputs.config.model,
   )
-
-
-def accuracy_of(
-  path: str, method: str, *, ends: bool = True
-) -> tuple[dict[float, float], float | None]:
-  """Reads accuracies from a finished run.
-
-  Args:
-    path: its workdir, or its results.csv; "" for none.
-    method: of its rows.
-    ends: whether there have to be rows at 0 % and 100 %.
-
-  Returns:
-    Top-1 by ratio of the method, of the first seed that has it, and that of uniform INT4 or None.
-
-  Raises:
-    FileNotFoundError: there is no such run.
-    ValueError: it has no such rows.
-  """
-  if not path:
-    return {}, None
-  file = Path(os.path.expandvars(path))
-  file = file / "results.csv" if file.is_dir() else file
-  if not file.is_file():
-    raise FileNotFoundError(f"{path!r}: no results.csv there; name the workdir of a finished run")
-  with file.open(newline="") as opened:
-    rows = list(csv.DictReader(opened))
-  curve, methods, int4 = {}, {}, None
-  for row in rows:
-    if not row.get("top1"):
-      continue
-    if row["method"] == "uniform_int4":
-      int4 = float(row["top1"])
-    if row.get("ratio"):
-      methods[row["method"]] = None
-      if row["method"] == method:
-        curve.setdefault(float(row["ratio"]), float(row["top1"]))
-  if not curve or (ends and not {0.0, 1.0} <= curve.keys()):
-    known = ", ".join(methods) or "none"
-    where = " at 0 % and 100 %" if ends else ""
-    raise ValueError(f"{path!r} has no rows of {method!r}{where}; methods with ratios: {known}")
-  return curve, int4

@@ -115,6 +115,7 @@ FRONTS = {
   "flexiq_jax.search.gram": (),
   "flexiq_jax.serving": (
     "batching",
+    "latency",
     "npu",
     "profile",
     "records",

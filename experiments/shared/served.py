@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,12 @@ def profile_of(inputs: Inputs, workdir: Workdir) -> serving.Profile:
   path = workdir.path / "profile.json"
   if path.is_file():
     return profiles.read(path)
-  profile = _measured(inputs) if inputs.profile is None else inputs.profile
+  profile, part = inputs.profile, inputs.config.serving
+  if profile is None:
+    name = "config.serving.artifact"
+    profile = measured(
+      part.artifact, inputs.described, name, sizes=part.sizes, repeats=part.repeats
+    )
   profiles.write(path, profile)
   return profile
 
@@ -147,15 +152,24 @@ def _modelled(part) -> serving.Profile:
   return serving.modelled(int8=part.int8, gain=part.gain, fixed=part.fixed, sizes=tuple(part.sizes))
 
 
-def _measured(inputs: Inputs) -> serving.Profile:
-  """Latencies of the config's artifact on this device."""
-  part, module = inputs.config.serving, inputs.described.module
-  folder = os.path.expandvars(part.artifact)
-  deployed = load_artifact(folder, module, "config.serving.artifact")
-  run = serving.runner_function(Runner(deployed, sizes=tuple(part.sizes)))
+def measured(
+  folder: str, described: setup.Described, name: str, *, sizes: Sequence[int], repeats: int
+) -> serving.Profile:
+  """Latencies of an artifact on this device.
+
+  Args:
+    folder: of the artifact.
+    described: its model.
+    name: of the config's field that says which artifact.
+    sizes: of batches.
+    repeats: batches of each size and ratio.
+  """
+  module = described.module
+  deployed = load_artifact(os.path.expandvars(folder), module, name)
+  run = serving.runner_function(Runner(deployed, sizes=tuple(sizes)))
   ratios = tuple(float(r) for r in np.asarray(deployed.levels))
   return serving.measure(
     *(run, np.zeros(module.input_shape, np.float32)),
-    **{"sizes": part.sizes, "ratios": ratios, "repeats": part.repeats},
-    model=inputs.config.model,
+    **{"sizes": sizes, "ratios": ratios, "repeats": repeats},
+    model=described.config.model,
   )

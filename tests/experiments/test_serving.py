@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 
 from experiments import fig8, fig9
-from experiments import npu as experiment
-from experiments.shared import accuracies, served
+from experiments.shared import accuracies, served, works
 from flexiq_jax import models
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.serving import profile as profiles
@@ -201,7 +200,7 @@ def test_npu_counts_each_model_and_array(tmp_path):
 
 def test_npu_takes_sizes_from_the_model():
   module = nnx.eval_shape(lambda: models.create("resnet20"))
-  found = {w.name: (w, low) for w, low in experiment._layers(module, None)}
+  found = {w.name: (w, low) for w, low in works.of_module(module, None)}
   first, low = found["conv1"]
   assert (first.channels, first.window, first.outputs, first.pixels) == (3, 9, 16, 1024)
   assert first.inputs == 32 * 32 * 3 and not low
@@ -261,7 +260,7 @@ def test_a_profile_is_measured_on_the_artifact(monkeypatch, tmp_path):
     ("fig9", "fig9.bin=0.0", "config.fig9.bin: 0.0"),
     ("npu", "npu.models=('vgg',)", "config.npu.models: "),
     ("npu", "npu.rows=0", "config.npu.rows: 0"),
-    ("npu", "npu.batches=(0,)", "config.npu.batches: 0"),
+    ("npu", "npu.batches=(0,)", "config.npu.batches: (0,); positive"),
     ("npu", "ratios=(0.5,1.0)", "config.ratios: (0.5, 1.0); 0 is needed"),
   ],
 )

@@ -83,10 +83,12 @@ def decide(policy: Policy, state: Any, seen: Seen, queue: Queue) -> Decision:
     queue: who waits; not empty.
   """
   state, ratio = policy.controller.step(state, seen)
-  if queue.deadlines is not None:
-    due, n = queue.deadlines[0], queue.examples[0]
+  arrivals, examples, deadlines = queue
+  if deadlines is not None:
+    due, n = deadlines[0], examples[0]
     if seen.now + policy.seconds[ratio][n] > due:
       higher = (r for r, s in policy.seconds.items() if r > ratio and seen.now + s[n] <= due)
       ratio = next(higher, ratio)
-  plan = batches.plan(policy.batching, seen.now, *queue, policy.seconds[ratio])
+  seconds = policy.seconds[ratio]
+  plan = batches.plan(policy.batching, seen.now, arrivals, examples, deadlines, seconds)
   return Decision(state, ratio, plan)

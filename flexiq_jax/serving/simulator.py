@@ -28,6 +28,7 @@ class _Waiting:
     patience: seconds from arrival after which a request is hopeless; inf without deadlines.
     times: float64 `[N]`, arrivals of the admitted requests.
     which: int64 `[N]`, their numbers; None as long as they are 0, 1, 2, ...
+    due: when the next request comes; inf where none does.
     hopeless: (from, to) ranges of admitted requests that nothing was computed for.
   """
 
@@ -39,12 +40,15 @@ class _Waiting:
     self.which: np.ndarray | None = None
     self.hopeless: list[tuple[int, int]] = []
     self.head = self.tail = self.offered = 0
+    self.due = float(arrivals[0]) if self.total else math.inf
     self._at = arrivals.data  # numbers of it are Python's, at no cost of memory
 
   def admit(self, now: float) -> None:
-    """Takes what came until now, as long as there is room; the rest is refused."""
-    if self.next() > now:
-      return
+    """Takes what came until now, as long as there is room; the rest is refused.
+
+    Args:
+      now: at least `due`.
+    """
     end = self._came(now)
     count = end - self.offered
     if count <= self.bound - (self.tail - self.head):
@@ -57,6 +61,7 @@ class _Waiting:
         if self.tail - self.head < self.bound:
           self._append(number, number + 1)
     self.offered = end
+    self.due = self._at[end] if end < self.total else math.inf
 
   def expire(self, now: float) -> None:
     """Removes those that can no longer be in time; as all are as patient, they are the oldest."""
@@ -68,10 +73,6 @@ class _Waiting:
     if gone:
       self.hopeless.append((self.head, self.head + gone))
       self.head += gone
-
-  def next(self) -> float:
-    """When the next request comes, inf if none does."""
-    return self._at[self.offered] if self.offered < self.total else math.inf
 
   def numbers(self) -> np.ndarray:
     """int64 `[tail]`, numbers of the admitted requests."""
@@ -134,14 +135,15 @@ def simulate(
   most, switches = batching.size + 1, 0
   ran: list[float] = []  # five numbers a batch: first, one past the last, start, end, ratio
   while True:
-    waiting.admit(now)
+    if waiting.due <= now:
+      waiting.admit(now)
     if deadline is not None:
       waiting.expire(now)
     head, count = waiting.head, waiting.tail - waiting.head
     if not count:
-      if waiting.offered == total:
+      if waiting.due == math.inf:
         break
-      now = waiting.next()
+      now = waiting.due
       continue
     front = count if count < most else most
     times = waiting.times[head : head + front]

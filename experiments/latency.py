@@ -26,8 +26,7 @@ from experiments.shared import reporting, served, setup, works
 from flexiq_jax.runs import files, process
 from flexiq_jax.runs.progress import Progress
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.serving import latency, npu
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import latency, npu, profile_files
 
 _LAYER = (
   *("layer", "ratio", "low_channels", "macs", "weight_bytes", "activation_bytes"),
@@ -129,8 +128,8 @@ def _measured(inputs: given.Inputs, workdir: Workdir) -> list[given.Row]:
     found = served.measured(
       part.artifact, inputs.described, name, sizes=part.batches, repeats=part.repeats
     )
-    profiles.write(path, found)
-  return given.of_profile(profiles.read(path), inputs.config)
+    profile_files.write(path, found)
+  return given.of_profile(profile_files.read(path), inputs.config)
 
 
 def _add(workdir: Workdir, row: given.Row) -> None:

@@ -118,6 +118,7 @@ FRONTS = {
     "latency",
     "npu",
     "profile",
+    "profile_files",
     "records",
     "replicas",
     "server",

@@ -13,8 +13,7 @@ from experiments.shared import setup, works
 from experiments.shared.checks import field
 from flexiq_jax import serving
 from flexiq_jax.runs import files, schemas
-from flexiq_jax.serving import latency, npu
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import latency, npu, profile_files
 
 NPU = "npu"
 _LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a schedule's estimates
@@ -68,9 +67,9 @@ def prepare(config) -> Inputs:
   part, rows, notes = config.latency, [], []
   for path in part.profiles:
     with field("config.latency.profiles"):
-      found = profiles.read(os.path.expandvars(path))
-      rows += of_profile(found, config)
-    notes.append(f"`{path}`: {found.describe()}.")
+      for found in profile_files.read_all(os.path.expandvars(path)).values():
+        rows += of_profile(found, config)
+        notes.append(f"`{path}`: {found.describe()}.")
   if part.schedules:
     with field("config.latency.schedules"):
       rows += of_schedules(Path(os.path.expandvars(part.schedules)))

@@ -13,7 +13,7 @@ from experiments.shared.checks import field
 from flexiq_jax import data, models, serving
 from flexiq_jax.deployment import artifact
 from flexiq_jax.runs import files
-from flexiq_jax.serving import profile, server
+from flexiq_jax.serving import profile_files, server
 
 _OF_RUN = ("model", "model_args", "dtype", "preprocess", "seed")  # what says which model it is
 
@@ -62,7 +62,7 @@ def open_all(config) -> Sources:
   given = None
   if part.profile:
     with field("config.serve.profile"):
-      given = profile.read(data.expand_path(part.profile))
+      given = profile_files.read(data.expand_path(part.profile), own.model)
   known = accuracies(part, folder)
   with field("config.serve.classes"):
     names = class_names(part.classes, described.module.num_classes)

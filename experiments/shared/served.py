@@ -17,7 +17,7 @@ from flexiq_jax import models, serving
 from flexiq_jax.deployment import Deployed, Runner, artifact
 from flexiq_jax.runs import distributed
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import profile_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def prepare(config, section: str) -> Inputs:
   profile = None
   if part.profile != "measure":
     with field("config.serving.profile"):
-      profile = profiles.read(os.path.expandvars(part.profile)) if part.profile else _modelled(part)
+      profile = _given(config)
   elif not part.artifact or not Path(os.path.expandvars(part.artifact)).is_dir():
     raise ValueError(
       f"config.serving.artifact: {part.artifact!r} is no folder; one that configs/deploy.py "
@@ -90,14 +90,14 @@ def profile_of(inputs: Inputs, workdir: Workdir) -> serving.Profile:
   """The profile of a run, measured where it is to be; kept in the workdir."""
   path = workdir.path / "profile.json"
   if path.is_file():
-    return profiles.read(path)
+    return profile_files.read(path)
   profile, part = inputs.profile, inputs.config.serving
   if profile is None:
     name = "config.serving.artifact"
     profile = measured(
       part.artifact, inputs.described, name, sizes=part.sizes, repeats=part.repeats
     )
-  profiles.write(path, profile)
+  profile_files.write(path, profile)
   return profile
 
 
@@ -148,7 +148,11 @@ def load_artifact(folder: str | os.PathLike[str], module: Any, name: str) -> Dep
     return artifact.load(folder, apply, shapes, x)
 
 
-def _modelled(part) -> serving.Profile:
+def _given(config) -> serving.Profile:
+  """The profile of a file, or a modelled one."""
+  part = config.serving
+  if part.profile:
+    return profile_files.read(os.path.expandvars(part.profile), config.model)
   return serving.modelled(int8=part.int8, gain=part.gain, fixed=part.fixed, sizes=tuple(part.sizes))
 
 

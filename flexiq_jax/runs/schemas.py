@@ -44,7 +44,8 @@ def _message(text: str, found: Any) -> str:
     how = "unknown field {!r}" if known[1] == "unknown" else "field {!r} is missing"
     return inside + how.format(known[2])
   value = found
-  for name, number in re.findall(r"(\w+)|\[(\d+)\]", place.replace("[...]", "")):
+  # Keys of a mapping are not told: what is shown then is the mapping.
+  for name, number in re.findall(r"(\w+)|\[(\d+)\]", place.partition("[...]")[0]):
     value = value[int(number) if number else name]
   needed = re.sub(r", got .*|^Expected ", "", text)
   needed = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[0]), needed)

@@ -1,12 +1,12 @@
 """Latency of one batch by size and 4-bit ratio: what batching, controllers and simulator plan with.
 
-A profile is one JSON file. It says where its numbers are from, so that no plan rests on numbers of
-an unknown device:
+A profile says where its numbers are from, so that no plan rests on numbers of an unknown device
+(`profile_files` keeps it on disk):
 
 | source          | what it means                                                            |
 | --------------- | ------------------------------------------------------------------------ |
 | `measured`      | a deployed model was timed on the device that wrote the file             |
-| `device script` | the same, by the script that runs on rented accelerators                 |
+| `device script` | the same, by `make device`, which runs on rented accelerators            |
 | `estimated`     | computed; `note` says how, and begins with `modelled` for a mere gain    |
 
 Between its points a profile is read so:
@@ -23,20 +23,12 @@ Between its points a profile is read so:
 
 import dataclasses
 import datetime
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 
-from flexiq_jax.runs import files, schemas
-
-KIND = "latency profile"
-VERSION = 1
 SOURCES = ("measured", "estimated", "device script")
 # Share of the time that 100 % saves, by ratio. The paper's abstract: 50 % has 40 % of the speed-up
 # of 100 %. That this is of the time saved, and the lines to 0 and 1, are our reading.
@@ -149,56 +141,6 @@ class Profile:
     gain = f"{100 * self.ratios[-1]:g} % runs {self.gain:.2f}x the examples of "
     gain += f"{100 * self.ratios[0]:g} %"
     return "; ".join([*filter(None, parts), gain])
-
-
-class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-  """A profile's file: the types of its fields; `Profile` checks what they say together."""
-
-  kind: str
-  version: int
-  # A table of all sizes up to the largest is made when a profile is used.
-  sizes: tuple[Annotated[int, msgspec.Meta(le=2**20)], ...]
-  ratios: tuple[float, ...]
-  p50: tuple[tuple[float, ...], ...]
-  p99: tuple[tuple[float, ...], ...]
-  source: str
-  device: str
-  model: str
-  versions: dict[str, str]
-  date: str
-  note: str
-
-
-def write(path: str | os.PathLike[str], profile: Profile) -> Path:
-  """Writes a profile as JSON, atomically."""
-  record = {"kind": KIND, "version": VERSION} | {
-    field.name: getattr(profile, field.name) for field in dataclasses.fields(profile)
-  }
-  text = json.dumps(files.to_plain(record), indent=1, allow_nan=False)
-  return files.write_text(path, text + "\n")
-
-
-def read(path: str | os.PathLike[str]) -> Profile:
-  """Reads a profile.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is no profile of this version; names the field, its value and what is accepted.
-  """
-  path = Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"profile {str(path)!r}: no such file")
-  record = files.read_json(path)
-  if record.get("kind") != KIND or record.get("version") != VERSION:
-    raise ValueError(
-      f"profile {str(path)!r}: kind {record.get('kind')!r:.80}, version "
-      f"{record.get('version')!r:.80}; {KIND!r} of version {VERSION} is accepted"
-    )
-  try:
-    fields = msgspec.structs.asdict(schemas.convert(record, _Document))
-    return Profile(**{name: fields[name] for name in fields if name not in ("kind", "version")})
-  except ValueError as error:
-    raise ValueError(f"profile {str(path)!r}: {error}") from None
 
 
 def modelled(

@@ -9,7 +9,7 @@ import pytest
 from experiments.shared import served, works
 from flexiq_jax import serving
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import profile_files
 from tests.runs_for_test import start
 
 SCHEDULES = {
@@ -34,7 +34,7 @@ def config(*more):
 def ran(tmp_path_factory):
   files = tmp_path_factory.mktemp("files")
   profile = serving.modelled(int8=1000, sizes=(1, 4, 8))
-  profiles.write(files / "profile.json", profile)
+  profile_files.write(files / "profile.json", profile)
   (files / "kernels.json").write_text(json.dumps(SCHEDULES))
   workdir = tmp_path_factory.mktemp("latency")
   arguments = config(

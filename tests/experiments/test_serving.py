@@ -11,7 +11,7 @@ from experiments import fig8, fig9
 from experiments.shared import accuracies, served, works
 from flexiq_jax import models
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import profile_files
 from tests.runs_for_test import start
 
 SMALL = ":of=digits,runlocal"
@@ -157,7 +157,7 @@ def test_fig8_finds_what_is_sustained(tmp_path):
   ended = start(*config("fig8", f"--workdir={tmp_path}"))
   assert (ended.status, ended.error) == (0, "")
   rows = Workdir(tmp_path).rows()
-  profile = profiles.read(tmp_path / "profile.json")
+  profile = profile_files.read(tmp_path / "profile.json")
   sustained = {r["ratio"]: r["rate"] for r in rows if r["method"] == "sustained"}
   assert list(sustained) == list(profile.ratios)
   assert 0.8 * 1250 < sustained[0.0] < 1.3 * 1250  # in four seconds
@@ -235,7 +235,7 @@ def test_a_profile_is_measured_on_the_artifact(monkeypatch, tmp_path):
   )
   ended = start(*arguments)
   assert (ended.status, ended.error) == (0, "")
-  profile = profiles.read(tmp_path / "run" / "profile.json")
+  profile = profile_files.read(tmp_path / "run" / "profile.json")
   assert (profile.source, profile.sizes, profile.ratios) == ("measured", (1, 2), (0.0, 1.0))
   assert profile.model == "resnet8"
 

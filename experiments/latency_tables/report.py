@@ -54,8 +54,8 @@ def write(inputs: Inputs, workdir: Workdir, command: str, seconds: float) -> Pat
     plots=[("Speed over that of 0 %, a line for each device", picture)],
     notes=[
       "`roofline` and `cycles` are modelled; no device ran. A roofline has no launches, tiles, "
-      "epilogues or shift blocks, and writes results as bfloat16: no kernel that does is faster "
-      "(docs/kernels.md has what schedules add).",
+      "epilogues or shift blocks, and writes all results as bfloat16, where kernels may hand on "
+      "codes (docs/kernels.md has their schedules).",
       "Each selectable layer has the ratio's share of its channels in 4 bits; the first and the "
       "last keep 8 bits.",
       "Depthwise layers, attention's products of activations, norms and sums are not counted.",

@@ -1,9 +1,10 @@
 """Latency of a layer with a share of its channels in 4 bits, modelled for described devices.
 
 A roofline: a layer takes as long as its operations at the device's peak, or as its bytes at the
-bandwidth of its memory, whichever is longer. No kernel is faster, every real one is slower:
-launches, tiles, epilogues and shift blocks are not in it. What the compiler's schedules add on TPUs
-is estimated by `benchmarks/kernels.py` (docs/kernels.md). Of an NPU the cycles are `npu.cycles`.
+bandwidth of its memory, whichever is longer. Launches, tiles, epilogues and shift blocks are not in
+it, which make real kernels slower, nor that a layer may hand on codes to the next, which are fewer
+bytes. Schedules of the kernels for TPUs are estimated by `benchmarks/kernels.py` (docs/kernels.md).
+Of an NPU the cycles are `npu.cycles`.
 
     seconds = max(2 M8 / P8 + 2 M4 / P4,  (weights + inputs + outputs) / bandwidth)
 

@@ -129,7 +129,6 @@ def simulate(
   policy = Policy(profile=profile, batching=batching, controller=controller)
   total, due = len(arrivals), math.inf if deadline is None else deadline
   waiting = _Waiting(arrivals, queue, due - float(policy.fastest[1]))
-  ones = [np.ones(count, np.int64) for count in range(batching.size + 2)]
   state, now, ratio = controller.start(), 0.0, controller.levels[0]
   took = {level: seconds.tolist() for level, seconds in policy.seconds.items()}
   most, switches = batching.size + 1, 0
@@ -149,7 +148,7 @@ def simulate(
     times = waiting.times[head : head + front]
     deadlines = None if deadline is None else times + due
     seen = Seen(now, waiting.offered, count, times.item(0))
-    state, chosen, plan = decide(policy, state, seen, Queue(times, ones[front], deadlines))
+    state, chosen, plan = decide(policy, state, seen, Queue(times, None, deadlines))
     take, until, need = plan
     if take == 0:
       missing = waiting.offered + need - count - 1

@@ -13,7 +13,7 @@ import pytest
 
 import flexiq_jax as fq
 from flexiq_jax import adaptive, finetuning, flexiq, models
-from flexiq_jax.finetuning import Examples, FinetuneSettings, joint
+from flexiq_jax.finetuning import Examples, FinetuneSettings, joint, objective
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule, weights
 from flexiq_jax.quant.grouping import LowSettings
@@ -240,7 +240,7 @@ def test_distances_count_relative_to_those_before_the_training(start):
     FEW, **dict.fromkeys(rates, 1e-12), warmup=0, steps=1, every=1, refit=0, batch_size=64
   )
   examples = Examples(start.examples.inputs[:64])  # all of them in a batch
-  ratios, unit = joint.distances(start.network, start.model, examples, settings)
+  ratios, unit = objective.distances(start.network, start.model, examples, settings)
   x = examples.inputs
   for ratio, value in zip(ratios, unit, strict=True):
     apart = np.square(np.asarray(start.model(x, ratio)) - np.asarray(start.network.float(x)))

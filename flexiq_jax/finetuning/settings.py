@@ -33,14 +33,16 @@ class FinetuneSettings:
   Attributes:
     steps: optimizer steps; a multiple of `every`.
     batch_size: examples a step.
-    learning_rate: of weights, biases and all other parameters; the peak, reached after warm-up,
-      from which half a cosine goes down to zero.
+    learning_rate: of the layers' weights, in 8-bit steps of their output channel; the peak, reached
+      after warm-up, from which half a cosine goes down to zero.
+    other_learning_rate: of biases and all other parameters, likewise.
     scale_learning_rate: of the logarithms of activation and weight scales, likewise.
     warmup: steps of linear warm-up.
     anchors: 4-bit ratios one of which every step computes, drawn at random.
     ratios: the other ratio of a step is one of these; anything in 0..1 where there are none.
     loss: distance of the logits from the float model's: `kl`, divergence of the predictions, or
       `l2`, the squared error.
+    balanced: whether a distance counts relative to what it was at its ratio before the training.
     label_weight: weight of the cross-entropy with labels beside it; 0 needs no labels.
     every: steps between checkpoints, each with an entry in the log.
     refit: steps between two fits of extraction shifts and mean codes, a multiple of `every`; 0 fits
@@ -50,12 +52,14 @@ class FinetuneSettings:
 
   steps: int = 1600
   batch_size: int = 32
-  learning_rate: float = 1e-4
+  learning_rate: float = 0.05
+  other_learning_rate: float = 1e-4
   scale_learning_rate: float = 3e-4
   warmup: int = 50
   anchors: tuple[float, ...] = (0.0, 1.0)
   ratios: tuple[float, ...] = ()
   loss: str = "l2"
+  balanced: bool = True
   label_weight: float = 0.0
   every: int = 100
   refit: int = 400
@@ -66,7 +70,7 @@ class FinetuneSettings:
       require(self, field, is_whole(getattr(self, field), 1), "an integer from 1")
     for field in ("warmup", "refit"):
       require(self, field, is_whole(getattr(self, field), 0), "an integer from 0")
-    for field in ("learning_rate", "scale_learning_rate"):
+    for field in ("learning_rate", "other_learning_rate", "scale_learning_rate"):
       require_positive(self, field)
     require(
       self, "label_weight", is_real(self.label_weight) and self.label_weight >= 0, "a number from 0"
@@ -77,6 +81,7 @@ class FinetuneSettings:
       require(self, field, fits, f"a multiple of every ({self.every})")
     for field in ("anchors", "ratios"):
       _require_ratios(self, field)
+    require(self, "balanced", isinstance(self.balanced, bool), "True or False")
     check_one_of("loss", self.loss, LOSSES)
 
 

@@ -98,4 +98,5 @@ def get_config(arg=None):
         *(() if done else (("greedy, 50 %", "method=flexiq_greedy,ratio=0.5"),)),
       ),
     )
-  return sweeps.sweep("table2" + "_runlocal" * options.runlocal, bases, tables=tables)
+  name = "table2" + "_folder" * options.folder + "_runlocal" * options.runlocal
+  return sweeps.sweep(name, bases, tables=tables)

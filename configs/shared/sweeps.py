@@ -37,6 +37,8 @@ def sweep(
   config.only = ""
   # Whether cells that failed run again; others are resumed in any case.
   config.retry = False
+  # Folders with finished runs that were started by hand: one of a cell's config is that cell.
+  config.also = ()
   # Only shows a sweep that runs elsewhere.
   config.watch = False
   config.local = settings(local.Settings())

@@ -48,6 +48,8 @@ class Took:
 
 def state(cell: Cell) -> State:
   """The state of a cell now."""
+  if cell.other:
+    return State(status=Status.MISSING, message=cell.other)
   if cell.finished:
     return State(status=Status.FINISHED)
   if owner := locks.owner(cell.workdir):

@@ -1,5 +1,6 @@
 """Plans: the cells of a sweep, that they are the runs of their commands, what is refused."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -13,9 +14,11 @@ from configs import sweep_digits, table2, table7
 from configs.shared import sweeps
 from experiments import sweep as job
 from experiments.sweeps import bases, needs
+from experiments.sweeps import tables as drawn
 from experiments.sweeps.plan import other_config, plan
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps import collect, states
+from flexiq_jax.runs.sweeps import layouts as laid
 from flexiq_jax.runs.sweeps.cells import select
 from flexiq_jax.runs.sweeps.layouts import Layout
 from flexiq_jax.runs.sweeps.states import Status
@@ -42,7 +45,9 @@ def test_cells_are_the_products_of_the_axes(tmp_path):
   assert cells[3].missing == ""
 
 
-@pytest.mark.parametrize("name", ["table2", "table7", "group_size", "clado", "sweep_digits"])
+@pytest.mark.parametrize(
+  "name", ["table2", "table7", "group_size", "clado", "quantune", "sweep_digits"]
+)
 def test_a_command_makes_the_config_of_its_cell(name, tmp_path, monkeypatch):
   """Every command, read as run.py reads it, gives the config that was planned."""
   cells = plan(bases.load(f"configs/{name}.py"), tmp_path)
@@ -124,7 +129,7 @@ def test_only_runs_some_and_all_stay_in_the_table(tmp_path, monkeypatch):
   rows = collect.read_csv(tmp_path / "results.csv")
   assert [row["status"] for row in rows] == ["waiting"] * 6
   report = (tmp_path / "report.md").read_text()
-  assert "0 of 6 have finished" in report and "| 2 | waiting | — |" in report
+  assert "0 of 6 have finished" in report and "| 2 | not run | — |" in report
 
 
 def test_dry_run_says_all_and_writes_nothing(tmp_path):
@@ -175,10 +180,95 @@ def test_a_workdir_of_another_config_is_not_mixed_in(tmp_path):
   assert other_config(second).endswith("another config: seed was 0, is now 1")
 
 
+def test_a_finished_run_of_other_overrides_is_refused_by_name(tmp_path):
+  config = sweep_digits.get_config("runlocal")
+  first, second, *_ = plan(config, tmp_path)
+  for cell in (first, second):
+    finish(cell)
+  changed = {**second.config, "batch_size": 5, "dynamic": True}
+  (second.workdir / "config.json").write_text(json.dumps(changed))
+  ended = start(TINY, "--config.executor=print", f"--workdir={tmp_path}")
+  assert (ended.status, ended.error) == (0, "")
+  assert f"--workdir={second.workdir}" not in ended.out  # it is not overwritten either
+  status = {row["cell"]: row["status"] for row in collect.read_csv(tmp_path / "results.csv")}
+  assert [*status.values()] == ["finished", "missing", *["waiting"] * 4]
+  report = (tmp_path / "report.md").read_text()
+  why = "its workdir holds a run of another config: batch_size was 5, is now 20, and 1 more"
+  assert f"| {second.name} | missing: {why} |" in report and "1 of 6 have finished" in report
+
+
+def test_runs_that_were_made_elsewhere_are_found_by_their_config(tmp_path):
+  config = sweep_digits.get_config("runlocal")
+  first, second, third, *_ = plan(config, tmp_path / "sweep")
+  by_hand = tmp_path / "by_hand"
+  for cell, name in ((first, "any"), (second, "begun"), (third, "changed")):
+    finish(dataclasses.replace(cell, workdir=by_hand / name))
+  (by_hand / "begun" / "finished").unlink()
+  changed = {**third.config, "batch_size": 5}
+  (by_hand / "changed" / "config.json").write_text(json.dumps(changed))
+  for also in (by_hand, by_hand / "any"):
+    flag = f"--config.also=('{also}',)"
+    ended = start(TINY, "--config.executor=print", flag, f"--workdir={tmp_path / 'sweep'}")
+    assert (ended.status, ended.error) == (0, "")
+    rows = collect.read_csv(tmp_path / "sweep" / "results.csv")
+    assert {row["cell"] for row in rows if row["status"] == "finished"} == {first.name}
+    assert len(rows) == 20 + 5
+  ended = start(TINY, "--config.also=('/no/folder',)", "--dry_run")
+  assert ended.error == "error: config.also: there is no folder /no/folder"
+
+
+def test_a_distilled_run_fills_the_columns_of_the_one_that_was_not_run(tmp_path):
+  """Table 2 from rows as `curve` writes them: after distillation, and of one model before it."""
+  config = table2.get_config()
+  cells = plan(config, tmp_path)
+  named = {cell.name: cell for cell in cells}
+  top1 = {"float": 91.7, "uniform_int8": 91.8, "uniform_int4": 89.9, "uniform_int4_distilled": 90.4}
+  own = {"flexiq_gram": 90.6, "flexiq_distilled": 91.1, "flexiq_greedy": 90.5}
+  for name, methods in (
+    ("resnet20-distilled-seed0", {**top1, **own}),
+    ("resnet32-ptq-seed0", {k: v + 1 for k, v in {**top1, **own}.items() if "dist" not in k}),
+  ):
+    finish(named[name])
+    lines = [
+      f"{method},{ratio},0,{value},x,c,abc"
+      for method, value in methods.items()
+      for ratio in ((0, 0.25, 0.5, 0.75, 1) if method in own else ("",))
+    ]
+    text = "method,ratio,seed,top1,model,config,commit\n" + "\n".join(lines) + "\n"
+    (named[name].workdir / "results.csv").write_text(text)
+  rows = collect.collect([dataclasses.replace(cell, missing="") for cell in cells])
+  tables = {name: laid.cells(layout, rows) for name, layout in drawn.layouts(config).items()}
+  lines = {name: {line[0]: line[1:] for line in body} for name, (_, body) in tables.items()}
+  assert lines["ptq"]["ResNet-20"][1:] == [
+    "91.70",
+    "91.80",
+    "90.60",
+    "90.60",
+    "90.60",
+    "90.60",
+    "89.90",
+    "90.50",
+  ]
+  assert lines["ptq"]["ResNet-44"] == ["not run", *["—"] * 8]
+  assert lines["distilled"]["ResNet-20"][1:] == ["91.70", "91.80", *["91.10"] * 5, "90.40"]
+  assert lines["distilled"]["ResNet-32"][1:] == ["92.70", "92.80", *["not run"] * 6]
+  drops = dict(zip(tables["drops"][0][1:], lines["drops"]["ResNet-20"], strict=True))
+  assert drops == {
+    **{"post-training, drop at 50 %": "1.10", "post-training, drop at 100 %": "1.10"},
+    **{"distilled, drop at 50 %": "0.60", "distilled, drop at 100 %": "0.60"},
+    **{"finetuned, drop at 50 %": "not run", "finetuned, drop at 100 %": "not run"},
+    **{"post-training, 100 % above INT4": "0.70", "distilled, 100 % above INT4": "0.70"},
+    "finetuned, 100 % above INT4": "not run",
+  }
+  count = len(config.tables.ptq.rows)
+  assert lines["drops"]["average"][:2] == [f"1.10 (2 of {count})", f"0.60 (1 of {count})"]
+  assert lines["drops"]["the paper's average of its eleven"][-1] == "6.6"
+
+
 def test_table2_has_the_models_and_a_row_for_each():
   config = table2.get_config()
   assert len(config.sweep.bases) == 3 * len(config.tables.ptq.rows)
-  assert {name.rpartition("-")[2] for name in config.sweep.bases} == {*config.tables}
+  assert {name.rpartition("-")[2] for name in config.sweep.bases} == {*config.tables} - {"drops"}
   assert [row for _, row in table7.PARTS][-1] == "method=gram_dynamic"
 
 

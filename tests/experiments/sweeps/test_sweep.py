@@ -1,6 +1,7 @@
 """A sweep of a real run, as a user meets it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -36,6 +37,16 @@ def test_a_cell_is_the_ordinary_run_and_fills_the_table(tmp_path, monkeypatch):
   again = start(SWEEP, *only)
   assert (again.status, again.out) == (0, f"report: {tmp_path / 'report.md'}\n")
   assert (tmp_path / "results.csv").read_bytes() == before
+  # One that is started by hand with its command is collected as the others are.
+  by_hand = plan(sweep_digits.get_config("runlocal"), tmp_path)[3]
+  alone = start(*by_hand.command[2:], f"--compilation_cache={cache}")
+  assert (alone.status, alone.error) == (0, ""), alone
+  assert start(SWEEP, *only).status == 0
+  rows = collect.read_csv(tmp_path / "results.csv")
+  assert {r["cell"] for r in rows if r["status"] == "finished"} == {cell.name, by_hand.name}
+  own = [row for row in rows if row["cell"] == by_hand.name]
+  assert len(own) == len(mine) and own[0]["seed"] == 1
+  shutil.rmtree(by_hand.workdir)
   # Its time and memory are now those of its like.
   planned = start(SWEEP, "--dry_run", f"--workdir={tmp_path}")
   assert "digits-group_size4-seed1  waiting" in planned.out

@@ -10,6 +10,8 @@ every position and takes their mean; dropout in front of it, which acts in train
 out.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -85,7 +87,8 @@ class SqueezeNet(nnx.Module):
     args = {"dtype": dtype, "rngs": rngs}
     stem = layers.conv(in_channels, width, kernel, stride=2, padding="valid", use_bias=True, **args)
     # As torch's Sequential has them, so that the numbers are those of its names.
-    modules, features = [stem, jax.nn.relu], width
+    modules: list[Any] = [stem, jax.nn.relu]
+    features = width
     for index, stage in enumerate(stages):
       modules.append(layers.max_pool_ceil)
       for fire in stage:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.shared.checks import check, field, is_seed
-from experiments.sweeps import bases, needs
+from experiments.sweeps import bases, computed, needs
 from flexiq_jax import data
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps.cells import Cell, require_unique
@@ -48,7 +48,10 @@ def plan(config, folder: Path) -> list[Cell]:
         run = bases.with_fields(start, chosen)
       with field(f"config.sweep, {label}"):
         check(run)
-      cells.append(_cell(label, name, base, chosen, run, folder))
+      cell = _cell(label, name, base, chosen, run, folder)
+      with field(f"config.sweep.computed ({label})"):
+        more = computed.columns(sweep.computed, run)
+      cells.append(dataclasses.replace(cell, labels={**cell.labels, **more}))
   if not cells:
     raise ValueError(f"config.sweep.skip: {sweep.skip!r} leaves no cell")
   with field("config.sweep"):

@@ -194,6 +194,8 @@ def _found(
       if seed in other
     }
   missing = everything.unfinished("|".join(f"{of_row},{one}" for one in chosen or alternatives))
+  if not values and (known := _by_seed(missing, name)):  # without running
+    values, missing = known, []
   if less and not values and not missing:
     missing = everything.unfinished("|".join(f"{of_row},{one}" for one in less[0].split("|")))
   return _Found(

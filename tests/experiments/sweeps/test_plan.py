@@ -265,6 +265,26 @@ def test_a_distilled_run_fills_the_columns_of_the_one_that_was_not_run(tmp_path)
   assert lines["drops"]["the paper's average of its eleven"][-1] == "6.6"
 
 
+def test_what_the_kernel_makes_of_a_group_size(tmp_path):
+  """By hand: the tiny ViT's layers read 32 or 128 channels; the kernel takes 128 rows a block."""
+  config = sweeps.sweep(
+    "s",
+    {"vit": sweeps.base("configs/vit_cifar10.py:runlocal")},
+    axes=(("groups.group_size", (4, 16)), ("groups.shift_block", (0, 32))),
+    computed=("kernel_rows", "kernel_bytes"),
+    tables={"t": LAYOUT},
+  )
+  found = [cell.labels for cell in plan(config, tmp_path)]
+  assert [(c["groups.group_size"], c["groups.shift_block"]) for c in found] == [
+    *((4, 0), (4, 32), (16, 0), (16, 32))
+  ]
+  assert [c["kernel_rows"] for c in found] == [32.0, 4.0, 8.0, 4.0]
+  assert [c["kernel_bytes"] for c in found] == [48.0, 6.0, 12.0, 6.0]
+  config.sweep.computed = ("kernel_row",)
+  with pytest.raises(ValueError, match="'kernel_row' is not one of kernel_rows, kernel_bytes"):
+    plan(config, tmp_path)
+
+
 def test_table2_has_the_models_and_a_row_for_each():
   config = table2.get_config()
   assert len(config.sweep.bases) == 3 * len(config.tables.ptq.rows)

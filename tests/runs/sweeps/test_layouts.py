@@ -142,6 +142,14 @@ def test_cells_of_runs_without_rows_say_why():
   assert layouts.cells(WAYS, rows[:1])[1][0] == ["A", "90.00", "—", "—"]  # no run would have it
 
 
+def test_what_is_known_of_a_run_needs_no_run():
+  columns = (("own", "method=own"), ("rows", "method=float", "rows"))
+  layout = Layout(title="model", rows=WAYS.rows[:1], columns=columns)
+  assert layouts.cells(layout, [{**waits("y"), "rows": 3.5}])[1] == [["A", "not run", "3.50"]]
+  done = [{**row, "rows": 4.5} for row in run("a-y-0", "y", float=90.0, own_1=88.0)]
+  assert layouts.cells(layout, done)[1] == [["A", "88.00", "4.50"]]
+
+
 def test_a_mean_says_of_how_many_runs_it_is():
   rows = [*run("a-y-0", "y", float=90.0, own_1=88.0), *run("a-y-1", "y", 1, float=92.0, own_1=89.0)]
   whole = ["A", "91.00 ± 1.41", "88.50 ± 0.71", "2.50 ± 0.71"]  # the drop seed by seed

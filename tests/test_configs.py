@@ -14,7 +14,7 @@ from tests.runs_for_test import compiled, start
 
 ROOT = pathlib.Path(__file__).parent.parent
 ALL = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-SWEEPS = ("clado", "group_size", "quantune", "sweep_digits", "table2", "table7")
+SWEEPS = ("clado", "group_size", "quantune", "results", "sweep_digits", "table2", "table7")
 NAMES = [name for name in ALL if name not in SWEEPS]
 IMAGENET = [
   n

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
       workdir = Workdir(folder)
       plain = config.to_dict()
       # A workdir that is finished, or of another run, is told at once; --overrule may change it, so
-      # that comes behind all checks. A run whose inputs are wrong leaves no config behind.
+      # that comes after all checks. A run whose inputs are wrong leaves no config behind.
       begun = (folder / "config.json").is_file()
       if begun and _OVERRULE.value:
         _require_same_model(folder, plain)

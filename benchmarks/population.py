@@ -289,7 +289,7 @@ def show(name: str, document: dict, pretrained: bool) -> None:
   )
   print(
     f"  traced {document['traces']} time(s) before the first call, "
-    f"{document['later_traces']} times behind it",
+    f"{document['later_traces']} times after it",
     flush=True,
   )
 

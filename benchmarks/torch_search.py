@@ -265,7 +265,7 @@ class Evolution:
 
 
 def _bias(params: Any, name: str) -> np.ndarray:
-  """The bias behind a layer, batch norm included."""
+  """The bias after a layer, batch norm included."""
   for part in name.split("/"):
     params = params[part]
   return np.array(params["bias"], np.float32)

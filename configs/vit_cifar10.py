@@ -18,4 +18,5 @@ def get_config(arg=None):
   if config.variants:
     config.variants = common.BRIEF
   config.random_seeds = (0,)
+  config.distill.update(steps=400, refit=200, every=50)  # seconds a step
   return config

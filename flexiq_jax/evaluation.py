@@ -47,7 +47,7 @@ def correct(predict: Callable[[Array], Array], batches: Iterable[Any]) -> np.nda
   for batch in batches:
     logits = np.asarray(predict(batch.images))[batch.mask]
     if not np.isfinite(logits).all():
-      raise ValueError(f"predict: logits are not finite behind example {total}")
+      raise ValueError(f"predict: logits are not finite after example {total}")
     right.append(logits.argmax(axis=-1) == batch.labels[batch.mask])
     total += len(logits)
   if not total:

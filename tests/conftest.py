@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Threads of XLA's pool: the interpreter of GPU kernels blocks one for each warpgroup.
@@ -9,6 +10,13 @@ os.environ.setdefault("NPROC", str(max(6, os.cpu_count() or 1)))
 
 # XLA's CUDA plugin (see pyproject.toml) is there to compile, and finds no GPU.
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
+# Many tests compile the same programs: the workers of a session, and the processes that tests
+# start, share them. The first process to be here makes the folder, the others inherit its name.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _compiled = tempfile.TemporaryDirectory(prefix="flexiq-compiled-")  # gone with this process
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest

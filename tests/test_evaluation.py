@@ -41,7 +41,7 @@ def test_nan_in_padding_is_nobodys_business():
 def test_logits_that_are_not_finite_are_refused(value):
   broken = batch([1, 2])
   broken.images[1, 3] = value
-  with pytest.raises(ValueError, match="logits are not finite behind example 3"):
+  with pytest.raises(ValueError, match="logits are not finite after example 3"):
     evaluation.top1(lambda x: x, [batch([0, 1, 2]), broken])
 
 

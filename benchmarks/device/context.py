@@ -38,7 +38,7 @@ class Context:
     return self.folder / "partial" / f"{self.step}.json"
 
   def left(self) -> float:
-    """Seconds of the time box that are left; negative behind its end."""
+    """Seconds of the time box that are left; negative after its end."""
     return self.seconds - (time.monotonic() - self.started)
 
   def save(self, result: dict[str, Any], complete: bool = False) -> None:

@@ -4,7 +4,7 @@
 |---|---|---|
 | `cpu` | CPU | the digits whole, from training on |
 | `device` | device | the same, training included |
-| `device_from_cpu` | device | behind the CPU's trained weights: what is compared |
+| `device_from_cpu` | device | after the CPU's trained weights: what is compared |
 | `real_cpu`, `real_device` | both | ResNet-20 on CIFAR-10, with its files |
 
 Those files are looked for in $FLEXIQ_DATA and build/data.
@@ -104,7 +104,7 @@ class Jobs:
   def start(
     self, name: str, config: str, where: str, flags=(), env=None, train_of: str = ""
   ) -> None:
-    """Runs a config; with `train_of` behind the training of another run."""
+    """Runs a config; with `train_of` after the training of another run."""
     workdir = self.folder / name
     if train_of:
       workdir.mkdir()

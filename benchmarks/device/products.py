@@ -13,7 +13,7 @@ the peers torch's alone, which need no compilation.
 `share` is the time that a perfect kernel would need at the measured ceilings, over the time taken;
 `binds` is what that perfect kernel would wait for: weights, activations and results once each
 through memory, or 8-bit products (Hopper has no others) on the tensor cores. Activations stay where
-they are from call to call, as behind the layer that made them; weights change with every call.
+they are from call to call, as after the layer that made them; weights change with every call.
 Calls of one chain are started by XLA or, of torch and Triton, by a CUDA graph: of kernels that take
 a few microseconds the start of the next one is part of the time.
 """
@@ -53,7 +53,7 @@ def run(context: Context) -> dict[str, Any]:
   for number, wave in enumerate(waves):
     each = (context.seconds - context.left()) / number if number else 0.0
     if context.left() < 2 + each:
-      print(f"stopped behind {number} of {len(waves)} waves, {each:.1f} s each", flush=True)
+      print(f"stopped after {number} of {len(waves)} waves, {each:.1f} s each", flush=True)
       return finished(result) | {"complete": False, "left_out": len(work) - number * WAVE}
     make = lambda one: _tried(one[2], one[1], tiles, torch, context.small)
     with concurrent.futures.ThreadPoolExecutor(WAVE) as pool:

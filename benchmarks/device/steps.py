@@ -1,6 +1,6 @@
 """What `make device` runs: the steps, the most valuable first, and the seconds that each may take.
 
-The limits add up to less than eight minutes. What a step leaves of its time goes to those behind
+The limits add up to less than eight minutes. What a step leaves of its time goes to those after
 it, but never does one take the limit of another (`driver.py`).
 """
 

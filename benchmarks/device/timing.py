@@ -2,7 +2,7 @@
 
 A kernel of microseconds takes less time than the call that starts it. So a function is compiled as
 a *chain*, several calls in one program, each on a copy of its own of the weights, and chains are
-queued behind each other until they run for about `SPAN`: seconds of a call when calls follow each
+queued one after another until they run for about `SPAN`: seconds of a call when calls follow each
 other. Beside it, `latency`: one call alone, from the start to the result being there.
 
 Of functions that are compared, each runs once a round; figures are medians over rounds, and ratios

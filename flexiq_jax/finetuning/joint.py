@@ -27,7 +27,7 @@ from flexiq_jax.finetuning.reconstruction import reconstruct
 from flexiq_jax.finetuning.refit import refit
 from flexiq_jax.finetuning.settings import FinetuneSettings, ReconstructionSettings
 from flexiq_jax.network import Network
-from flexiq_jax.quant import LowSettings, calibration, rules, straight
+from flexiq_jax.quant import LowSettings, calibration, exact, rules, straight
 from flexiq_jax.runs import files
 from flexiq_jax.search import DISTANCES
 from flexiq_jax.training import loop
@@ -284,11 +284,13 @@ def objective(
 
 def teacher(network: Network, prepare: Prepare) -> loop.Prepare:
   """`(key, (examples, labels)) -> (inputs, logits of the float model, labels)`."""
+  real = lambda layer, x, w, contract: exact.real_product(layer, x, w, contract, network.platform)
+  apply = graph.with_rule(network.apply, real)
 
   def run(key, batch):
     examples, labels = batch
     x = prepare(jax.random.fold_in(key, _PREPARE), examples)
-    return x, network.apply(network.params, x), labels
+    return x, apply(network.params, x), labels
 
   return run
 

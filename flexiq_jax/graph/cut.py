@@ -2,7 +2,7 @@
 
 A search that changes one layer of many needs no more than the equations from that layer on. A cut
 at a layer splits the model's flat jaxpr just before the layer's contraction. The *live* variables
-cross it: the dynamic ones that are defined before it and that the result needs behind it (of a
+cross it: the dynamic ones that are defined before it and that the result needs after it (of a
 residual block the shortcut, too). Static variables never cross; each piece computes those that it
 reads from the parameters again.
 
@@ -31,7 +31,7 @@ class Live:
     values: activations in the order in which the model computes them, in the model's own dtypes.
     at: name of the layer at which the model is cut; static.
     x: structure and `jax.ShapeDtypeStruct`s of the input that they come from; static. The rest of
-      the model is traced by it, so the batch is chosen before the head and not behind it.
+      the model is traced by it, so the batch is chosen before the head and not after it.
   """
 
   values: tuple[Array, ...]
@@ -68,7 +68,7 @@ class Segments:
     return self._run(self._bound(i), i + 2, rule)
 
   def tail(self, i: int, rule: Rule) -> Callable[[Any, Live], Any]:
-    """`run(params, live) -> y`: layer `names[i]` and everything behind it."""
+    """`run(params, live) -> y`: layer `names[i]` and everything after it."""
     return self._run(self._bound(i), len(self.names) + 1, rule)
 
   def _bound(self, i: int) -> int:
@@ -208,5 +208,5 @@ def _check(live: Live, name: str, crossing: Sequence[Any]) -> None:
   if given != expected:
     raise ValueError(
       f"live: {', '.join(given)} at layer {name}, expected {', '.join(expected)}; choose the batch "
-      "before the head, not behind it"
+      "before the head, not after it"
     )

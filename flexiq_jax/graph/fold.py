@@ -6,7 +6,7 @@ the bias, layer scale, a plain bias). Together they are `a * y + b`, so that
 
     w' = w * a   (per output channel),   y' = contract(x, w') + b.
 
-Scores and scales are measured on w', behind the normalisation (docs/flexiq.md, step A).
+Scores and scales are measured on w', after the normalisation (docs/flexiq.md, step A).
 """
 
 import collections
@@ -30,7 +30,7 @@ _ROOTS = ("rsqrt", "sqrt", "pow")
 
 @dataclasses.dataclass(frozen=True)
 class _Chain:
-  """Elementwise equations behind a layer: `steps` are (equation, operand that carries y)."""
+  """Elementwise equations after a layer: `steps` are (equation, operand that carries y)."""
 
   steps: tuple[tuple[int, int], ...]
   out: Any  # the variable that holds a * y + b
@@ -49,7 +49,7 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
     float32) and the same layer names. `folded_params` is a nested dict: for each layer `kernel`
     (at the path `layer.param`; shape `layer.w_shape`, float32) and, where anything was folded,
     `bias` `[N]`; then the parameters still read elsewhere, under their old paths, or with `:float`
-    behind it where a layer has that path. Layers that shared a parameter each have a copy.
+    after it where a layer has that path. Layers that shared a parameter each have a copy.
 
   Raises:
     ValueError: see `graph.layers`.
@@ -119,7 +119,7 @@ def fold_batch_norm(apply: tracing.Apply, params: Any, x: Any) -> tuple[tracing.
 
 
 def batch_normed(apply: tracing.Apply, params: Any, x: Any) -> tuple[str, ...]:
-  """Names of the layers behind which batch norm is folded, in execution order.
+  """Names of the layers after which batch norm is folded, in execution order.
 
   Args:
     apply: pure function `(params, x) -> y` in inference mode, not folded.
@@ -155,7 +155,7 @@ def _keys(layer: Layer) -> tuple[str, str]:
 
 
 def _chains(traced: tracing.Traced) -> dict[int, _Chain]:
-  """The affine chain behind every layer (equation number -> chain, possibly empty)."""
+  """The affine chain after every layer (equation number -> chain, possibly empty)."""
   jaxpr = traced.jaxpr.jaxpr
   uses = collections.defaultdict(list)
   for i, eqn in enumerate(jaxpr.eqns):

@@ -11,7 +11,7 @@ entries; a piece that is cut out in another way is told from others by its numbe
 | `w[3]` | `w/3` | `w/3` |
 | `attn/qkv[:, 8:16]` | `attn/8:16/qkv` | `attn/8:16` |
 
-The index of a stack stands behind the longest path that all of it has in common.
+The index of a stack stands after the longest path that all of it has in common.
 """
 
 import collections

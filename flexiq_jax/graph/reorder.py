@@ -132,7 +132,7 @@ def run_lengths(apply: Apply, params: Any, x: Any) -> dict[str, int]:
 def run_length(traced: Traced, name: str) -> int:
   """The shortest runs of a layer's input channels that can stand in any order.
 
-  1 where all channels are free, the channels of a head behind an attention, 0 where the order is
+  1 where all channels are free, the channels of a head after an attention, 0 where the order is
   fixed.
 
   Args:

@@ -185,10 +185,10 @@ class Model:
     x: Array,
     records: dict[str, batch_norm.Moments] | None = None,
   ) -> Array:
-    """Logits at a width; with `records` as while training (see `batch_norm.rule_behind`)."""
+    """Logits at a width; with `records` as while training (see `batch_norm.rule_normed`)."""
     live = () if records is None else self.normed
     norms = trained["affine"][str(bits)], running[str(bits)]
-    rule = batch_norm.rule_behind(self.rule(bits), *norms, live, records)
+    rule = batch_norm.rule_normed(self.rule(bits), *norms, live, records)
     return graph.with_rule(self.network.apply, rule)(trained["params"], x)
 
 

@@ -7,7 +7,7 @@ out of reach of a pure function. But a rule sees the result y of every layer, so
 
 with the moments of the batch while training, whose derivative counts, and running averages of them
 otherwise. With scale and shift the standard deviation and the mean that y had in the float model,
-the network computes what it did. The bias that was folded stays behind it, so this is batch norm
+the network computes what it did. The bias that was folded stays after it, so this is batch norm
 with another origin of its parameters. Behind layers without batch norm, whose moments stay, it is
 an affine map.
 
@@ -67,27 +67,27 @@ def moments(layer: Layer, y: Array) -> Moments:
 
 
 def normalized(layer: Layer, y: Array, affine: Affine, seen: Moments) -> Array:
-  """A layer's result behind its norm, float32."""
+  """A layer's result after its norm, float32."""
   factor = affine.scale / jnp.sqrt(seen.var + EPSILON)
   shift = affine.shift - seen.mean * factor
   return y * layer.y_vector(factor, y.shape) + layer.y_vector(shift, y.shape)
 
 
-def rule_behind(
+def rule_normed(
   rule: Rule,
   affine: Mapping[str, Affine],
   running: Mapping[str, Moments],
   live: Collection[str] = (),
   records: dict[str, Moments] | None = None,
 ) -> Rule:
-  """A rule with norms behind its layers.
+  """A rule with norms after its layers.
 
   Args:
     rule: how layers are computed.
     affine: layer name -> its norm; layers without one stay as they are.
     running: layer name -> running moments.
     live: names of layers that are normalised by the moments of the batch.
-    records: filled while tracing, if given: layer name -> running moments behind this batch, of all
+    records: filled while tracing, if given: layer name -> running moments after this batch, of all
       layers with a norm.
   """
 
@@ -121,7 +121,7 @@ def observe(
     params: its parameters.
     batches: inputs `[B, ...]`, training data.
     rule: how layers are computed.
-    affine: norms behind layers, which go by the moments of each batch; None: there are none.
+    affine: norms after layers, which go by the moments of each batch; None: there are none.
 
   Returns:
     layer name -> moments; with `affine`, of those layers alone.

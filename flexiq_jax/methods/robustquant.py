@@ -142,7 +142,7 @@ def objective(network: Network, normed: tuple[str, ...], settings: RobustQuantSe
       weights.append(w)
       return contract(x, w)
 
-    rule = batch_norm.rule_behind(plain, trained["affine"], running, normed, records)
+    rule = batch_norm.rule_normed(plain, trained["affine"], running, normed, records)
     z = graph.with_rule(network.apply, rule)(trained["params"], x)
     entropy = cross_entropy(z, labels).mean()
     apart = penalty(weights, settings.kurtosis)
@@ -155,6 +155,6 @@ def objective(network: Network, normed: tuple[str, ...], settings: RobustQuantSe
 
 def folded(network: Network, trained: Any, running: Any, example: Any) -> Network:
   """The trained model in inference mode, its norms folded again."""
-  rule = batch_norm.rule_behind(rules.float_rule, trained["affine"], running)
+  rule = batch_norm.rule_normed(rules.float_rule, trained["affine"], running)
   apply = lambda params, x: graph.with_rule(network.apply, rule)(params, x)
   return Network(apply, trained["params"], example, network.platform)

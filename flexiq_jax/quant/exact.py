@@ -180,7 +180,9 @@ def real_product(
   XLA's CPU backend is slow at depthwise convolutions, and multiply-adds replace them there.
   """
   if layer.kind == "depthwise" and platform_of(platform) == "cpu":
-    return unfold.multiply_add(_params(contract), x, w)
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+      return unfold.multiply_add(_params(contract), x, w)
+    return unfold.differentiable_multiply_add(_params(contract), x, w)
   return contract(x, w, jnp.float32)
 
 

@@ -231,7 +231,7 @@ def _stand_in(layer, contract, platform, x, w, scales, mask, own) -> Array:
       ]
       correction = (means[0] * sums[0] - means[1] * sums[1]).sum(axis=1).reshape(-1)
     w_real = jnp.where(layer.w_vector(channels), w_low, w_real)
-  # Scales go into the operands: behind the product, their derivatives would take its value.
+  # Scales go into the operands: after the product, their derivatives would take its value.
   operands = x_real * scales.x, w_real * _per_output(layer, scales.w)
   y = exact.real_product(layer, *operands, contract, platform)
   if correction is not None:

@@ -32,7 +32,7 @@ from tests.methods.starts_for_test import Batches
 
 # One of each kind: basic and bottleneck blocks, inverted residuals, attention, shifted windows.
 MODELS = ("resnet20", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t", "odd")
-# As few blocks as have everything: two for a shift of windows, one behind the merge of patches.
+# As few blocks as have everything: two for a shift of windows, one after the merge of patches.
 SMALLER = {"swin_t": {"depths": (2, 1)}, "vit_s": {"depth": 1}}
 BATCH = 3
 RANGES = RangeSettings(weight="max", activation="max")

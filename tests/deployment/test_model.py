@@ -273,5 +273,5 @@ def test_models_in_bfloat16_are_not_linked_and_agree():
   run = jax.jit(deployment.apply)
   for ratio in (0.0, 1.0):
     own, truth = np.asarray(run(deployed, small.x, deployed.level(ratio))), small(small.x, ratio)
-    # A sum behind another fusion may be rounded to the next bfloat16.
+    # A sum after another fusion may be rounded to the next bfloat16.
     np.testing.assert_allclose(own, truth, atol=0.02 * np.std(truth))

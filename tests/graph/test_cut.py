@@ -1,4 +1,4 @@
-"""Cut models: head and tail are the model; nothing crosses a cut or runs behind it in vain."""
+"""Cut models: head and tail are the model; nothing crosses a cut or runs after it in vain."""
 
 import collections
 import dataclasses
@@ -269,7 +269,7 @@ def test_a_static_value_is_computed_in_every_piece_that_reads_it():
   )
 
 
-def test_a_population_behind_one_cut():
+def test_a_population_after_one_cut():
   """What cuts are for: many masks of one layer, the layers before it computed once."""
   apply, params, x, names, segments = made("nnx")
 

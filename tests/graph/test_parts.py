@@ -127,7 +127,7 @@ SHARED = {  # parameters, model, what layers share, and paths of the folded mode
     {"fc": "fc:2", "fc:2": "fc", "fc:3": "fc"},
     {"fc/kernel", "fc/bias", "fc:2/kernel", "fc:2/bias", "fc:3/kernel", "fc:3/bias", "head"},
   ),
-  "batch norm behind one": (
+  "batch norm after one": (
     {"fc": {"kernel": draw(4, 4)}, "bn": {"scale": draw(4), "bias": draw(4)}},
     lambda p, x: (
       jnp.tanh((x @ p["fc"]["kernel"]) * p["bn"]["scale"][None] + p["bn"]["bias"][None])
@@ -193,7 +193,7 @@ def test_layers_that_share_weights(params, apply, shared, paths):
 
 
 def test_batch_norm_changes_the_weights_of_its_own_layer_alone():
-  params, apply, _, _ = SHARED["batch norm behind one"]
+  params, apply, _, _ = SHARED["batch norm after one"]
   _, folded = graph.fold_batch_norm(apply, params, X)
   kernel, scale = params["fc"]["kernel"], params["bn"]["scale"]
   np.testing.assert_allclose(folded["fc"]["kernel"], kernel * scale[None], rtol=1e-6)

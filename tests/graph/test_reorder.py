@@ -103,7 +103,7 @@ def gated(p, x):
 
 
 def single(p, x):
-  """One head of one dimension of its own, and dimensions of one entry behind the channels."""
+  """One head of one dimension of its own, and dimensions of one entry after the channels."""
   q, k, v = (dense(p[name], x)[:, :, None] for name in "qkv")
   y = attend(q, k, v)[..., None].transpose(0, 1, 3, 2, 4)
   return dense(p["proj"], jnp.squeeze(y, 4).reshape(*x.shape[:2], -1))

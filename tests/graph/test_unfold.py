@@ -62,6 +62,20 @@ def test_under_vmap_over_weights():
     np.testing.assert_array_equal(y, unfold.multiply_add(params, x, one))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_are_those_of_the_convolution(case):
+  params, x_shape, w_shape = parameters(**CASES[case])
+  rng = np.random.default_rng(3)
+  x = jnp.asarray(rng.integers(-8, 9, x_shape), jnp.float32)
+  w = jnp.asarray(rng.integers(-8, 9, w_shape), jnp.float32)
+  y, expected = jax.vjp(lambda x, w: lax.conv_general_dilated(x, w, **params), x, w)
+  g = jnp.asarray(rng.integers(-8, 9, y.shape), jnp.float32)
+  got, pull = jax.vjp(lambda x, w: unfold.differentiable_multiply_add(params, x, w), x, w)
+  np.testing.assert_array_equal(got, y)
+  for ours, theirs in zip(pull(g), expected(g), strict=True):  # integers: exact in any order
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("case", CASES)
 def test_patches_equal_the_integer_convolution(case, groups):

@@ -21,7 +21,7 @@ NAMES = ("first", "second")
 
 
 def apply(params, x):
-  """A convolution, a residual block, a dense layer; batch norm behind convolutions."""
+  """A convolution, a residual block, a dense layer; batch norm after convolutions."""
 
   def normed(name, x):
     kind = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}

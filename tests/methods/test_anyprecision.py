@@ -106,7 +106,7 @@ def test_widths_start_near_the_float_model(parts):
 
 @pytest.fixture(scope="module")
 def step(parts):
-  """A step's value, what is carried along behind it, and its gradient."""
+  """A step's value, what is carried along after it, and its gradient."""
   start, model, trained, running = parts
   loss = jax.value_and_grad(anyprecision.objective(model), has_aux=True)
   batch = (start.x, start.examples.labels)
@@ -139,7 +139,7 @@ def test_running_moments_belong_to_a_width(parts, step):
   (_, (fresh, _)), _ = step
   for bits in ("4", "6", "8"):
     assert fresh[bits].keys() == running[bits].keys()
-  # The norm behind the head has no batch norm behind it.
+  # The norm after the head has no batch norm after it.
   for bits in ("4", "6", "8"):
     apart = {
       n: float(jnp.abs(fresh[bits][n].mean - running[bits][n].mean).max()) for n in fresh[bits]

@@ -61,7 +61,7 @@ def test_it_is_the_modules_own_training_mode():
     running[name] = Moments(mean, flat[f"{bn}/var"])
   records = {}
   bare = lambda layer, x, w, contract: contract(x, plain[layer.name] if layer.name in live else w)
-  rule = batch_norm.rule_behind(bare, affine, running, live, records)
+  rule = batch_norm.rule_normed(bare, affine, running, live, records)
 
   @jax.jit
   def run(params, x):

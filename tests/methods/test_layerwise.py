@@ -68,7 +68,7 @@ def test_simulated_rule_is_close_to_the_exact_one_for_any_choice(seed):
   bits = dict(zip(models.NAMES, widths.tolist(), strict=True))
   before = model.traces["simulated"]
   exact, simulated = model.exact(bits, made.images), model.simulated(bits, made.images)
-  # Of most images: a sum rounded the other way may move a code behind it by one.
+  # Of most images: a sum rounded the other way may move a code after it by one.
   error = np.abs(np.asarray(exact) - np.asarray(simulated)).max(axis=1)
   assert np.median(error) < 1e-5 * np.abs(exact).max()
   assert error.max() < 0.05 * np.abs(exact).max()

@@ -15,7 +15,7 @@ from tests.layers_for_test import CASES, codes, random_layer
 
 
 def apply(p, x):
-  """Two layers, the second behind a ReLU."""
+  """Two layers, the second after a ReLU."""
   y = jax.lax.conv_general_dilated(
     x, p["conv"]["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
@@ -218,7 +218,7 @@ def test_progress_is_told(network):
 
 
 def test_constant_inputs_can_be_calibrated(network):
-  """All zeros, as behind a dead ReLU: a scale there is, and the codes are zero."""
+  """All zeros, as after a dead ReLU: a scale there is, and the codes are zero."""
   params, images, _ = network
   for constant in (0.0, 0.5, -2.0):
     x = np.full_like(images, constant)

@@ -22,7 +22,7 @@ def encoding_of(space, ratios=(0.5,), order=None, scores=SCORES):
 
 
 def frozen_encoding(ratios=(0.5,)):
-  """A prefix, a random order's at a quarter, and the encoding on the uneven space behind it."""
+  """A prefix, a random order's at a quarter, and the encoding on the uneven space after it."""
   order = np.random.default_rng(1).permutation(TOTAL)
   frozen = order[: Schedule(UNEVEN, order).prefix(0.25)]
   assert len(frozen) > 1

@@ -78,7 +78,7 @@ def test_lines_of_progress_are_few():
   assert lines[-1] == "m: at once"
 
 
-def test_resume_drops_what_came_behind_the_checkpoint(tmp_path):
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
   clock = Clock()
   with make(tmp_path, clock) as record:
     step(record, 0)

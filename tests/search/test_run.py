@@ -55,7 +55,7 @@ def test_evolution_is_kept_and_not_done_twice(tmp_path):
   again = run(settings, workdir=tmp_path, made_from={"model": "tiny"}, show=lines.append)
   np.testing.assert_array_equal(again.order, found.order)
   assert (again.fitness, again.forwards) == (found.fitness, found.forwards)
-  assert len(lines) == 1  # the generation behind the last checkpoint
+  assert len(lines) == 1  # the generation after the last checkpoint
   assert plain(steps(workdir, "evolution", 0)) == plain(rows)
   with pytest.raises(ValueError, match=r"made for another model, data or search settings; remove"):
     run(settings, workdir=tmp_path, made_from={"model": "another"})

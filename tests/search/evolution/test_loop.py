@@ -237,6 +237,6 @@ def test_killed_search_goes_on(tmp_path):
   workdir, whole, lines = Workdir(tmp_path), Workdir(tmp_path / "whole"), []
   found = run(workdir=workdir, show=lines.append)
   expected = run(workdir=whole)
-  assert "50 %, evolution 5" in lines[0]  # behind the checkpoint of generation 4
+  assert "50 %, evolution 5" in lines[0]  # after the checkpoint of generation 4
   np.testing.assert_array_equal(found.order, expected.order)
   assert plain(steps(workdir)) == plain(steps(whole))

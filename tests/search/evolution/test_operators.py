@@ -177,7 +177,7 @@ def test_parents_win_a_tournament_of_different_individuals():
     ranks[size] = np.asarray(fitness)[np.asarray(parents)].astype(int)
   np.testing.assert_array_equal(ranks[16], 0)  # all compete: the best always wins
   np.testing.assert_allclose(np.bincount(ranks[1].ravel()) / (2 * COUNT), 1 / 16, atol=0.015)
-  # The winner of three has rank r where the other two are among the 15 - r behind it.
+  # The winner of three has rank r where the other two are among the 15 - r after it.
   odds = [(15 - r) * (14 - r) / 2 / 560 for r in range(14)]  # 560 = 16 over 3
   np.testing.assert_allclose(
     np.bincount(ranks[3].ravel(), minlength=14) / (2 * COUNT), odds, atol=0.02

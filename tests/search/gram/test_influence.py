@@ -230,7 +230,7 @@ def test_prediction_is_exact_where_nothing_follows():
 
 @pytest.mark.parametrize("distance", ["l2", "kl"])
 def test_prediction_is_close_to_the_truth(distance):
-  """16 examples of a narrow network; roundings behind a layer are what is not predicted."""
+  """16 examples of a narrow network; roundings after a layer are what is not predicted."""
   m, fitness = made(), networks_for_test.fitness(distance=distance)
   masks = m.random_masks(40, seed=3)[2:]
   quadratic, _ = influence(100 if distance == "kl" else 5, distance).measure(

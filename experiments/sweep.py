@@ -106,6 +106,11 @@ def report(config, cells: Sequence[Cell], folder: Path, command: str) -> Path:
   if counts:
     body = [[", ".join(names), why] for why, names in counts.items()]
     parts.append(tables.markdown_table(["cells without rows", "why"], body, left=2))
+  older = dict.fromkeys(row["cell"] for row in rows if row["reason"] == collect.OVERRULED)
+  if older:
+    parts.append(
+      f"Rows {collect.OVERRULED}, which column `config` tells apart, are in {', '.join(older)}."
+    )
   parts.append("All rows, with config, commit, device and versions: [results.csv](results.csv).")
   return files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 

@@ -3,7 +3,8 @@
 | column | what it holds |
 |---|---|
 | `cell`, and the labels of the sweep | which run |
-| `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers |
+| `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers; of a |
+|                    | row that was there before `--overrule` changed the config, that it is such |
 | `method`, `ratio`, `seed`, ... | the run's own columns (see `workdir`) |
 | `config`, `commit` | name and hash of the config, and the commit |
 | `device`, `python`, `jax`, ... | where it ran last, and the versions |
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiq_jax.runs import workdir
+from flexiq_jax.runs import files, workdir
 from flexiq_jax.runs.sweeps import states
 from flexiq_jax.runs.sweeps.cells import Cell
 
@@ -29,6 +30,7 @@ _ENVIRONMENT = {  # of a run's start -> column
 }
 _FIRST = ("cell", "status", "reason")
 _LAST = ("config", "commit", *_ENVIRONMENT.values())
+OVERRULED = "made before --overrule changed the config"
 Row = dict[str, Any]
 
 
@@ -43,9 +45,11 @@ def collect(cells: Sequence[Cell]) -> list[Row]:
     environment = _environment(cell.workdir) if found else {}
     if cell.finished and not found:
       front["reason"] = "finished without a row"
-    rows += [
-      {**front, **{k: v for k, v in row.items() if v is not None}, **environment} for row in found
-    ]
+    of = _config(cell)
+    for row in found:
+      own = {k: v for k, v in row.items() if v is not None}
+      older = of and row.get("config") not in (None, of)
+      rows.append({**front, **({"reason": OVERRULED} if older else {}), **own, **environment})
     if not found:
       rows.append(front)
   return rows
@@ -83,6 +87,13 @@ def unfinished(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     for row in rows
     if row["status"] != states.Status.FINISHED
   }
+
+
+def _config(cell: Cell) -> str:
+  """The config that a cell's rows name; empty where it is not known."""
+  if not cell.config or "name" not in cell.config:
+    return ""
+  return f"{cell.config['name']}-{files.digest(cell.config)}"
 
 
 def _reason(state: states.State) -> str:

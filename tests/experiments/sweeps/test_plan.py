@@ -197,6 +197,25 @@ def test_a_finished_run_of_other_overrides_is_refused_by_name(tmp_path):
   assert f"| {second.name} | missing: {why} |" in report and "1 of 6 have finished" in report
 
 
+def test_rows_from_before_a_config_was_overruled_are_marked(tmp_path):
+  first, second, *_ = plan(sweep_digits.get_config("runlocal"), tmp_path)
+  for cell in (first, second):
+    finish(cell)
+  path = first.workdir / "results.csv"
+  lines = path.read_text().splitlines()
+  lines[3] = lines[3].replace(files.digest(first.config), "0123abcd")
+  path.write_text("\n".join(lines) + "\n")
+  start(TINY, "--config.executor=print", f"--workdir={tmp_path}")
+  rows = collect.read_csv(tmp_path / "results.csv")
+  marked = [row for row in rows if row["reason"]]
+  assert [(row["cell"], row["ratio"]) for row in marked] == [(first.name, 2 / 20)]
+  assert marked[0]["config"].endswith("-0123abcd") and marked[0]["status"] == "finished"
+  told = (
+    "Rows made before --overrule changed the config, which column `config` tells apart, are in "
+  )
+  assert f"{told}{first.name}." in (tmp_path / "report.md").read_text()
+
+
 def test_runs_that_were_made_elsewhere_are_found_by_their_config(tmp_path):
   config = sweep_digits.get_config("runlocal")
   first, second, third, *_ = plan(config, tmp_path / "sweep")
@@ -304,9 +323,9 @@ def finish(cell, seconds: int = 60):
       "peak_memory": {"host": 2**31},
     },
   ]
+  config = f"{cell.config['name']}-{files.digest(cell.config)}"
   table = "method,ratio,seed,top1,model,config,commit\n" + "".join(
-    f"flexiq_gram,{i / 20},{cell.labels['seed']},{90 - i},resnet8,{cell.name},abc\n"
-    for i in range(20)
+    f"flexiq_gram,{i / 20},{cell.labels['seed']},{90 - i},resnet8,{config},abc\n" for i in range(20)
   )
   (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
   (cell.workdir / "results.csv").write_text(table)

@@ -28,6 +28,7 @@ def test_a_cell_is_the_ordinary_run_and_fills_the_table(tmp_path, monkeypatch):
   mine = [row for row in rows if row["cell"] == cell.name]
   assert [row["method"] for row in mine][:3] == ["float", "uniform_int8", "uniform_int4"]
   assert all(row["config"] and row["device"] == "cpu" and row["jax"] for row in mine)
+  assert not any(row["reason"] for row in mine)  # the rows are of the config that was planned
   assert len(rows) == len(mine) + 5  # the cells that were not asked for
   table = (tmp_path / "report.md").read_text().splitlines()
   top1 = {row["method"]: row["top1"] for row in mine}

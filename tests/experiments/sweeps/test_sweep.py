@@ -32,7 +32,8 @@ def test_a_cell_is_the_ordinary_run_and_fills_the_table(tmp_path, monkeypatch):
   assert len(rows) == len(mine) + 5  # the cells that were not asked for
   table = (tmp_path / "report.md").read_text().splitlines()
   top1 = {row["method"]: row["top1"] for row in mine}
-  assert f"| 4 | {top1['float']:.2f} | {top1['uniform_int8']:.2f} | " in "\n".join(table)
+  of = lambda method: f"{top1[method]:.2f} (1 of 2)"  # seeds
+  assert f"| 4 | {of('float')} | {of('uniform_int8')} | " in "\n".join(table)
   # Once more: nothing to do, the same bytes.
   before = (tmp_path / "results.csv").read_bytes()
   again = start(SWEEP, *only)

@@ -113,7 +113,7 @@ def _rows_left(lines: Sequence[bytes], now: datetime.datetime) -> float | None:
     if _START in line:
       total, times = 0, []
     elif b'"event": "evaluation"' in line and (record := files.parse(line)):
-      total, times = record["rows"], []
+      total = record["rows"]
     elif b'"event": "result"' in line and (record := files.parse(line)):
       rows.add((record["method"], record["ratio"], record["seed"]))
       times.append(_time(line))

@@ -15,7 +15,7 @@ from configs.shared import sweeps
 from experiments import sweep as job
 from experiments.sweeps import bases, needs
 from experiments.sweeps import tables as drawn
-from experiments.sweeps.plan import other_config, plan
+from experiments.sweeps.plan import elsewhere, other_config, plan
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps import collect, states
 from flexiq_jax.runs.sweeps import layouts as laid
@@ -187,6 +187,8 @@ def test_a_finished_run_of_other_overrides_is_refused_by_name(tmp_path):
     finish(cell)
   changed = {**second.config, "batch_size": 5, "dynamic": True}
   (second.workdir / "config.json").write_text(json.dumps(changed))
+  assert second.finished
+  assert not dataclasses.replace(second, other=other_config(second)).finished
   ended = start(TINY, "--config.executor=print", f"--workdir={tmp_path}")
   assert (ended.status, ended.error) == (0, "")
   assert f"--workdir={second.workdir}" not in ended.out  # it is not overwritten either
@@ -232,6 +234,8 @@ def test_runs_that_were_made_elsewhere_are_found_by_their_config(tmp_path):
     rows = collect.read_csv(tmp_path / "sweep" / "results.csv")
     assert {row["cell"] for row in rows if row["status"] == "finished"} == {first.name}
     assert len(rows) == 20 + 5
+  workdirs = [cell.workdir for cell in elsewhere((first, second, third), [str(by_hand)])]
+  assert workdirs == [by_hand / "any", second.workdir, third.workdir]
   ended = start(TINY, "--config.also=('/no/folder',)", "--dry_run")
   assert ended.error == "error: config.also: there is no folder /no/folder"
 

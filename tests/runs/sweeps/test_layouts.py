@@ -154,6 +154,8 @@ def test_a_mean_says_of_how_many_runs_it_is():
   rows = [*run("a-y-0", "y", float=90.0, own_1=88.0), *run("a-y-1", "y", 1, float=92.0, own_1=89.0)]
   whole = ["A", "91.00 ± 1.41", "88.50 ± 0.71", "2.50 ± 0.71"]  # the drop seed by seed
   assert layouts.cells(WAYS, rows)[1][0] == whole
+  alone = run("a-y-2", "y", 2, float=60.0)  # its other value is not there
+  assert layouts.cells(WAYS, [*rows, *alone])[1][0][3] == whole[3]
   line = layouts.cells(WAYS, [*rows, waits("y", 2)])[1][0]
   assert line == [whole[0], *(f"{cell} (2 of 3)" for cell in whole[1:])]
 

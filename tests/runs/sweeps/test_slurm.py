@@ -91,6 +91,7 @@ def test_array_with_jobs_killed_requeued_and_past_their_time_limit(tmp_path, slu
     ask("scontrol", "requeue", preempted)  # as the scheduler does when it preempts a job
     tell(f"{third}: job {preempted} requeued while it runs")
     wait_for(lambda: "PENDING" in ask("squeue", "--array", "--format=%i %T", "--jobs", preempted))
+    assert "Restarts=1" in ask("scontrol", "show", "job", preempted)
     ask("scontrol", "update", f"JobId={preempted}", "StartTime=now")
     requeued = lambda: re.search(r"Requeued job .*", text_of(there / ".jobs", job))
     tell(f"{limited}: {wait_for(requeued, 300)[0]}")
@@ -104,8 +105,9 @@ def test_array_with_jobs_killed_requeued_and_past_their_time_limit(tmp_path, slu
   assert re.search(r"submitted 6 cells as job \d+\n", said)
   assert f"{other}: stopped" in said and f"{limited}: finished" in said
   for name in (limited, third):
-    log = (there / name / "log.txt").read_text()
-    assert log.count("=== ") >= 2 and "interrupted; run the same command to resume" in log
+    assert (there / name / "log.txt").read_text().count("=== ") >= 2
+  assert f"{third}: finished" in said
+  assert "interrupted; run the same command to resume" in (there / limited / "log.txt").read_text()
   again = subprocess.run(
     command(there, *flags), cwd=ROOT, env=slurm, capture_output=True, text=True
   )

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.shared.checks import field
 from flexiq_jax.runs import plots, tables
+from flexiq_jax.runs.sweeps import conditions
 from flexiq_jax.runs.sweeps import layouts as laid
 from flexiq_jax.runs.sweeps.layouts import Layout
 
@@ -24,7 +25,7 @@ def layouts(config) -> dict[str, Layout]:
       found[name] = Layout(**part)
       for _, condition, *more in found[name].columns:
         for one in "|".join([condition, *more[1:]]).split("|"):
-          laid.parts(one)
+          conditions.parts(one)
   return found
 
 
@@ -51,9 +52,9 @@ def latex(found: Mapping[str, Layout], rows: Rows) -> str:
 
 def _curves(layout: Layout, rows: Rows):
   """Values over the ratio, a curve for each row of the table."""
-  points, index = [], laid.Index(rows)
+  points, index = [], conditions.Index(rows)
   for name, condition in laid.heads(layout, rows):
-    own = laid.Index(index.find(condition))
+    own = conditions.Index(index.find(condition))
     for _, of_column, *more in layout.columns:
       if "ratio=" in of_column and not more:
         points += [{**row, "method": name} for row in own.find(of_column)]

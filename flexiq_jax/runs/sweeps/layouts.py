@@ -1,10 +1,9 @@
 """Tables of collected rows: what is a row, what a column, and which number stands where they meet.
 
-A condition names the collected rows that belong to a heading, as `method=float` or
-`method=flexiq_gram,ratio=0.25`; an empty value stands for an empty cell. Of several, as
-`training=ptq|training=distilled`, the first that finds rows counts. A cell of the table is the mean
-of its rows, with the sample standard deviation where they are of several seeds. Runs without rows
-keep their place and say why; where some of a cell's runs have rows, it says how many.
+A condition (see `conditions`) names the collected rows that belong to a heading, as `method=float`
+or `method=flexiq_gram,ratio=0.25`. A cell of the table is the mean of its rows, with the sample
+standard deviation where they are of several seeds. Runs without rows keep their place and say why;
+where some of a cell's runs have rows, it says how many.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ import numpy as np
 
 from flexiq_jax.runs import tables
 from flexiq_jax.runs.sweeps import states
+from flexiq_jax.runs.sweeps.conditions import Index, text_of
 
 # Statuses that say more than that a cell was not run.
 _WORDS = {states.Status.FAILED: "failed", states.Status.MISSING: "not here"}
@@ -60,7 +60,7 @@ def cells(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str],
     if why and not any(one.values for one in found):
       body.append([name, "; ".join(why), *[tables.DASH] * (len(found) - 1)])
     else:
-      body.append([name, *map(_text_of, found)])
+      body.append([name, *map(_shown, found)])
     means.append(found)
   if layout.average:
     body.append(
@@ -90,63 +90,7 @@ def heads(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Heads:
   if not isinstance(layout.rows, str):
     return layout.rows
   names = dict.fromkeys(row.get(layout.rows) for row in rows)
-  return tuple((tables.number(name), f"{layout.rows}={_text(name)}") for name in names)
-
-
-class Index:
-  """Finds the rows that fulfil a condition, without looking at all of them each time.
-
-  Attributes:
-    rows: all of them.
-  """
-
-  def __init__(self, rows: Sequence[Mapping[str, Any]]):
-    """Keeps the rows; a column is indexed when it is first asked for."""
-    self.rows = rows
-    self._columns: dict[str, dict[str, set[int]]] = {}
-    self._unfinished = [row for row in rows if row["status"] != states.Status.FINISHED]
-
-  def find(self, condition: str) -> list[Mapping[str, Any]]:
-    """The rows that fulfil all parts of a condition, in their order."""
-    for one in condition.split("|"):
-      found = set(range(len(self.rows)))
-      for name, value in parts(one):
-        found &= self._column(name).get(value, set())
-      if found:
-        return [self.rows[i] for i in sorted(found)]
-    return []
-
-  def unfinished(self, condition: str) -> list[Mapping[str, Any]]:
-    """The rows of cells without numbers that would fulfil a condition, had they run."""
-    for one in condition.split("|"):
-      wanted = parts(one)
-      alike = lambda row, of=wanted: all(_text(row.get(name)) in ("", v) for name, v in of)
-      if found := [row for row in self._unfinished if alike(row)]:
-        return found
-    return []
-
-  def _column(self, name: str) -> dict[str, set[int]]:
-    if name not in self._columns:
-      values: dict[str, set[int]] = {}
-      for i, row in enumerate(self.rows):
-        values.setdefault(_text(row.get(name)), set()).add(i)
-      self._columns[name] = values
-    return self._columns[name]
-
-
-def parts(condition: str) -> list[tuple[str, str]]:
-  """(column, value) of a condition.
-
-  Raises:
-    ValueError: a part of it is something else.
-  """
-  found = []
-  for part in filter(None, condition.split(",")):
-    name, equals, value = part.partition("=")
-    if not equals:
-      raise ValueError(f"condition {condition!r}: {part!r} is not column=value")
-    found.append((name, _text(_as_number(value))))
-  return found
+  return tuple((tables.number(name), f"{layout.rows}={text_of(name)}") for name in names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,7 +160,7 @@ def _by_seed(rows: Sequence[Mapping[str, Any]], name: str) -> dict[Any, list[flo
   return found
 
 
-def _text_of(found: _Found) -> str:
+def _shown(found: _Found) -> str:
   if not found.values:
     missing = found.missing
     return _WORDS.get(missing[0]["status"], "not run") if missing else tables.DASH
@@ -244,22 +188,6 @@ def _reason(row: Mapping[str, Any]) -> str:
   """Why a cell has no numbers."""
   said = _WORDS.get(row["status"], "not run")
   return f"{row['status']}: {row['reason']}" if row["reason"] else said
-
-
-def _as_number(text: str) -> Any:
-  try:
-    return float(text)
-  except ValueError:
-    return text
-
-
-def _text(value: Any) -> str:
-  """A value as it is compared: numbers of one value are alike however they are written."""
-  if value is None:
-    return ""
-  if isinstance(value, int | float) and not isinstance(value, bool):
-    return f"{float(value):.6g}"
-  return str(value)
 
 
 def _escape(text: str) -> str:

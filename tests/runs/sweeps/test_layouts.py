@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flexiq_jax.runs.sweeps import collect, layouts
+from flexiq_jax.runs.sweeps import collect, conditions, layouts
 from flexiq_jax.runs.sweeps.layouts import Layout
 
 DONE = {"status": "finished", "reason": None}
@@ -72,7 +72,7 @@ def test_rows_named_by_a_column():
 
 
 def test_conditions():
-  index = layouts.Index(ROWS)
+  index = conditions.Index(ROWS)
   assert index.find("") == ROWS
   assert index.find("ratio=") == [row for row in ROWS if row.get("ratio") is None]
   assert index.find("seed=1,method=gram") == [ROWS[3]]

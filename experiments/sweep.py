@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from experiments.shared.checks import field, require
+from experiments.sweeps import found
 from experiments.sweeps import tables as drawn
-from experiments.sweeps.plan import elsewhere, other_config, plan
+from experiments.sweeps.plan import plan
 from flexiq_jax.runs import files, tables
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.sweeps import cells as cells_of
@@ -106,11 +107,6 @@ def report(config, cells: Sequence[Cell], folder: Path, command: str) -> Path:
   if counts:
     body = [[", ".join(names), why] for why, names in counts.items()]
     parts.append(tables.markdown_table(["cells without rows", "why"], body, left=2))
-  older = dict.fromkeys(row["cell"] for row in rows if row["reason"] == collect.OVERRULED)
-  if older:
-    parts.append(
-      f"Rows {collect.OVERRULED}, which column `config` tells apart, are in {', '.join(older)}."
-    )
   parts.append("All rows, with config, commit, device and versions: [results.csv](results.csv).")
   return files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 
@@ -125,8 +121,7 @@ def _planned(config, folder: Path) -> tuple[list[Cell], ModuleType, Any]:
     settings = executor.Settings(**section)
   drawn.layouts(config)  # a wrong one is told before anything runs
   with field("config", config):
-    cells = elsewhere(plan(config, folder), config.also)
-  cells = [dataclasses.replace(cell, other=other_config(cell)) for cell in cells]
+    cells = found.claim(plan(config, folder), config.also, config.differ)
   checked = []
   for cell in states.expected(cells):
     why = cell.missing or executor.lacks(cell, settings)

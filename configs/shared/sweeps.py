@@ -43,6 +43,8 @@ def sweep(
   config.retry = False
   # Folders with finished runs that were started by hand: one of a cell's config is that cell.
   config.also = ()
+  # Fields in which such a run may differ from its cell; its numbers are then marked.
+  config.differ = ()
   # Only shows a sweep that runs elsewhere.
   config.watch = False
   config.local = settings(local.Settings())

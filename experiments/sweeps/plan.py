@@ -6,15 +6,13 @@ A base is a config file with fields set: `config`, `fields` ((field, value), ...
 
 import dataclasses
 import itertools
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.shared.checks import check, field, is_seed
 from experiments.sweeps import bases, computed, needs
-from flexiq_jax import data
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps.cells import Cell, require_unique
 
@@ -74,48 +72,6 @@ def _cell(name: str, base_name: str, base, chosen: Mapping[str, Any], run, folde
     tasks=base.tasks,
     missing=needs.missing(run),
   )
-
-
-def other_config(cell: Cell) -> str:
-  """What differs where a cell's workdir holds a run of another config; empty where nothing does."""
-  path = cell.workdir / "config.json"
-  if not path.is_file():
-    return ""
-  if changes := files.differences(files.read_json(path), cell.config):
-    name, old, new = changes[0]
-    more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
-    return f"its workdir holds a run of another config: {name} was {old}, is now {new}{more}"
-  return ""
-
-
-def elsewhere(cells: Sequence[Cell], folders: Iterable[str]) -> list[Cell]:
-  """The cells with the workdirs of finished runs in other folders, where theirs holds none.
-
-  Args:
-    cells: the cells.
-    folders: that hold workdirs, or are such; a run is a cell's where its config is.
-
-  Raises:
-    ValueError: a folder is not there.
-  """
-  runs: dict[str, Path] = {}
-  for text in folders:
-    folder = data.expand_path(text)
-    if not folder.is_dir():
-      raise ValueError(f"also: there is no folder {text}")
-    for path in sorted((*folder.glob("config.json"), *folder.glob("*/config.json"))):
-      if (path.parent / "finished").exists():
-        runs.setdefault(_key(files.read_json(path)), path.parent)
-  return [
-    cell
-    if (cell.workdir / "config.json").exists()
-    else dataclasses.replace(cell, workdir=runs.get(_key(cell.config), cell.workdir))
-    for cell in cells
-  ]
-
-
-def _key(config: Any) -> str:
-  return json.dumps(config, sort_keys=True)
 
 
 def _axes(sweep) -> dict[str, tuple]:

@@ -24,7 +24,8 @@ class Cell:
     gpus: how many the run needs.
     tasks: processes of the run, which find each other under SLURM (`jax.distributed`).
     missing: why the run cannot start here; empty where it can.
-    other: how the run in the workdir differs from this one; empty where it does not.
+    other: why the run in the workdir is not this one; empty where it is.
+    noted: in what the run differs from the plan, where it may.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Cell:
   tasks: int = 1
   missing: str = ""
   other: str = ""
+  noted: str = ""
 
   @property
   def log(self) -> Path:

@@ -3,8 +3,8 @@
 | column | what it holds |
 |---|---|
 | `cell`, and the labels of the sweep | which run |
-| `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers; of a |
-|                    | row that was there before `--overrule` changed the config, that it is such |
+| `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers. Of a |
+| | finished cell: in what it differs from the plan, or which rows are older than an `--overrule` |
 | `method`, `ratio`, `seed`, ... | the run's own columns (see `workdir`) |
 | `config`, `commit` | name and hash of the config, and the commit |
 | `device`, `python`, `jax`, ... | where it ran last, and the versions |
@@ -39,13 +39,13 @@ def collect(cells: Sequence[Cell]) -> list[Row]:
   rows: list[Row] = []
   for cell in cells:
     state = states.state(cell)
-    front = {"cell": cell.name, "status": str(state.status), "reason": _reason(state)}
-    front |= cell.labels
+    reason = cell.noted if cell.finished else _reason(state)
+    front = {"cell": cell.name, "status": str(state.status), "reason": reason, **cell.labels}
     found = workdir.Workdir(cell.workdir).rows() if cell.finished else []
     environment = _environment(cell.workdir) if found else {}
     if cell.finished and not found:
       front["reason"] = "finished without a row"
-    of = _config(cell)
+    of = "" if cell.noted else _config(cell)
     for row in found:
       own = {k: v for k, v in row.items() if v is not None}
       older = of and row.get("config") not in (None, of)

@@ -19,6 +19,7 @@ from flexiq_jax.runs.sweeps.conditions import Index, text_of
 
 # Statuses that say more than that a cell was not run.
 _WORDS = {states.Status.FAILED: "failed", states.Status.MISSING: "not here"}
+_MARK = "*"  # of numbers of runs that differ from the plan
 Heads = tuple[tuple[str, str], ...]
 
 
@@ -51,6 +52,13 @@ class Layout:
 
 def cells(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
   """Header and cells of a table as text."""
+  return _table(layout, rows)[:2]
+
+
+def _table(
+  layout: Layout, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[list[str]], dict[str, None]]:
+  """Header, cells, and what marked numbers are, of which run."""
   body, means, index = [], [], Index(rows)
   headings = [column[0] for column in layout.columns]
   for name, condition in heads(layout, rows):
@@ -68,12 +76,15 @@ def cells(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str],
     )
   for name, texts in layout.given:
     body.append([name, *(dict(texts).get(heading, tables.DASH) for heading in headings)])
-  return [layout.title, *headings], body
+  noted = dict.fromkeys(note for line in means for one in line for note in one.noted)
+  return [layout.title, *headings], body, noted
 
 
 def markdown(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> str:
-  """The table in GitHub's Markdown."""
-  return tables.markdown_table(*cells(layout, rows))
+  """The table in GitHub's Markdown, and below it what its marks mean."""
+  header, body, noted = _table(layout, rows)
+  text = tables.markdown_table(header, body)
+  return text + f"\n\n`{_MARK}`: {'; '.join(noted)}." if noted else text
 
 
 def latex(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -102,6 +113,7 @@ class _Found:
     values: that are averaged.
     runs: how many runs they are of.
     missing: rows of runs that have none.
+    noted: run and remark, of runs that are not quite what was planned.
   """
 
   layout: Layout
@@ -109,6 +121,7 @@ class _Found:
   values: list[float]
   runs: int
   missing: list[Mapping[str, Any]]
+  noted: tuple[str, ...]
 
   @property
   def counts(self) -> bool:
@@ -130,7 +143,9 @@ def _found(
   chosen = [one for one in alternatives if own.find(one)][:1]
   rows = own.find(condition)
   values = _by_seed(rows, name)
+  used = rows
   if less:
+    used = [*rows, *own.find(less[0])]
     other = _by_seed(own.find(less[0]), name)
     values = {
       seed: [float(np.mean(values[seed]) - np.mean(other[seed]))]
@@ -148,6 +163,9 @@ def _found(
     values=[value for each in values.values() for value in each],
     runs=len({row.get("cell") for row in rows}),
     missing=missing,
+    noted=tuple(
+      dict.fromkeys(f"{r['cell']}: {r['reason']}" for r in used if values and r.get("reason"))
+    ),
   )
 
 
@@ -168,7 +186,7 @@ def _shown(found: _Found) -> str:
     return f"{round(found.mean):,}"
   several = len(found.values) > 1 and found.layout.spread
   spread = float(np.std(found.values, ddof=1)) if several else None
-  text = tables.mean_spread(found.mean, spread, found.layout.digits)
+  text = tables.mean_spread(found.mean, spread, found.layout.digits) + _MARK * bool(found.noted)
   return text + _share(found.runs, found.runs + len(found.missing))
 
 

@@ -150,6 +150,14 @@ def test_what_is_known_of_a_run_needs_no_run():
   assert layouts.cells(layout, done)[1] == [["A", "88.00", "4.50"]]
 
 
+def test_numbers_of_runs_that_differ_are_marked():
+  rows = [*run("a-x-0", "x", float=90.0), *run("a-y-0", "y", own_1=88.0)]
+  rows[1]["reason"] = "made on a Monday"
+  assert layouts.cells(WAYS, rows)[1][0] == ["A", "90.00", "88.00*", "2.00*"]
+  assert layouts.markdown(WAYS, rows).endswith("|\n\n`*`: a-y-0: made on a Monday.")
+  assert not layouts.markdown(WAYS, rows[:1]).endswith(".")
+
+
 def test_a_mean_says_of_how_many_runs_it_is():
   rows = [*run("a-y-0", "y", float=90.0, own_1=88.0), *run("a-y-1", "y", 1, float=92.0, own_1=89.0)]
   whole = ["A", "91.00 ± 1.41", "88.50 ± 0.71", "2.50 ± 0.71"]  # the drop seed by seed

@@ -261,7 +261,7 @@ def test_a_run_that_may_differ_counts_and_its_numbers_are_marked(tmp_path):
   }
   layout = Layout(title="x", rows="seed", columns=(("0 %", "ratio=0"), ("INT8", "method=int8")))
   assert laid.markdown(layout, rows[:20]).splitlines()[2:] == [
-    *("| 0 | 90.00* | — |", "", f"`*`: {first.name}: {why}.")
+    *(r"| 0 | 90.00\* | — |", "", f"`*`: {first.name}: {why}.")
   ]
 
 

@@ -201,7 +201,7 @@ def _tables(ratios: tuple[float, ...]) -> dict[str, Layout]:
   )
   for name, value, digits in (("distances", "distance_held_out", 4), ("orders", "top1", 2)):
     columns = tuple((f"{100 * r:g} %", f"ratio={r}") for r in inner)
-    forwards = () if value == "top1" else (("forwards", f"ratio={inner[0]}", "forwards"),)
+    forwards = (("forwards", f"ratio={inner[0]}", "forwards"),) if value == "top1" else ()
     tables[name] = Layout(
       title="order", rows=orders, columns=(*columns, *forwards), value=value, digits=digits
     )

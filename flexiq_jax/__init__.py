@@ -23,18 +23,10 @@ if TYPE_CHECKING:
   from flexiq_jax import models
   from flexiq_jax.accuracy import Accuracy, evaluate, largest_ratio
   from flexiq_jax.adaptive import AdaptiveModel
+  from flexiq_jax.deployed import deploy, export, load_runner
   from flexiq_jax.deployment import Runner
   from flexiq_jax.finetuning import FinetuneSettings
-  from flexiq_jax.flexiq import (
-    deploy,
-    export,
-    finetune,
-    improve,
-    load,
-    load_runner,
-    quantize,
-    reconstruct,
-  )
+  from flexiq_jax.flexiq import finetune, improve, load, quantize, reconstruct
   from flexiq_jax.network import Network
   from flexiq_jax.quant import LowSettings, RangeSettings
   from flexiq_jax.search import SearchSettings
@@ -70,8 +62,11 @@ _HOMES = {
   "RangeSettings": "quant",
   "Runner": "deployment",
   "SearchSettings": "search",
+  "deploy": "deployed",
   "evaluate": "accuracy",
+  "export": "deployed",
   "largest_ratio": "accuracy",
+  "load_runner": "deployed",
 }
 
 

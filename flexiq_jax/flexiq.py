@@ -1,4 +1,4 @@
-"""The short way: what `import flexiq_jax` offers.
+"""The short way from a float model to an adaptive one; `deployed.py` has the way on from there.
 
     model = quantize(net_or_apply, params, batches)
     model = improve(model)
@@ -20,11 +20,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from flexiq_jax import accuracy, adaptive, deployment, finetuning, inputs, orders, search
+from flexiq_jax import accuracy, adaptive, finetuning, inputs, orders, search
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.calibrated import Grouped, calibrate
-from flexiq_jax.deployment import Runner, artifact
-from flexiq_jax.deployment import export as stablehlo
 from flexiq_jax.network import Network
 from flexiq_jax.orders import LEVELS, recipes
 from flexiq_jax.quant import LowSettings, PassListener, RangeSettings, selectable
@@ -33,7 +31,6 @@ from flexiq_jax.runs.progress import PassProgress
 from flexiq_jax.search import SearchSettings
 
 Array = Any
-_GRANULES = {"cpu": 2, "gpu": 64, "tpu": 128}
 
 
 @quiet
@@ -276,89 +273,6 @@ def load(
     x = x if x is not None else jax.ShapeDtypeStruct(*recipe.input)  # type: ignore
     network = Network(*inputs.as_function(net, params), x)
   return adaptive.load(path, network, other_weights=other_weights)
-
-
-@quiet
-def deploy(
-  model: AdaptiveModel,
-  directory: str | os.PathLike | None = None,
-  *,
-  levels: Sequence[float] = LEVELS,
-  granule: int | None = None,
-  sizes: Sequence[int] = deployment.SIZES,
-) -> Runner:
-  """Packs a model for the mixed matmul, and has it run.
-
-  Args:
-    model: the model.
-    directory: where an artifact is written (see `load_runner`); a folder that does not exist yet,
-      or is empty. None writes nothing.
-    levels: ratios at which it is to run, ascending.
-    granule: rows that a shift block is a multiple of (see `deployment.deploy`); None takes that of
-      JAX's default backend.
-    sizes: batch sizes that are compiled (see `Runner`).
-
-  Raises:
-    ValueError: the folder holds something, or levels, granule or sizes are wrong.
-  """
-  granule = granule or _GRANULES[model.network.platform]
-  made = deployment.deploy(model, model.network.example, levels=levels, granule=granule)
-  runner = Runner(made, sizes=sizes)
-  if directory is not None:
-    artifact.save(directory, made, name=Path(directory).resolve().name)
-  return runner
-
-
-@quiet
-def load_runner(
-  directory: str | os.PathLike,
-  net: Any,
-  params: Any = None,
-  *,
-  x: Any,
-  sizes: Sequence[int] = deployment.SIZES,
-) -> Runner:
-  """Reads what `deploy` wrote.
-
-  Args:
-    directory: of the artifact.
-    net: the float model, as for `quantize`.
-    params: its parameters; their shapes are enough.
-    x: an example input `[B, ...]`, array or shape.
-    sizes: batch sizes that are compiled.
-
-  Raises:
-    FileNotFoundError: there is no such artifact.
-    ValueError: it is damaged, or of another model.
-  """
-  return Runner(artifact.load(directory, *inputs.as_function(net, params), x), sizes=sizes)
-
-
-@quiet
-def export(
-  model: AdaptiveModel,
-  directory: str | os.PathLike,
-  *,
-  batch_size: int = 8,
-  levels: Sequence[float] = LEVELS,
-  platforms: Sequence[str] = stablehlo.PLATFORMS,
-) -> Path:
-  """Writes a model as StableHLO, which JAX alone runs (see `deployment.export`).
-
-  Args:
-    model: the model.
-    directory: made if missing.
-    batch_size: of the batches it will take.
-    levels: ratios at which it is to run, ascending.
-    platforms: of `cpu`, `cuda` and `tpu`.
-
-  Returns:
-    The folder.
-  """
-  example = model.network.example
-  x = jax.ShapeDtypeStruct((batch_size, *example.shape[1:]), example.dtype)
-  made = deployment.deploy(model, example, levels=levels)
-  return stablehlo.save(directory, made, x, platforms=platforms)
 
 
 def _steps(entry: dict[str, Any]) -> None:

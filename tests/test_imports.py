@@ -56,7 +56,10 @@ OURS = {
   "flexiq_jax.accuracy": (*_MODEL, "flexiq_jax.inputs", "flexiq_jax.runs"),
   "flexiq_jax.flexiq": (
     *(*_MODEL, "flexiq_jax.accuracy", "flexiq_jax.inputs", "flexiq_jax.runs"),
-    *("flexiq_jax.search", "flexiq_jax.finetuning", "flexiq_jax.deployment"),
+    *("flexiq_jax.search", "flexiq_jax.finetuning"),
+  ),
+  "flexiq_jax.deployed": (
+    *(*_MODEL, "flexiq_jax.inputs", "flexiq_jax.runs", "flexiq_jax.deployment"),
   ),
   "flexiq_jax.methods": (*_MODEL, "flexiq_jax.training", "flexiq_jax.runs"),
   "flexiq_jax.methods.program": (),

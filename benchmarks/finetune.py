@@ -72,7 +72,8 @@ def finetuning_step(name: str, x, labels, ratios: int):
   masks = model.schedule.masks
   loss = joint.objective(network, start, masks, settings)
   trained = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
-  prepare, optimizer = joint.teacher(network, lambda key, x: x), joint.make_optimizer(settings)
+  prepare = joint.teacher(network, lambda key, x: x)
+  optimizer = joint.make_optimizer(settings, network.layers, {k: s.w for k, s in start.items()})
   parts = joint.parts_of(settings, masks)
   state = loop.State(params=trained, rest=kept, optimizer=optimizer.init(trained))
   return _step(loss, state, optimizer, (x, labels), prepare, parts)

@@ -21,11 +21,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flexiq_jax import graph
+from flexiq_jax import graph, models
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.finetuning.reconstruction import reconstruct
 from flexiq_jax.finetuning.refit import refit
 from flexiq_jax.finetuning.settings import FinetuneSettings, ReconstructionSettings
+from flexiq_jax.graph import Layer
 from flexiq_jax.network import Network
 from flexiq_jax.quant import LowSettings, calibration, exact, rules, straight
 from flexiq_jax.runs import files
@@ -228,7 +229,9 @@ def _train(
     objective(network, start, masks, settings),
     params,
     kept,
-    make_optimizer(settings),
+    make_optimizer(
+      settings, layers, {k: q.w_scale * 2.0 ** (q.bits - 8) for k, q in model.items()}
+    ),
     _Batches(examples, settings.batch_size, settings.every, seed, shared),
     epochs=settings.steps // settings.every,
     seed=seed,
@@ -314,18 +317,43 @@ def _ratio(key: jax.Array, part: Array, settings: FinetuneSettings) -> tuple[Arr
   return jnp.where(part == 0, ratio, drawn), jnp.where(part == 0, anchor, count)
 
 
-def make_optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
-  """Adam for parameters and for logarithms of scales, each with its own rate."""
+def make_optimizer(
+  settings: FinetuneSettings, layers: Iterable[Layer], steps: Mapping[str, Array]
+) -> optax.GradientTransformation:
+  """Adam, with a rate for weights, one for other parameters, and one for logarithms of scales.
 
-  def adam(peak):
-    rate = optax.warmup_cosine_decay_schedule(
-      0.0 if settings.warmup else peak, peak, settings.warmup, settings.steps
-    )
-    return optax.adam(rate)
+  Adam moves every number equally far. Folded batch norm leaves weights whose sizes differ by
+  factors of thousands from channel to channel: what is little to one destroys the other. So weights
+  move in steps of their own output channel.
 
-  return optax.multi_transform(
-    {"params": adam(settings.learning_rate), "log_scales": adam(settings.scale_learning_rate)},
-    lambda params: {k: jax.tree.map(lambda _, k=k: k, v) for k, v in params.items()},
+  Args:
+    settings: of the training.
+    layers: of the network.
+    steps: layer name -> 8-bit steps of its weights, float32 `[N]`.
+  """
+
+  def rate(updates, state, params=None):
+    del params
+    moves = models.flatten(updates["params"])
+    weights = {layer.param: layer for layer in layers}
+    for path, move in moves.items():
+      if path in weights:
+        layer = weights[path]
+        step = straight.per_output(layer, steps[layer.name])
+        moves[path] = settings.learning_rate * step * move
+      else:
+        moves[path] = settings.other_learning_rate * move
+    scales = jax.tree.map(lambda m: settings.scale_learning_rate * m, updates["log_scales"])
+    return {"params": models.unflatten(moves), "log_scales": scales}, state
+
+  layers = tuple(layers)
+  course = optax.warmup_cosine_decay_schedule(
+    0.0 if settings.warmup else 1.0, 1.0, settings.warmup, settings.steps
+  )
+  return optax.chain(
+    optax.scale_by_adam(),
+    optax.GradientTransformation(lambda params: optax.EmptyState(), rate),
+    optax.scale_by_learning_rate(course),
   )
 
 

@@ -33,8 +33,9 @@ class FinetuneSettings:
   Attributes:
     steps: optimizer steps; a multiple of `every`.
     batch_size: examples a step.
-    learning_rate: of weights, biases and all other parameters; the peak, reached after warm-up,
-      from which half a cosine goes down to zero.
+    learning_rate: of the layers' weights, in 8-bit steps of their output channel; the peak, reached
+      after warm-up, from which half a cosine goes down to zero.
+    other_learning_rate: of biases and all other parameters, likewise.
     scale_learning_rate: of the logarithms of activation and weight scales, likewise.
     warmup: steps of linear warm-up.
     anchors: 4-bit ratios one of which every step computes, drawn at random.
@@ -50,7 +51,8 @@ class FinetuneSettings:
 
   steps: int = 1600
   batch_size: int = 32
-  learning_rate: float = 1e-4
+  learning_rate: float = 0.05
+  other_learning_rate: float = 1e-4
   scale_learning_rate: float = 3e-4
   warmup: int = 50
   anchors: tuple[float, ...] = (0.0, 1.0)
@@ -66,7 +68,7 @@ class FinetuneSettings:
       require(self, field, is_whole(getattr(self, field), 1), "an integer from 1")
     for field in ("warmup", "refit"):
       require(self, field, is_whole(getattr(self, field), 0), "an integer from 0")
-    for field in ("learning_rate", "scale_learning_rate"):
+    for field in ("learning_rate", "other_learning_rate", "scale_learning_rate"):
       require_positive(self, field)
     require(
       self, "label_weight", is_real(self.label_weight) and self.label_weight >= 0, "a number from 0"

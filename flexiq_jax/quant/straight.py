@@ -213,7 +213,7 @@ def _stand_in(layer, contract, platform, x, w, scales, mask, own) -> Array:
   x_codes = quantizer.quantize(x, scales.x, own.bits, own.signed)
   x_real = _through(x.astype(jnp.float32) / scales.x, x_codes, own.bits, own.signed)
   w_codes = _weight_codes(layer, w, scales.w, own.bits)
-  steps = w.astype(jnp.float32) / _per_output(layer, scales.w)
+  steps = w.astype(jnp.float32) / per_output(layer, scales.w)
   w_real = _through(steps, w_codes, own.bits, True)
   correction = None
   if mask is not None:
@@ -232,7 +232,7 @@ def _stand_in(layer, contract, platform, x, w, scales, mask, own) -> Array:
       correction = (means[0] * sums[0] - means[1] * sums[1]).sum(axis=1).reshape(-1)
     w_real = jnp.where(layer.w_vector(channels), w_low, w_real)
   # Scales go into the operands: after the product, their derivatives would take its value.
-  operands = x_real * scales.x, w_real * _per_output(layer, scales.w)
+  operands = x_real * scales.x, w_real * per_output(layer, scales.w)
   y = exact.real_product(layer, *operands, contract, platform)
   if correction is not None:
     y += layer.y_vector(correction * scales.w * scales.x, y.shape)
@@ -255,12 +255,12 @@ def _through_low(real: Array, codes: Array, e: Array, low: Array) -> Array:
 
 
 def _weight_codes(layer: Layer, w: Array, scale: Array, bits: int) -> Array:
-  scale = quantizer.divisor(w, _per_output(layer, scale))
+  scale = quantizer.divisor(w, per_output(layer, scale))
   return quantizer.quantize(w, scale, bits)
 
 
-def _per_output(layer: Layer, v: Array) -> Array:
-  """`[N]` -> an array of w's shape."""
+def per_output(layer: Layer, v: Array) -> Array:
+  """One value for each output channel `[N]` -> an array of w's shape."""
   shape = _canonical_shape(layer)
   return layer.native(jnp.broadcast_to(v.reshape(layer.groups, 1, 1, -1), shape))
 

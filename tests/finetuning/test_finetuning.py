@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import flexiq_jax as fq
-from flexiq_jax import adaptive, finetuning, flexiq
-from flexiq_jax.finetuning import Examples, FinetuneSettings
+from flexiq_jax import adaptive, finetuning, flexiq, models
+from flexiq_jax.finetuning import Examples, FinetuneSettings, joint
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule, weights
 from flexiq_jax.quant.grouping import LowSettings
@@ -24,7 +25,8 @@ from tests.graph import models_for_test
 SETTINGS = FinetuneSettings(
   steps=200,
   batch_size=16,
-  learning_rate=3e-4,
+  learning_rate=0.1,
+  other_learning_rate=3e-4,
   scale_learning_rate=1e-3,
   warmup=5,
   loss="l2",
@@ -231,8 +233,29 @@ def test_examples_that_do_not_do(start, examples, changes, message):
     finetuning.finetune(start.model, examples or start.examples, start.batches, settings)
 
 
+def test_weights_move_in_steps_of_their_channel(start):
+  """Adam's first move is 1 by each number, whatever its gradient; a channel without range stays."""
+  network, settings = start.network, dataclasses.replace(SETTINGS, warmup=0)
+  layer = network.layers[0]
+  steps = {q.name: jnp.geomspace(1e-6, 1.0, q.out_channels) for q in network.layers}
+  steps[layer.name] = steps[layer.name].at[0].set(0.0)
+  trained = {"params": network.params, "log_scales": {"a": jnp.ones(3)}}
+  optimizer = joint.make_optimizer(settings, network.layers, steps)
+  gradient = jax.tree.map(lambda a: 7.0 * jnp.ones_like(a), trained)
+  moves, _ = optimizer.update(gradient, optimizer.init(trained), trained)
+  found = layer.canonical(models.flatten(moves["params"])[layer.param])
+  expected = jnp.broadcast_to(-0.1 * steps[layer.name].reshape(layer.groups, 1, 1, -1), found.shape)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  layers = {q.param for q in network.layers}
+  others = [v for path, v in models.flatten(moves["params"]).items() if path not in layers]
+  assert others
+  for move in others:
+    np.testing.assert_allclose(move, jnp.full_like(move, -3e-4), rtol=1e-5)
+  np.testing.assert_allclose(moves["log_scales"]["a"], jnp.full(3, -1e-3), rtol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_stops(start, tmp_path):
-  settings = dataclasses.replace(FEW, learning_rate=1e30, warmup=0)
+  settings = dataclasses.replace(FEW, other_learning_rate=1e30, warmup=0)
   with pytest.raises(loop.DivergedError, match="diverged"):
     finetuning.finetune(start.model, start.examples, start.batches, settings)
 

@@ -164,7 +164,8 @@ def test_the_short_way(start):
 def test_finetuning_goes_on_from_there_with_the_float_model_as_its_teacher(start, made):
   """Without a step to speak of the reconstruction remains; the loss is from the float model."""
   model, x = start
-  tiny = {"learning_rate": 1e-12, "scale_learning_rate": 1e-12, "warmup": 0, "refit": 0}
+  rates = ("learning_rate", "other_learning_rate", "scale_learning_rate")
+  tiny = {**dict.fromkeys(rates, 1e-12), "warmup": 0, "refit": 0}
   settings = finetuning.FinetuneSettings(
     **tiny, steps=1, every=1, batch_size=64, anchors=(1.0,), ratios=(1.0,), reconstruct=True
   )

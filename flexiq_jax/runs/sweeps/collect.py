@@ -4,7 +4,7 @@
 |---|---|
 | `cell`, and the labels of the sweep | which run |
 | `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers. Of a |
-| | finished cell: in what it differs from the plan, or which rows are older than an `--overrule` |
+| | finished cell: in what it differs from the plan, or rows of before an `--overrule` |
 | `method`, `ratio`, `seed`, ... | the run's own columns (see `workdir`) |
 | `config`, `commit` | name and hash of the config, and the commit |
 | `device`, `python`, `jax`, ... | where it ran last, and the versions |
@@ -30,7 +30,7 @@ _ENVIRONMENT = {  # of a run's start -> column
 }
 _FIRST = ("cell", "status", "reason")
 _LAST = ("config", "commit", *_ENVIRONMENT.values())
-OVERRULED = "made before --overrule changed the config"
+ANOTHER = "made with another config than the cell's (column config)"
 Row = dict[str, Any]
 
 
@@ -49,7 +49,7 @@ def collect(cells: Sequence[Cell]) -> list[Row]:
     for row in found:
       own = {k: v for k, v in row.items() if v is not None}
       older = of and row.get("config") not in (None, of)
-      rows.append({**front, **({"reason": OVERRULED} if older else {}), **own, **environment})
+      rows.append({**front, **({"reason": ANOTHER} if older else {}), **own, **environment})
     if not found:
       rows.append(front)
   return rows

@@ -24,7 +24,7 @@ import optax
 from flax import nnx
 
 from flexiq_jax import flexiq, models, search
-from flexiq_jax.finetuning import FinetuneSettings, joint
+from flexiq_jax.finetuning import FinetuneSettings, joint, objective
 from flexiq_jax.network import Network
 from flexiq_jax.quant import straight
 from flexiq_jax.training import loop
@@ -70,11 +70,11 @@ def finetuning_step(name: str, x, labels, ratios: int):
     for layer in network.layers
   }
   masks = model.schedule.masks
-  loss = joint.objective(network, start, masks, settings)
+  loss = objective.objective(network, start, masks, settings)
   trained = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
-  prepare = joint.teacher(network, lambda key, x: x)
+  prepare = objective.teacher(network, lambda key, x: x)
   optimizer = joint.make_optimizer(settings, network.layers, {k: s.w for k, s in start.items()})
-  parts = joint.parts_of(settings, masks)
+  parts = objective.parts_of(settings, masks)
   state = loop.State(params=trained, rest=kept, optimizer=optimizer.init(trained))
   return _step(loss, state, optimizer, (x, labels), prepare, parts)
 

@@ -7,6 +7,7 @@ a request, so that time which the client itself was late is not hidden (coordina
 import asyncio
 import collections
 import dataclasses
+import selectors
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -145,6 +146,11 @@ def post(path: str, body: bytes, **headers: str) -> bytes:
   more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
   head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{more}\r\n"
   return head.encode() + body
+
+
+def punctual_loop() -> asyncio.AbstractEventLoop:
+  """An event loop that wakes when it is time; epoll's and uvloop's wait for whole milliseconds."""
+  return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
 async def open_loop(

@@ -13,7 +13,8 @@ One small deployed model (the digits' MobileNet, random weights), one request an
 | `litserve` | LitServe with the same runner and JSON requests; skipped where not installed |
 
 Latency: an open loop at a fixed rate of Poisson arrivals, from each request's intended time to its
-answer; all ways take turns, figures are medians of rounds. Throughput: clients that send again as
+answer; all ways take turns, each round begins with another one, figures are medians of rounds. How
+late the client itself was is in it and told beside it. Throughput: clients that send again as
 soon as they are answered; beside it the CPU time of all the server's processes for one answer, in
 which other processes on the machine show less. LitServe forms batches as large as ours may be; of
 its waiting times 0 and 5 ms the better one counts.
@@ -193,25 +194,29 @@ async def latencies(ports: dict[str, int], runner, times: np.ndarray, rounds: in
   """Percentiles of all ways in milliseconds, medians over rounds."""
   made, asked = engine(runner), requests()
   await made.start()
-  found: dict[str, list[np.ndarray]] = {way: [] for way in ("runner", "engine", *ports)}
-  late = []
-  for _ in range(rounds):
-    found["runner"].append(await asyncio.to_thread(through_runner, runner, times))
-    found["engine"].append(await through_engine(made, times))
-    for way, port in ports.items():
-      sent = [asked[way]] * len(times)
-      exchanges = await http_client.open_loop(port, sent, times)
-      if bad := [e for e in exchanges if e.status != 200]:
-        raise RuntimeError(f"{way}: status {bad[0].status}: {bad[0].body[:200]!r}")
-      found[way].append(np.array([e.done - e.intended for e in exchanges]))
-      late += [e.sent - e.intended for e in exchanges]
+  ways = ("runner", "engine", *ports)
+  found: dict[str, list[np.ndarray]] = {way: [] for way in ways}
+  late: dict[str, list[float]] = {way: [] for way in ports}
+  for turn in range(rounds):
+    first = turn % len(ways)
+    for way in (*ways[first:], *ways[:first]):
+      if way == "runner":
+        found[way].append(await asyncio.to_thread(through_runner, runner, times))
+      elif way == "engine":
+        found[way].append(await through_engine(made, times))
+      else:
+        exchanges = await http_client.open_loop(ports[way], [asked[way]] * len(times), times)
+        if bad := [e for e in exchanges if e.status != 200]:
+          raise RuntimeError(f"{way}: status {bad[0].status}: {bad[0].body[:200]!r}")
+        found[way].append(np.array([e.done - e.intended for e in exchanges]))
+        late[way] += [e.sent - e.intended for e in exchanges]
   await made.stop()
   result = {}
   for way, runs in found.items():
     percentiles = np.median([np.percentile(1e3 * r, (50, 90, 99)) for r in runs], axis=0)
     result[way] = dict(zip(("p50", "p90", "p99"), map(float, percentiles), strict=True))
-  result["client was late"] = {"p50": 1e3 * float(np.median(late))}
-  return result
+  told = {way: 1e3 * float(np.median(values)) for way, values in late.items()}
+  return result | {"client was late, p50": told}
 
 
 def throughput(
@@ -268,7 +273,8 @@ def measure(*, rate: float, seconds: float, rounds: int, clients: int) -> dict:
     if best is not None:
       servers["litserve"] = others[best]
     ports = {way: port for way, (port, _) in servers.items()}
-    found = asyncio.run(latencies(ports, runner, times, rounds))
+    with asyncio.Runner(loop_factory=http_client.punctual_loop) as loop:
+      found = loop.run(latencies(ports, runner, times, rounds))
   result = {
     "environment": process.describe(),
     "setting": {"rate": rate, "seconds": seconds, "rounds": rounds, "clients": clients},

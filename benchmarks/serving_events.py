@@ -64,7 +64,7 @@ def event_by_event(
           r = level
     plan = batching.plan(
       *(settings, now, np.array([arrivals[i] for i in queue])),
-      *(np.ones(len(queue), int), due, tables[r]),
+      *(np.ones(len(queue), int), due, tables[r], ()),
     )
     if plan.take == 0:
       # Until the time is up, or the queue is long enough.

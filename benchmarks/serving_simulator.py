@@ -1,7 +1,8 @@
-"""Requests that the simulator serves in a second of wall time, beside a peer that handles events.
+"""Requests that the simulator serves in a second, beside a peer that handles events.
 
 The peer (`benchmarks/serving_events.py`) makes the same decisions by the same functions, but
-keeps a list of requests and handles one arrival at a time. Both results are compared.
+keeps a list of requests and handles one arrival at a time. Both results are compared. Seconds are
+of wall time, and of this process's CPU time, which says more where others use the machine.
 
     PYTHONPATH=. python benchmarks/serving_simulator.py
     PYTHONPATH=. python benchmarks/serving_simulator.py --json=build/serving_simulator.json
@@ -43,14 +44,19 @@ def measure(seconds: float, rounds: int, peer: Callable[..., Any] | None) -> lis
       ours = lambda c=controller, a=arrivals: serving.simulate(
         a, c, profile=profile, batching=batching
       )
-      record, took = _timed(ours, rounds)
+      record, took, cpu = _timed(ours, rounds)
       batches = int(record.batch.max()) + 1
-      row = {"load": load, "controller": name, "requests": len(arrivals), "batches": batches}
-      row["per_second"] = len(arrivals) / took
+      row: dict[str, Any] = {
+        "load": load,
+        "controller": name,
+        "requests": len(arrivals),
+        "batches": batches,
+      }
+      row |= {"per_second": len(arrivals) / took, "per_cpu_second": len(arrivals) / cpu}
       row["batches_per_second"] = batches / took
       if peer is not None:
         part = arrivals[: min(len(arrivals), 20_000)]
-        plain, slow = _timed(lambda: peer(part, controller, profile, batching, 1024, None), 1)
+        plain, slow, _ = _timed(lambda: peer(part, controller, profile, batching, 1024, None), 1)
         again = serving.simulate(part, controller, profile=profile, batching=batching)
         if not np.array_equal(plain[4], again.batch):
           raise RuntimeError(f"{name} at {load}: the peer forms other batches")
@@ -59,13 +65,15 @@ def measure(seconds: float, rounds: int, peer: Callable[..., Any] | None) -> lis
   return rows
 
 
-def _timed(call: Callable[[], Any], rounds: int) -> tuple[Any, float]:
+def _timed(call: Callable[[], Any], rounds: int) -> tuple[Any, float, float]:
+  """The result, and seconds of wall and of CPU time, medians over rounds."""
   times, result = [], None
   for _ in range(rounds):
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     result = call()
-    times.append(time.perf_counter() - started)
-  return result, float(np.median(times))
+    times.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+  wall, cpu = np.median(times, axis=0)
+  return result, float(wall), float(cpu)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     beside = f", {row['relative_to_peer']:.1f}x the peer" if "relative_to_peer" in row else ""
     print(
       f"load {row['load']:g}, {row['controller']}: {row['per_second']:,.0f} requests/s, "
-      f"{row['batches_per_second']:,.0f} batches/s{beside}"
+      f"{row['per_cpu_second']:,.0f} by CPU time; {row['batches_per_second']:,.0f} batches/s"
+      f"{beside}"
     )
   if given.json:
     files.write_text(given.json, json.dumps(rows, indent=2) + "\n")

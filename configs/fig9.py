@@ -39,7 +39,8 @@ def get_config(arg=None):
     # Of `swapping`, seconds to load a model; of `layerwise`, the part of it that plans differ in.
     load_s=0.5,
     share=0.25,
-    # Workdir of a finished comparison and which of its methods, for `layerwise`.
+    # Workdir or results.csv of a finished comparison (configs/compare_cifar10.py), and which of
+    # its layer-wise methods, for `layerwise`.
     layerwise="",
     layerwise_method="hawq",
     # Seconds that a point of the curves over time stands for.

@@ -13,7 +13,7 @@ from types import ModuleType
 
 EXPERIMENTS = (
   *("curve", "ablation", "compare", "deploy", "serve", "table"),
-  *("fig8", "fig9", "npu"),
+  *("fig8", "fig9", "latency", "npu"),
 )
 # Not a run but many of them; its functions take other arguments (see sweep.py).
 SWEEP = "sweep"

@@ -7,7 +7,7 @@
 | `oracle`     | FlexiQ, with the arrivals known                                              |
 | `int8`, `int4` | one model; INT4 with the accuracy of uniform INT4                          |
 | `swapping`   | both of these, one at a time; a change loads a model                         |
-| `layerwise`  | layer-wise plans, with the accuracy of a comparison's method                 |
+| `layerwise`  | plans of a comparison's method, at the shares and accuracies of its rows     |
 
 Columns: `median`, `p90`, `p99` in seconds over all requests, one without a result counting as
 endless; `in_time`, share answered within the target; `mean_ratio` and `served_top1` over those
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.shared import reporting, served, setup
+from experiments.shared import accuracies, reporting, served, setup
 from experiments.shared.checks import field
 from flexiq_jax import serving
 from flexiq_jax.runs import files, plots, process, report, tables
@@ -44,11 +44,11 @@ class Inputs(served.Inputs):
 
   Attributes:
     counts: requests a second of the trace; None where arrivals are of another kind.
-    plans: top-1 of layer-wise plans by ratio, empty where they do not run.
+    plans: layer-wise plans with their accuracies, None where they do not run.
   """
 
   counts: np.ndarray | None
-  plans: Mapping[float, float]
+  plans: accuracies.Plans | None
 
 
 def describe(config) -> str:
@@ -60,14 +60,18 @@ def describe(config) -> str:
 def prepare(config) -> Inputs:
   """Checks a config, opens its profile and its trace; nothing is written."""
   _check(config)
-  part, counts, plans = config.fig9, None, {}
+  part, counts, plans = config.fig9, None, None
   if part.arrivals == "trace":
     with field("config.fig9.trace"):
       counts = workloads.read_trace(part.trace)
   if "layerwise" in part.systems:
     with field("config.fig9.layerwise"):
-      plans, _ = served.accuracy_of(part.layerwise, part.layerwise_method, ends=False)
+      plans = accuracies.of_plans(part.layerwise, part.layerwise_method)
   common = served.prepare(config, "fig9")
+  if plans and common.profile:
+    with field("config.serving.profile"):
+      for share in plans.top1:
+        common.profile.latencies(share, config.serving.size)
   fields = {f.name: getattr(common, f.name) for f in dataclasses.fields(common)}
   return Inputs(**fields, counts=counts, plans=plans)
 
@@ -118,7 +122,7 @@ def _serve(
   part, config = inputs.config.serving, inputs.config
   ends, curve = (profile.ratios[0], profile.ratios[-1]), inputs.accuracy
   int8 = curve.get(profile.ratios[0]) if curve else None
-  models = {}
+  models, plans = {}, inputs.plans.top1 if inputs.plans else {}
   if int8 is not None and inputs.int4 is not None:
     models = {ends[0]: int8, ends[1]: inputs.int4}
   options = {
@@ -129,11 +133,11 @@ def _serve(
     "layerwise": (
       "layerwise",
       {
-        "levels": tuple(sorted(inputs.plans)),
+        "levels": tuple(plans),
         "load_s": config.fig9.load_s,
         "share": config.fig9.share,
       },
-      inputs.plans,
+      plans,
     ),
   }
   kind, more, accuracy = options.get(name, (name, {}, curve))
@@ -227,6 +231,7 @@ def _report(inputs: Inputs, workdir: Workdir, command: str, profile, seconds: fl
     plots=[("Arrivals, 4-bit ratio, median latency and accuracy over time", picture)],
     notes=[
       *served.notes(inputs, profile),
+      *([inputs.plans.source] if inputs.plans else []),
       f"`swapping` loads a model in {config.fig9.load_s:g} s, in which nothing is served.",
       "The paper's figures of this kind, by a third-party note: median 100 to 150 ms, INT8 up to "
       "660 ms, mean accuracy 84.64 against 84.72 %. "

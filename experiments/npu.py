@@ -4,26 +4,15 @@ Rows: `MODEL R x C, F a cell, batch B` at each ratio, with the columns `cycles`,
 (see `npu.Cycles`), `gain` over 0 %, and `dram_bound`, the number of layers that wait for memory.
 """
 
-import math
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-from experiments.shared import reporting, setup
-from experiments.shared.checks import field, require
-from flexiq_jax import graph, models
-from flexiq_jax.graph import tracing
-from flexiq_jax.quant import selectable
-from flexiq_jax.runs import distributed, process, report, tables
+from experiments.shared import reporting, setup, works
+from experiments.shared.checks import field
+from flexiq_jax.runs import process, report, tables
 from flexiq_jax.runs.progress import Progress, duration
 from flexiq_jax.runs.workdir import Workdir
 from flexiq_jax.serving import npu
-
-Layers = list[tuple[npu.Work, bool]]
 
 
 def describe(config) -> str:
@@ -43,13 +32,12 @@ def run(inputs: setup.Described, workdir: Workdir, command: str) -> Path:
   started, config = time.monotonic(), inputs.config
   workdir.event("start", command=command, **process.describe())
   part = config.npu
-  own = _layers(inputs.module, inputs.selectable)
+  own = works.of_module(inputs.module, inputs.selectable)
   here = (part.rows, part.columns)
   with Progress("npu, models", len(part.models) + 1) as progress:
     for name in part.models:
       if not all(_has(inputs, workdir, name, here, f, b) for f, b in _settings(config)):
-        module: Any = nnx.eval_shape(lambda name=name: models.create(name))
-        _count(inputs, workdir, name, _layers(module, None), here)
+        _count(inputs, workdir, name, works.of_name(name), here)
       progress.update(note=name)
     for shape in part.shapes:
       _count(inputs, workdir, f"own {config.model}", own, tuple(shape))
@@ -57,33 +45,6 @@ def run(inputs: setup.Described, workdir: Workdir, command: str) -> Path:
   path = _report(inputs, workdir, command, own, time.monotonic() - started)
   workdir.finish()
   return path
-
-
-def _layers(module: Any, names: tuple[str, ...] | None) -> Layers:
-  """A model's layers as matrix products, and whether each may have 4-bit channels."""
-  apply, params = models.functional(module)
-  x = jax.ShapeDtypeStruct((1, *module.input_shape), jnp.float32)
-  traced = tracing.trace(apply, params, x)
-  chosen = selectable(tuple(traced.layers.values())) if names is None else names
-  found: Layers = []
-  for number, layer in traced.layers.items():
-    if layer.kind == "depthwise":
-      continue
-    equation = traced.jaxpr.jaxpr.eqns[number]
-    shape = graph.aval(equation.invars[1 - traced.sides[number]]).shape
-    window = math.prod(layer.window)
-    # Groups are products of their own, side by side in N.
-    channels = layer.in_channels // layer.groups
-    work = npu.Work(
-      name=layer.name,
-      channels=channels,
-      window=window,
-      outputs=layer.out_channels,
-      pixels=layer.macs // (channels * window * layer.out_channels),
-      inputs=math.prod(shape),
-    )
-    found.append((work, layer.name in chosen and layer.groups == 1))
-  return found
 
 
 def _settings(config) -> list[tuple[int, int]]:
@@ -108,18 +69,14 @@ def _array(config, shape, factor: int) -> npu.Array:
   )
 
 
-def _boundary(work: npu.Work, low: bool, ratio: float) -> int:
-  return round(ratio * work.channels) if low else 0
-
-
-def _count(inputs, workdir: Workdir, name: str, layers: Layers, shape) -> None:
+def _count(inputs, workdir: Workdir, name: str, layers: works.Works, shape) -> None:
   """The rows of one model on one array."""
   for factor, batch in _settings(inputs.config):
     if _has(inputs, workdir, name, shape, factor, batch):
       continue
     array, first = _array(inputs.config, shape, factor), 0
     for ratio in inputs.settings.ratios:
-      each = [npu.cycles(array, w, _boundary(w, low, ratio), batch) for w, low in layers]
+      each = [npu.cycles(array, w, works.boundary(w, low, ratio), batch) for w, low in layers]
       total = sum(c.total for c in each)
       first = first or total
       workdir.row(
@@ -133,27 +90,17 @@ def _count(inputs, workdir: Workdir, name: str, layers: Layers, shape) -> None:
 
 
 def _check(config) -> None:
-  require(config, "npu", "configs/npu.py")
-  if distributed.several():
-    raise ValueError("config.experiment: 'npu' in several processes; one is accepted")
+  works.check(config, "npu")
   part = config.npu
-  for name in part.models:
-    with field("config.npu.models"):
-      models.get(name)
-  if 0.0 not in config.ratios:
-    raise ValueError(f"config.ratios: {config.ratios}; 0 is needed, which gains are over")
   for shape in ((part.rows, part.columns), *part.shapes):
     if len(shape) != 2:
       raise ValueError(f"config.npu.shapes: {shape}; (rows, columns) are accepted")
     for factor in part.factors:
       with field("config.npu", config.npu):
         _array(config, shape, factor)
-  for batch in part.batches:
-    if not isinstance(batch, int) or batch < 1:
-      raise ValueError(f"config.npu.batches: {batch!r}; positive integers are accepted")
 
 
-def _report(inputs, workdir: Workdir, command: str, own: Layers, seconds: float) -> Path:
+def _report(inputs, workdir: Workdir, command: str, own: works.Works, seconds: float) -> Path:
   config, rows = inputs.config, workdir.rows()
   part, of = config.npu, {(r["method"], r["ratio"]): r for r in rows}
   here = (part.rows, part.columns)
@@ -221,13 +168,13 @@ def _by_shape(inputs, of) -> str:
   return f"{text}\n\n4 bits stop paying, with a gain below {config.npu.least:g}, on {where}."
 
 
-def _by_layer(inputs, own: Layers) -> str:
+def _by_layer(inputs, own: works.Works) -> str:
   config, ratios = inputs.config, inputs.settings.ratios
   part = config.npu
   array, batch = _array(config, (part.rows, part.columns), part.factors[0]), part.batches[0]
   cells = []
   for work, low in own:
-    each = [npu.cycles(array, work, _boundary(work, low, ratio), batch) for ratio in ratios]
+    each = [npu.cycles(array, work, works.boundary(work, low, ratio), batch) for ratio in ratios]
     sizes = [str(work.channels * work.window), str(work.outputs), str(work.pixels)]
     bound = f"{each[0].bound} / {each[-1].bound}"
     cells.append([work.name, *sizes, *(f"{c.total:,}" for c in each), bound])

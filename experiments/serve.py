@@ -22,7 +22,7 @@ from flexiq_jax.deployment import artifact
 from flexiq_jax.runs import distributed, process, report, tables
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.serving import Engine, profile, server
+from flexiq_jax.serving import Engine, profile_files, server
 
 CONTROLLERS = ("load", "predictive", "fixed")
 _REPEATS = 10  # batches of each size and ratio that a profile is measured on
@@ -51,9 +51,6 @@ def run(inputs: Sources, workdir: Workdir, command: str) -> Path:
   runner = deployment.Runner(deployed, sizes=sizes, tuning=config.deploy.tuning or None)
   levels = tuple(float(level) for level in artifact.read(folder).levels)
   engine, used = _engine(inputs, workdir, runner, levels)
-  known = inputs.accuracies
-  if not known and (folder.parent / "results.csv").is_file():
-    known = sources.accuracies(folder.parent / "results.csv", config.serve.method)
   prepared = sources.preprocessing(inputs.described)
   part = config.serve
   served = server.Model(
@@ -62,7 +59,7 @@ def run(inputs: Sources, workdir: Workdir, command: str) -> Path:
     classes=module.num_classes,
     levels=levels,
     class_names=inputs.class_names,
-    accuracies=known,
+    accuracies=inputs.accuracies or sources.accuracies(config.serve, folder),
     preprocess=prepared,
     geometry=(prepared.resize, prepared.crop),
   )
@@ -118,12 +115,12 @@ def _engine(
   sizes = sorted(set(part.sizes))
   used, path = inputs.profile, workdir.path / "profile.json"
   if used is None and path.is_file():
-    used = profile.read(path)
+    used = profile_files.read(path)
   if used is None:
     used = serving.measure(
       compute, example, sizes=sizes, ratios=levels, repeats=_REPEATS, model=config.model
     )
-    profile.write(path, used)
+    profile_files.write(path, used)
   print(f"profile: {used.describe()}", flush=True)
   with field("config.serve.profile"):
     used.latencies(levels[0], sizes[-1])

@@ -66,8 +66,8 @@ def known_fields() -> frozenset[str]:
       if hasattr(value, "items"):
         walk(value, f"{front}{name}.")
 
-  jobs = ("digits", "ablation", "compare_cifar10", "deploy", "serve", "fig8", "fig9", "npu")
-  for name in (*jobs, "sweep_digits"):
+  jobs = ("digits", "ablation", "compare_cifar10", "deploy", "serve", "sweep_digits")
+  for name in (*jobs, "fig8", "fig9", "latency", "npu"):
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     walk(module.get_config(), "")
   return frozenset(found)

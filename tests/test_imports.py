@@ -118,8 +118,10 @@ FRONTS = {
   "flexiq_jax.search.gram": (),
   "flexiq_jax.serving": (
     "batching",
+    "latency",
     "npu",
     "profile",
+    "profile_files",
     "records",
     "replicas",
     "server",

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments import curve
-from experiments.shared import checks, served, setup
+from experiments.shared import accuracies as shared
+from experiments.shared import checks, setup
 from experiments.shared.checks import field
 from flexiq_jax import data, models, serving
 from flexiq_jax.deployment import artifact
 from flexiq_jax.runs import files
-from flexiq_jax.serving import profile, server
+from flexiq_jax.serving import profile_files, server
 
 _OF_RUN = ("model", "model_args", "dtype", "preprocess", "seed")  # what says which model it is
 
@@ -28,7 +29,7 @@ class Sources:
     made: what to make it from, then.
     limits: of the server.
     profile: that was given, or None.
-    accuracies: ratio -> top-1 in %.
+    accuracies: ratio -> top-1 in %; empty where none are known yet.
     class_names: one for each class, or empty.
     sock: the port.
   """
@@ -61,12 +62,8 @@ def open_all(config) -> Sources:
   given = None
   if part.profile:
     with field("config.serve.profile"):
-      given = profile.read(data.expand_path(part.profile))
-  table = Path(data.expand_path(part.accuracies)) if part.accuracies else None
-  if table is None and folder is not None and (folder.parent / "results.csv").is_file():
-    table = folder.parent / "results.csv"
-  with field("config.serve.accuracies"):
-    known = accuracies(table, part.method) if table is not None else {}
+      given = profile_files.read(data.expand_path(part.profile), own.model)
+  known = accuracies(part, folder)
   with field("config.serve.classes"):
     names = class_names(part.classes, described.module.num_classes)
   made = curve.prepare(deploying(own)) if folder is None else None
@@ -140,14 +137,25 @@ def preprocessing(described: setup.Described) -> data.Preprocess:
   return dataclasses.replace(found, resize=found.resize or spec.resize or found.crop)
 
 
-def accuracies(path: Path, method: str) -> dict[float, float]:
-  """Top-1 in % by ratio of a run's rows of one method.
+def accuracies(part: Any, folder: Path | None) -> dict[float, float]:
+  """Top-1 in % by ratio: of the file that is named, or of the run that wrote the artifact.
+
+  Args:
+    part: `config.serve`.
+    folder: of the artifact, None where it is yet to be made.
+
+  Returns:
+    Of the rows of `config.serve.method`; empty where there is no file.
 
   Raises:
-    FileNotFoundError: there is no such run.
+    FileNotFoundError: there is no such file as is named.
     ValueError: it has no such rows.
   """
-  return served.accuracy_of(str(path), method, ends=False)[0]
+  path = data.expand_path(part.accuracies) if part.accuracies else None
+  if path is None and folder is not None and (folder.parent / "results.csv").is_file():
+    path = folder.parent / "results.csv"
+  with field("config.serve.accuracies"):
+    return shared.by_ratio(path, part.method, ends=False)[0] if path else {}
 
 
 def class_names(path: str, classes: int) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
 """What the serving experiments share: a profile, accuracy by ratio, batching, and who says so."""
 
-import csv
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared import setup
+from experiments.shared import accuracies, setup
 from experiments.shared.checks import field, require
 from flexiq_jax import models, serving
 from flexiq_jax.deployment import Deployed, Runner, artifact
 from flexiq_jax.runs import distributed
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import profile_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,14 +53,14 @@ def prepare(config, section: str) -> Inputs:
   profile = None
   if part.profile != "measure":
     with field("config.serving.profile"):
-      profile = profiles.read(os.path.expandvars(part.profile)) if part.profile else _modelled(part)
+      profile = _given(config)
   elif not part.artifact or not Path(os.path.expandvars(part.artifact)).is_dir():
     raise ValueError(
       f"config.serving.artifact: {part.artifact!r} is no folder; one that configs/deploy.py "
       "made is accepted"
     )
   with field("config.serving.accuracy"):
-    accuracy, int4 = accuracy_of(part.accuracy, part.method)
+    accuracy, int4 = accuracies.by_ratio(part.accuracy, part.method)
   with field("config.serving", part):
     batching = serving.Batching(size=part.size, delay=part.delay)
   return Inputs(
@@ -91,9 +90,14 @@ def profile_of(inputs: Inputs, workdir: Workdir) -> serving.Profile:
   """The profile of a run, measured where it is to be; kept in the workdir."""
   path = workdir.path / "profile.json"
   if path.is_file():
-    return profiles.read(path)
-  profile = _measured(inputs) if inputs.profile is None else inputs.profile
-  profiles.write(path, profile)
+    return profile_files.read(path)
+  profile, part = inputs.profile, inputs.config.serving
+  if profile is None:
+    name = "config.serving.artifact"
+    profile = measured(
+      part.artifact, inputs.described, name, sizes=part.sizes, repeats=part.repeats
+    )
+  profile_files.write(path, profile)
   return profile
 
 
@@ -144,61 +148,32 @@ def load_artifact(folder: str | os.PathLike[str], module: Any, name: str) -> Dep
     return artifact.load(folder, apply, shapes, x)
 
 
-def _modelled(part) -> serving.Profile:
+def _given(config) -> serving.Profile:
+  """The profile of a file, or a modelled one."""
+  part = config.serving
+  if part.profile:
+    return profile_files.read(os.path.expandvars(part.profile), config.model)
   return serving.modelled(int8=part.int8, gain=part.gain, fixed=part.fixed, sizes=tuple(part.sizes))
 
 
-def _measured(inputs: Inputs) -> serving.Profile:
-  """Latencies of the config's artifact on this device."""
-  part, module = inputs.config.serving, inputs.described.module
-  folder = os.path.expandvars(part.artifact)
-  deployed = load_artifact(folder, module, "config.serving.artifact")
-  run = serving.runner_function(Runner(deployed, sizes=tuple(part.sizes)))
+def measured(
+  folder: str, described: setup.Described, name: str, *, sizes: Sequence[int], repeats: int
+) -> serving.Profile:
+  """Latencies of an artifact on this device.
+
+  Args:
+    folder: of the artifact.
+    described: its model.
+    name: of the config's field that says which artifact.
+    sizes: of batches.
+    repeats: batches of each size and ratio.
+  """
+  module = described.module
+  deployed = load_artifact(os.path.expandvars(folder), module, name)
+  run = serving.runner_function(Runner(deployed, sizes=tuple(sizes)))
   ratios = tuple(float(r) for r in np.asarray(deployed.levels))
   return serving.measure(
     *(run, np.zeros(module.input_shape, np.float32)),
-    **{"sizes": part.sizes, "ratios": ratios, "repeats": part.repeats},
-    model=inputs.config.model,
+    **{"sizes": sizes, "ratios": ratios, "repeats": repeats},
+    model=described.config.model,
   )
-
-
-def accuracy_of(
-  path: str, method: str, *, ends: bool = True
-) -> tuple[dict[float, float], float | None]:
-  """Reads accuracies from a finished run.
-
-  Args:
-    path: its workdir, or its results.csv; "" for none.
-    method: of its rows.
-    ends: whether there have to be rows at 0 % and 100 %.
-
-  Returns:
-    Top-1 by ratio of the method, of the first seed that has it, and that of uniform INT4 or None.
-
-  Raises:
-    FileNotFoundError: there is no such run.
-    ValueError: it has no such rows.
-  """
-  if not path:
-    return {}, None
-  file = Path(os.path.expandvars(path))
-  file = file / "results.csv" if file.is_dir() else file
-  if not file.is_file():
-    raise FileNotFoundError(f"{path!r}: no results.csv there; name the workdir of a finished run")
-  with file.open(newline="") as opened:
-    rows = list(csv.DictReader(opened))
-  curve, methods, int4 = {}, {}, None
-  for row in rows:
-    if not row.get("top1"):
-      continue
-    if row["method"] == "uniform_int4":
-      int4 = float(row["top1"])
-    if row.get("ratio"):
-      methods[row["method"]] = None
-      if row["method"] == method:
-        curve.setdefault(float(row["ratio"]), float(row["top1"]))
-  if not curve or (ends and not {0.0, 1.0} <= curve.keys()):
-    known = ", ".join(methods) or "none"
-    where = " at 0 % and 100 %" if ends else ""
-    raise ValueError(f"{path!r} has no rows of {method!r}{where}; methods with ratios: {known}")
-  return curve, int4

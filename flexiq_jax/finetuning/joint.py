@@ -2,9 +2,11 @@ r"""Finetuning of all parameters and scales at once, so that one set of weights 
 
 Every step computes the model at two ratios, an end of the range and one drawn from it ("sandwich"),
 and adds up the distances of their logits from the float model's; the masks are those of the model's
-own order, so that every prefix of it stays good. Batch norm is folded, and what was folded is
-trained as a weight and a bias. The 8-bit codes are those of the weights at every step, the 4-bit
-codes lie inside them (`quant.straight`). Extraction shifts and mean codes stay between two fits.
+own order, so that every prefix of it stays good. A distance counts relative to what it was before
+the training: at 100 % it is many times that at 0 %, which would have no voice otherwise. Batch norm
+is folded, and what was folded is trained as a weight and a bias. The 8-bit codes are those of the
+weights at every step, the 4-bit codes lie inside them (`quant.straight`). Extraction shifts and
+mean codes stay between two fits.
 
 A run is a function of the model, the examples and the seed; see `training.loop` for what a killed
 one does. Of several devices each takes a part of every batch. docs/flexiq.md, step H.
@@ -12,7 +14,7 @@ one does. Of several devices each takes a part of every batch. docs/flexiq.md, s
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -21,64 +23,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flexiq_jax import graph, models
+from flexiq_jax import models
 from flexiq_jax.adaptive import AdaptiveModel
+from flexiq_jax.finetuning.examples import Batches, Examples
+from flexiq_jax.finetuning.objective import distances, objective, parts_of, scales_of, teacher
 from flexiq_jax.finetuning.reconstruction import reconstruct
 from flexiq_jax.finetuning.refit import refit
 from flexiq_jax.finetuning.settings import FinetuneSettings, ReconstructionSettings
 from flexiq_jax.graph import Layer
 from flexiq_jax.network import Network
-from flexiq_jax.quant import LowSettings, calibration, exact, rules, straight
+from flexiq_jax.quant import LowSettings, calibration, rules, straight
 from flexiq_jax.runs import files
-from flexiq_jax.search import DISTANCES
 from flexiq_jax.training import loop
 
 Array = Any
-# (key, examples of a batch) -> the model's input.
-Prepare = Callable[[jax.Array, Array], Array]
-# What the random numbers of a step are folded with.
-_PREPARE, _RATIO = 0, 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """What is trained on, in memory; batches depend on (seed, number) only.
-
-  Attributes:
-    inputs: `[n, ...]`, training data.
-    labels: int `[n]`, or None.
-    prepare: makes the model's input of a batch, with a random key: augmentation, normalisation.
-  """
-
-  inputs: Array
-  labels: Array | None = None
-  prepare: Prepare = lambda key, x: x
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-  """`loop.Data`: so many batches an epoch, drawn without replacement from pass to pass."""
-
-  examples: Examples
-  batch_size: int
-  steps: int
-  seed: int
-  sharding: Any
-
-  def epoch(self, epoch: int) -> Iterator[Any]:
-    first = (epoch - 1) * self.steps
-    for step in range(first, first + self.steps):
-      rows = self._rows(step)
-      labels = self.examples.labels
-      batch = self.examples.inputs[rows], None if labels is None else labels[rows]
-      yield batch if self.sharding is None else jax.device_put(batch, self.sharding)
-
-  def _rows(self, step: int) -> np.ndarray:
-    n = len(self.examples.inputs)
-    per_pass = n // self.batch_size
-    order = np.random.default_rng((self.seed, step // per_pass)).permutation(n)
-    start = step % per_pass * self.batch_size
-    return np.sort(order[start : start + self.batch_size])
 
 
 class Options(TypedDict, total=False):
@@ -130,10 +88,13 @@ def finetune(
     network = model.network
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
+  _check(examples, settings, options.get("mesh"))
+  unit = distances(source, model, examples, settings) if settings.balanced else None
   state, log = _train(
     *(network, model.model, model.cuts, model.settings, model.schedule.masks, examples, settings),
     fit=fit,
     source=source,
+    unit=unit,
     **options,
   )
   return fit(*state), log
@@ -173,13 +134,6 @@ def finetune_uniform(
   return (network, layers), log
 
 
-def examples_mesh(batch_size: int) -> Mesh | None:
-  """All devices of this process, which share a batch; None where that gives nothing."""
-  devices = jax.local_devices()
-  fits = len(devices) > 1 and batch_size % len(devices) == 0
-  return Mesh(np.array(devices), ("examples",)) if fits else None
-
-
 def _train(
   network: Network,
   model: rules.QModel,
@@ -196,6 +150,7 @@ def _train(
   mesh: Mesh | None = None,
   fit: Callable[[Any, Any], AdaptiveModel] | None = None,
   source: Network | None = None,
+  unit: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[tuple[Any, dict[str, straight.Scales]], list[dict[str, Any]]]:
   _check(examples, settings, mesh)
   layers = network.layers
@@ -211,7 +166,7 @@ def _train(
     done = (epoch - 1) * settings.every
     if fit is None or not settings.refit or not done or done % settings.refit:
       return state
-    found = fit(state.params["params"], _scales(start, state.params["log_scales"]))
+    found = fit(state.params["params"], scales_of(start, state.params["log_scales"]))
     fresh = {
       q.name: straight.kept(q, found.model[q.name], found.cuts.get(q.name), low) for q in layers
     }
@@ -226,13 +181,13 @@ def _train(
     return {"epoch": epoch.epoch, "step": epoch.step, "loss": epoch.loss, **found}
 
   state, log = loop.train(
-    objective(network, start, masks, settings),
+    objective(network, start, masks, settings, unit),
     params,
     kept,
     make_optimizer(
       settings, layers, {k: q.w_scale * 2.0 ** (q.bits - 8) for k, q in model.items()}
     ),
-    _Batches(examples, settings.batch_size, settings.every, seed, shared),
+    Batches(examples, settings.batch_size, settings.every, seed, shared),
     epochs=settings.steps // settings.every,
     seed=seed,
     entry=entry,
@@ -244,77 +199,7 @@ def _train(
     parts=parts_of(settings, masks),
   )
   trained = jax.device_get(state.params)
-  return (trained["params"], _scales(start, trained["log_scales"])), log
-
-
-def objective(
-  network: Network,
-  start: Mapping[str, straight.Scales],
-  masks: Callable[[Array], Mapping[str, Array]] | None,
-  settings: FinetuneSettings,
-) -> loop.Loss:
-  """The loss at one ratio of a step: the distance from the float model's logits.
-
-  A step's parts (`parts_of`) are its ratios; batches are those of `teacher`.
-
-  Args:
-    network: the float model.
-    start: layer name -> scales, which the trained logarithms multiply.
-    masks: ratio -> layer name -> bool `[J]`; None for a model that knows no ratio.
-    settings: of the training.
-  """
-  distance = DISTANCES[settings.loss]
-
-  def loss(trained, kept, key, batch):
-    part, (x, target, labels) = batch if parts_of(settings, masks) > 1 else (0, batch)
-    metrics, (ratio, anchor) = {}, _ratio(key, part, settings)
-    chosen = masks(ratio) if masks else {}
-    scales = _scales(start, trained["log_scales"])
-    rule = straight.finetune_rule(kept, scales, chosen, network.platform)
-    z = graph.with_rule(network.apply, rule)(trained["params"], x)
-    value = found = distance(z, target).mean()
-    if settings.label_weight:
-      entropy = optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
-      value += settings.label_weight * entropy
-    if masks:
-      for i, name in enumerate((*(f"{a:g}" for a in settings.anchors), "drawn")):
-        metrics[f"loss_{name}"] = jnp.where(anchor == i, found, 0)
-        metrics[f"count_{name}"] = jnp.where(anchor == i, 1.0, 0.0)
-    return value, (kept, metrics)
-
-  return loss
-
-
-def teacher(network: Network, prepare: Prepare) -> loop.Prepare:
-  """`(key, (examples, labels)) -> (inputs, logits of the float model, labels)`."""
-  real = lambda layer, x, w, contract: exact.real_product(layer, x, w, contract, network.platform)
-  apply = graph.with_rule(network.apply, real)
-
-  def run(key, batch):
-    examples, labels = batch
-    x = prepare(jax.random.fold_in(key, _PREPARE), examples)
-    return x, apply(network.params, x), labels
-
-  return run
-
-
-def parts_of(settings: FinetuneSettings, masks: Any) -> int:
-  """How many ratios a step computes, one after the other: an anchor and a drawn one."""
-  return 2 if masks and settings.anchors else 1
-
-
-def _ratio(key: jax.Array, part: Array, settings: FinetuneSettings) -> tuple[Array, Array]:
-  """The 4-bit ratio of a part of a step, and its number among the anchors (after them: drawn)."""
-  keys = jax.random.split(jax.random.fold_in(key, _RATIO))
-  drawn = jax.random.uniform(keys[0])
-  if settings.ratios:
-    drawn = jax.random.choice(keys[0], jnp.asarray(settings.ratios, jnp.float32))
-  count = len(settings.anchors)
-  if not count:
-    return drawn, jnp.int32(0)
-  anchor = jax.random.randint(keys[1], (), 0, count)
-  ratio = jnp.asarray(settings.anchors, jnp.float32)[anchor]
-  return jnp.where(part == 0, ratio, drawn), jnp.where(part == 0, anchor, count)
+  return (trained["params"], scales_of(start, trained["log_scales"])), log
 
 
 def make_optimizer(
@@ -355,11 +240,6 @@ def make_optimizer(
     optax.GradientTransformation(lambda params: optax.EmptyState(), rate),
     optax.scale_by_learning_rate(course),
   )
-
-
-@jax.jit
-def _scales(start, log_scales) -> dict[str, straight.Scales]:
-  return jax.tree.map(lambda s, t: s * jnp.exp(t), start, log_scales)
 
 
 def _check(examples: Examples, settings: FinetuneSettings, mesh: Mesh | None) -> None:

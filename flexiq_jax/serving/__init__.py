@@ -2,7 +2,7 @@
 
 | question                                 | where                                               |
 | ---------------------------------------- | --------------------------------------------------- |
-| how long does a batch take               | `profile`, `profiling`                              |
+| how long does a batch take               | `profile`, `profiling`; modelled: `latency`, `npu`  |
 | when do requests come                    | `workloads`                                         |
 | which batch runs next, at which ratio    | `deciding`, of `batching` and `controllers`         |
 | who runs it                              | `engine` (asyncio), `simulator` (virtual clock)     |

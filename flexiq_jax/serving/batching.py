@@ -11,13 +11,14 @@ forbid that prefix, the largest that they allow is taken (AlpaServe grows its ba
 | symbol     | shape   | meaning                                                       |
 | ---------- | ------- | ------------------------------------------------------------- |
 | arrivals   | [Q]     | when each waiting request came, clock seconds, ascending      |
-| examples   | [Q]     | examples of each                                              |
+| examples   | [Q]     | examples of each; None: one each                              |
 | deadlines  | [Q]     | when its answer is due, inf without one; None: nobody has one |
 | seconds    | [n + 1] | latency of a batch of 0..n examples at the present ratio      |
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,9 +80,10 @@ def plan(
   batching: Batching,
   now: float,
   arrivals: np.ndarray,
-  examples: np.ndarray,
+  examples: np.ndarray | None,
   deadlines: np.ndarray | None,
   seconds: np.ndarray,
+  best: Sequence[int],
 ) -> Plan:
   """Forms the next batch, or waits. The device is free.
 
@@ -89,10 +91,15 @@ def plan(
     batching: settings.
     now: clock seconds.
     arrivals: float64 `[Q]`, Q >= 1; more than `batching.size` requests need not be given.
-    examples: int `[Q]`, each 1..`batching.size`.
+    examples: int `[Q]`, each 1..`batching.size`, or None.
     deadlines: float64 `[Q]` or None.
     seconds: float64 `[batching.size + 1]`.
+    best: `prefixes(seconds)`.
   """
+  if examples is None:
+    if deadlines is None:
+      return _plain(batching, now, arrivals, best)
+    examples = np.ones(len(arrivals), np.int64)
   totals = examples[: batching.size].cumsum()
   fit = int(totals.searchsorted(batching.size, "right"))
   totals = totals[:fit]
@@ -115,7 +122,31 @@ def plan(
         return Plan(1, now, 0)
       totals, took = totals[fine], took[fine]
       # Prefixes that are in time need not be contiguous where the profile is not monotone.
-      best = len(totals) - 1 - int((totals / took)[::-1].argmax())
-      return Plan(int(np.flatnonzero(fine)[best]) + 1, now, 0)
+      last = len(totals) - 1 - int((totals / took)[::-1].argmax())
+      return Plan(int(np.flatnonzero(fine)[last]) + 1, now, 0)
   # Of prefixes that are as fast, the largest.
   return Plan(fit - int((totals / took)[::-1].argmax()), now, 0)
+
+
+def prefixes(seconds: np.ndarray) -> list[int]:
+  """How many of 0, 1, ... waiting examples run most of them a second; the largest such number.
+
+  Args:
+    seconds: float64 `[n + 1]`, of batches of 0..n examples.
+  """
+  best, found, fastest = 0, [0], 0.0
+  for count, took in enumerate(seconds[1:].tolist(), start=1):
+    if count / took >= fastest:
+      best, fastest = count, count / took
+    found.append(best)
+  return found
+
+
+def _plain(batching: Batching, now: float, arrivals: np.ndarray, best: Sequence[int]) -> Plan:
+  """The usual case, without arrays: requests of one example, none with a deadline."""
+  waiting = len(arrivals)
+  if waiting >= batching.size:
+    waiting = batching.size
+  elif batching.delay > 0 and now < (until := arrivals.item(0) + batching.delay):
+    return Plan(0, until, batching.size)
+  return Plan(best[waiting], now, 0)

@@ -21,12 +21,12 @@ class Queue(NamedTuple):
 
   Attributes:
     arrivals: float64 `[Q]`, clock seconds, ascending.
-    examples: int `[Q]`.
+    examples: int `[Q]`; or None where each has one.
     deadlines: float64 `[Q]`, inf without one; or None where nobody has one.
   """
 
   arrivals: np.ndarray
-  examples: np.ndarray
+  examples: np.ndarray | None
   deadlines: np.ndarray | None
 
 
@@ -65,6 +65,11 @@ class Policy:
     return {r: self.profile.latencies(r, size) for r in self.controller.levels}
 
   @functools.cached_property
+  def best(self) -> dict[float, list[int]]:
+    """Ratio -> `batching.prefixes` of these."""
+    return {ratio: batches.prefixes(seconds) for ratio, seconds in self.seconds.items()}
+
+  @functools.cached_property
   def fastest(self) -> np.ndarray:
     """Seconds of a batch of 0..size examples at the best level for each."""
     return np.min([*self.seconds.values()], axis=0)
@@ -83,10 +88,12 @@ def decide(policy: Policy, state: Any, seen: Seen, queue: Queue) -> Decision:
     queue: who waits; not empty.
   """
   state, ratio = policy.controller.step(state, seen)
-  if queue.deadlines is not None:
-    due, n = queue.deadlines[0], queue.examples[0]
+  arrivals, examples, deadlines = queue
+  if deadlines is not None:
+    due, n = deadlines[0], 1 if examples is None else examples[0]
     if seen.now + policy.seconds[ratio][n] > due:
       higher = (r for r, s in policy.seconds.items() if r > ratio and seen.now + s[n] <= due)
       ratio = next(higher, ratio)
-  plan = batches.plan(policy.batching, seen.now, *queue, policy.seconds[ratio])
+  tables = policy.seconds[ratio], policy.best[ratio]
+  plan = batches.plan(policy.batching, seen.now, arrivals, examples, deadlines, *tables)
   return Decision(state, ratio, plan)

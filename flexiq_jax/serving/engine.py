@@ -330,10 +330,16 @@ class Engine:
     front = list(itertools.islice(self._queue.values(), self._batching.size + 1))
     deadlines = np.array([r.deadline for r in front]) if self._deadlines else None
     arrivals = np.array([r.submitted for r in front])
-    return Queue(arrivals, np.array([len(r.x) for r in front]), deadlines)
+    examples = None
+    if self._queued > len(self._queue):
+      examples = np.array([len(r.x) for r in front])
+    return Queue(arrivals, examples, deadlines)
 
   def _fitting(self) -> int:
-    totals = self._front().examples.cumsum()
+    examples = self._front().examples
+    if examples is None:
+      return min(len(self._queue), self._batching.size)
+    totals = examples.cumsum()
     return int(totals.searchsorted(self._batching.size, "right"))
 
   def _take(self, count: int) -> tuple[Request, ...]:

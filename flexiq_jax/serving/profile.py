@@ -1,12 +1,12 @@
 """Latency of one batch by size and 4-bit ratio: what batching, controllers and simulator plan with.
 
-A profile is one JSON file. It says where its numbers are from, so that no plan rests on numbers of
-an unknown device:
+A profile says where its numbers are from, so that no plan rests on numbers of an unknown device
+(`profile_files` keeps it on disk):
 
 | source          | what it means                                                            |
 | --------------- | ------------------------------------------------------------------------ |
 | `measured`      | a deployed model was timed on the device that wrote the file             |
-| `device script` | the same, by the script that runs on rented accelerators                 |
+| `device script` | the same, by `make device`, which runs on rented accelerators            |
 | `estimated`     | computed; `note` says how, and begins with `modelled` for a mere gain    |
 
 Between its points a profile is read so:
@@ -23,18 +23,12 @@ Between its points a profile is read so:
 
 import dataclasses
 import datetime
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexiq_jax.runs import files
-
-VERSION = 1
 SOURCES = ("measured", "estimated", "device script")
 # Share of the time that 100 % saves, by ratio. The paper's abstract: 50 % has 40 % of the speed-up
 # of 100 %. That this is of the time saved, and the lines to 0 and 1, are our reading.
@@ -147,55 +141,6 @@ class Profile:
     gain = f"{100 * self.ratios[-1]:g} % runs {self.gain:.2f}x the examples of "
     gain += f"{100 * self.ratios[0]:g} %"
     return "; ".join([*filter(None, parts), gain])
-
-
-def write(path: str | os.PathLike[str], profile: Profile) -> Path:
-  """Writes a profile as JSON, atomically."""
-  record = {"kind": "latency profile", "version": VERSION} | {
-    field.name: getattr(profile, field.name) for field in dataclasses.fields(profile)
-  }
-  text = json.dumps(files.to_plain(record), indent=1, allow_nan=False)
-  return files.write_text(path, text + "\n")
-
-
-def read(path: str | os.PathLike[str]) -> Profile:
-  """Reads a profile.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is no profile of this version; names the field.
-  """
-  path = Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"profile {str(path)!r}: no such file")
-  record = files.read_json(path)
-  if record.get("kind") != "latency profile" or record.get("version") != VERSION:
-    raise ValueError(
-      f"profile {str(path)!r}: kind {record.get('kind')!r}, version {record.get('version')!r}; "
-      f"'latency profile' of version {VERSION} is accepted"
-    )
-  known = {field.name: field for field in dataclasses.fields(Profile)}
-  given = {name: value for name, value in record.items() if name not in ("kind", "version")}
-  if unknown := sorted(given.keys() - known.keys()):
-    raise ValueError(f"profile {str(path)!r}: unknown field {unknown[0]!r}")
-  if missing := [name for name in known if name not in given]:
-    raise ValueError(f"profile {str(path)!r}: field {missing[0]!r} is missing")
-  for name, kind in {
-    **dict.fromkeys(("sizes", "ratios", "p50", "p99"), list),
-    "versions": dict,
-  }.items():
-    if not isinstance(given[name], kind):
-      raise ValueError(
-        f"profile {str(path)!r}: {name}: {given[name]!r}; a {kind.__name__} is needed"
-      )
-  for name in ("source", "device", "model", "date", "note"):
-    if not isinstance(given[name], str):
-      raise ValueError(f"profile {str(path)!r}: {name}: {given[name]!r}; a text is needed")
-  given |= {"sizes": tuple(given["sizes"]), "ratios": tuple(given["ratios"])}
-  try:
-    return Profile(**given)
-  except (TypeError, ValueError) as error:
-    raise ValueError(f"profile {str(path)!r}: {error}") from error
 
 
 def modelled(

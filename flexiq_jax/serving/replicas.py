@@ -13,6 +13,7 @@ from the proxy, and the next goes elsewhere. Needs the extras `serve` and `ray`.
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ def application(
   least: int = 1,
   most: int | None = None,
   ongoing: int = 64,
+  up_s: float = 30.0,
+  down_s: float = 600.0,
   queue: int = 1024,
   drain_s: float = 30.0,
   resources: dict[str, Any] | None = None,
@@ -34,7 +37,10 @@ def application(
       of a script, by name where it is of a module.
     least: replicas that are always there.
     most: up to which Ray adds replicas; None stays at `least`.
-    ongoing: requests in a replica, waiting or running, at which Ray adds another.
+    ongoing: requests in a replica, waiting or running, above which Ray adds another.
+    up_s: seconds that more replicas have to be wanted before they come; loads that last shorter
+      are the ratio's.
+    down_s: seconds that fewer have to be wanted before some go.
     queue: requests that Ray sends to a replica at most; at least what its engine may queue, since
       that is where batches form.
     drain_s: seconds for a replica that ends to answer what it has.
@@ -49,11 +55,20 @@ def application(
     raise ValueError(f"least, most: {least}, {most}; 1 <= least <= most is accepted")
   if not 1 <= ongoing <= queue:
     raise ValueError(f"ongoing: {ongoing}; 1..queue, {queue}, is accepted")
+  for name, seconds in (("up_s", up_s), ("down_s", down_s)):
+    if not 0 < seconds < math.inf:
+      raise ValueError(f"{name}: {seconds}; positive seconds are accepted")
   serve = importlib.import_module("ray.serve")
   scaling: dict[str, Any] = {"num_replicas": least}
   if most > least:
-    limits = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": ongoing}
-    scaling = {"autoscaling_config": limits}
+    scaling["autoscaling_config"] = {
+      **{"min_replicas": least, "max_replicas": most, "target_ongoing_requests": ongoing},
+      **{"upscale_delay_s": up_s, "downscale_delay_s": down_s},
+      # What is averaged over must not outlast the delays, and is measured some times within.
+      "look_back_period_s": min(30.0, up_s, down_s),
+      "metrics_interval_s": min(10.0, up_s / 3, down_s / 3),
+    }
+    del scaling["num_replicas"]
   deployment = serve.deployment(
     serve.ingress(build)(),
     name="flexiq",

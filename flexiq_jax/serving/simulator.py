@@ -5,7 +5,7 @@ the queue is a range of it, and each batch costs one call of `deciding.decide`. 
 here, so a run is a function of its arguments.
 """
 
-import dataclasses
+import bisect
 import math
 
 import numpy as np
@@ -17,32 +17,39 @@ from flexiq_jax.serving.deciding import Policy, Queue, decide
 from flexiq_jax.serving.profile import Profile
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class _Waiting:
   """The queue: admitted requests from `head` on, up to `tail`; arrivals from `offered` on are due.
+
+  As long as nobody was refused, admitted requests are arrivals, and nothing is copied.
 
   Attributes:
     arrivals: float64 `[N]`, of all requests.
     bound: most requests that wait.
     patience: seconds from arrival after which a request is hopeless; inf without deadlines.
-    which: int64 `[N]`, numbers of the admitted requests.
-    times: float64 `[N]`, their arrivals.
+    times: float64 `[N]`, arrivals of the admitted requests.
+    which: int64 `[N]`, their numbers; None as long as they are 0, 1, 2, ...
+    due: when the next request comes; inf where none does.
     hopeless: (from, to) ranges of admitted requests that nothing was computed for.
   """
 
-  arrivals: np.ndarray
-  bound: int
-  patience: float
-  which: np.ndarray
-  times: np.ndarray
-  hopeless: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-  head: int = 0
-  tail: int = 0
-  offered: int = 0
+  def __init__(self, arrivals: np.ndarray, bound: int, patience: float) -> None:
+    """Nobody has come yet; arguments as the attributes."""
+    self.arrivals, self.bound, self.patience = arrivals, bound, patience
+    self.total = len(arrivals)
+    self.times = arrivals
+    self.which: np.ndarray | None = None
+    self.hopeless: list[tuple[int, int]] = []
+    self.head = self.tail = self.offered = 0
+    self.due = float(arrivals[0]) if self.total else math.inf
+    self._at = arrivals.data  # numbers of it are Python's, at no cost of memory
 
   def admit(self, now: float) -> None:
-    """Takes what came until now, as long as there is room; the rest is refused."""
-    end = int(self.arrivals.searchsorted(now, "right"))
+    """Takes what came until now, as long as there is room; the rest is refused.
+
+    Args:
+      now: at least `due`.
+    """
+    end = self._came(now)
     count = end - self.offered
     if count <= self.bound - (self.tail - self.head):
       self._append(self.offered, end)
@@ -50,10 +57,11 @@ class _Waiting:
       self._append(self.offered, self.offered + self.bound - (self.tail - self.head))
     else:  # those who leave the queue meanwhile make room
       for number in range(self.offered, end):
-        self.expire(float(self.arrivals[number]))
+        self.expire(self._at[number])
         if self.tail - self.head < self.bound:
           self._append(number, number + 1)
     self.offered = end
+    self.due = self._at[end] if end < self.total else math.inf
 
   def expire(self, now: float) -> None:
     """Removes those that can no longer be in time; as all are as patient, they are the oldest."""
@@ -66,10 +74,26 @@ class _Waiting:
       self.hopeless.append((self.head, self.head + gone))
       self.head += gone
 
+  def numbers(self) -> np.ndarray:
+    """int64 `[tail]`, numbers of the admitted requests."""
+    return np.arange(self.tail) if self.which is None else self.which[: self.tail]
+
+  def _came(self, now: float) -> int:
+    """How many have come until now, at least one more than before; it looks nearby first."""
+    at, low, step = self._at, self.offered, 1
+    while low + step < self.total and at[low + step] <= now:
+      low, step = low + step, 2 * step
+    if step == 1:
+      return low + 1
+    return bisect.bisect_right(at, now, low + 1, min(low + step, self.total))
+
   def _append(self, begin: int, end: int) -> None:
     tail = self.tail + end - begin
-    self.which[self.tail : tail] = np.arange(begin, end)
-    self.times[self.tail : tail] = self.arrivals[begin:end]
+    if self.which is None and begin > self.tail:  # the first ones after somebody was refused
+      self.which, self.times = np.arange(self.total), self.arrivals.copy()
+    if self.which is not None:
+      self.which[self.tail : tail] = np.arange(begin, end)
+      self.times[self.tail : tail] = self.arrivals[begin:end]
     self.tail = tail
 
 
@@ -104,51 +128,45 @@ def simulate(
     raise ValueError(f"deadline: {deadline}; positive seconds are accepted")
   policy = Policy(profile=profile, batching=batching, controller=controller)
   total, due = len(arrivals), math.inf if deadline is None else deadline
-  waiting = _Waiting(
-    arrivals=arrivals,
-    bound=queue,
-    patience=due - float(policy.fastest[1]),
-    which=np.empty(total, np.int64),
-    times=np.empty(total),
-  )
-  ones = np.ones(batching.size + 1, np.int64)
+  waiting = _Waiting(arrivals, queue, due - float(policy.fastest[1]))
   state, now, ratio = controller.start(), 0.0, controller.levels[0]
-  ran: list[
-    tuple[int, int, float, float, float]
-  ] = []  # first, one past the last, start, end, ratio
-  switches = 0
+  took = {level: seconds.tolist() for level, seconds in policy.seconds.items()}
+  most, switches = batching.size + 1, 0
+  ran: list[float] = []  # five numbers a batch: first, one past the last, start, end, ratio
   while True:
-    waiting.admit(now)
-    waiting.expire(now)
-    head = waiting.head
-    if head == waiting.tail:
-      if waiting.offered == total:
+    if waiting.due <= now:
+      waiting.admit(now)
+    if deadline is not None:
+      waiting.expire(now)
+    head, count = waiting.head, waiting.tail - waiting.head
+    if not count:
+      if waiting.due == math.inf:
         break
-      now = float(arrivals[waiting.offered])
+      now = waiting.due
       continue
-    times = waiting.times[head : min(waiting.tail, head + len(ones))]
-    deadlines = times + due if due < math.inf else None
-    seen = Seen(now, waiting.offered, waiting.tail - head, float(times[0]))
-    state, chosen, plan = decide(policy, state, seen, Queue(times, ones[: len(times)], deadlines))
-    if plan.take == 0:
-      missing = waiting.offered + plan.need - (waiting.tail - head) - 1
+    front = count if count < most else most
+    times = waiting.times[head : head + front]
+    deadlines = None if deadline is None else times + due
+    seen = Seen(now, waiting.offered, count, times.item(0))
+    state, chosen, plan = decide(policy, state, seen, Queue(times, None, deadlines))
+    take, until, need = plan
+    if take == 0:
+      missing = waiting.offered + need - count - 1
       comes = float(arrivals[missing]) if missing < total else math.inf
-      now = min(plan.until, comes)
+      now = min(until, comes)
       continue
-    end = now + float(policy.seconds[chosen][plan.take])
+    end = now + took[chosen][take]
     if chosen != ratio:
       switches += 1
       end += controller.switch_s
       ratio = chosen
-    ran.append((head, head + plan.take, now, end, chosen))
-    waiting.head += plan.take
+    ran += (head, head + take, now, end, chosen)
+    waiting.head += take
     now = end
-  return _record(waiting, ran, switches, due)
+  return _record(waiting, ran, switches)
 
 
-def _record(
-  waiting: _Waiting, ran: list[tuple[int, int, float, float, float]], switches: int, due: float
-) -> records.Record:
+def _record(waiting: _Waiting, ran: list[float], switches: int) -> records.Record:
   """Spreads what batches were over their requests."""
   count = len(waiting.arrivals)
   record = records.Record(
@@ -160,16 +178,17 @@ def _record(
     batch=np.full(count, -1, np.int64),
     switches=switches,
   )
+  numbers = waiting.numbers()
   for begin, end in waiting.hopeless:
-    who = waiting.which[begin:end]
+    who = numbers[begin:end]
     record.outcome[who] = records.LATE
     record.finish[who] = waiting.arrivals[who] + max(0.0, waiting.patience)
   if ran:
-    table = np.array(ran)
+    table = np.array(ran).reshape(-1, 5)
     sizes = (table[:, 1] - table[:, 0]).astype(int)
-    rows = np.repeat(np.arange(len(ran)), sizes)
+    rows = np.repeat(np.arange(len(table)), sizes)
     offsets = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    who = waiting.which[table[rows, 0].astype(int) + offsets]
+    who = numbers[table[rows, 0].astype(int) + offsets]
     record.start[who], record.finish[who] = table[rows, 2], table[rows, 3]
     record.ratio[who], record.batch[who] = table[rows, 4], rows
     record.outcome[who] = records.ANSWERED

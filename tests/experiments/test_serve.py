@@ -21,7 +21,7 @@ from experiments.server import sources
 from flexiq_jax import deployment, models, serving
 from flexiq_jax.deployment import artifact
 from flexiq_jax.runs import files
-from flexiq_jax.serving import profile
+from flexiq_jax.serving import profile_files
 from tests.runs_for_test import TINY, compiled, start
 
 __all__ = ["compiled"]
@@ -109,7 +109,7 @@ def test_serves_an_artifact_until_it_is_told_to_end(finished, process, tmp_path)
   assert server.wait(60) == 0, out
   text = (tmp_path / "served" / "report.md").read_text()
   assert "# Served resnet8" in text and "Answered 1; refused 0" in text
-  assert profile.read(tmp_path / "served" / "profile.json").source == "measured"
+  assert profile_files.read(tmp_path / "served" / "profile.json").source == "measured"
 
 
 @pytest.mark.slow

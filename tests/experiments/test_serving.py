@@ -8,11 +8,10 @@ import pytest
 from flax import nnx
 
 from experiments import fig8, fig9
-from experiments import npu as experiment
-from experiments.shared import served
+from experiments.shared import accuracies, served, works
 from flexiq_jax import models
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import profile_files
 from tests.runs_for_test import start
 
 SMALL = ":of=digits,runlocal"
@@ -32,20 +31,75 @@ def accuracy(tmp_path_factory):
     ("flexiq_distilled", 0.0, 92.0),
     ("flexiq_distilled", 0.5, 91.0),
     ("flexiq_distilled", 1.0, 90.0),
-    ("hawq", 0.25, 90.5),
-    ("hawq", 0.75, 89.5),
   ]:
     workdir.row(method, ratio, 0, top1=top1)
   return path
 
 
+COMPARED = """method,ratio,seed,top1,avg_bits,table
+float,,,93.0,32.0,
+flexiq,0.25,0,91.9,7.0,main
+hawq,0.25,0,91.0,7.2,main
+hawq,0.75,0,89.0,5.0,main
+clado,0.25,0,91.0,7.0,main
+clado_tensor/hawq,0.5,0,80.0,8.0,clado_tensor
+"""
+
+
 @pytest.fixture(scope="module")
-def nine(tmp_path_factory, accuracy):
+def compared(tmp_path_factory):
+  """A comparison of two seeds, of whose plans one misses its average."""
+  path = tmp_path_factory.mktemp("comparison")
+  for seed, text in enumerate((COMPARED, COMPARED.replace(",0,8", ",1,8").replace("91.0", "90.0"))):
+    (path / f"seed{seed}").mkdir()
+    (path / f"seed{seed}" / "results.csv").write_text(text.replace(",0,9", f",{seed},9"))
+  return path
+
+
+def test_plans_stand_at_the_share_that_they_have(compared):
+  found = accuracies.of_plans(compared, "hawq")
+  assert found.top1 == pytest.approx({0.2: 90.5, 0.75: 89.0})
+  assert "mean of seeds 0, 1" in found.source and "20.0 %: 90.50" in found.source
+  one = accuracies.of_plans(compared / "seed0" / "results.csv", "hawq")
+  assert one.top1 == pytest.approx({0.2: 91.0, 0.75: 89.0}) and "seed 0" in one.source
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    ("hawq,", "gram,", "no rows of 'hawq'; layer-wise methods there: gram, clado"),
+    (",main", ",other", "no rows of 'hawq'; layer-wise methods there: none; the workdir of"),
+    ("hawq,0.75", "mpqco,0.75", "1 plan of 'hawq'; two or more"),
+    ("7.2", "3.5", "avg_bits of 'hawq': 3.5; 4..8 is accepted"),
+    ("7.2", "", "avg_bits of 'hawq': ''; a number is accepted"),
+    ("91.0,7.2", "inf,7.2", "top1 of 'hawq': 'inf'; a number is accepted"),
+    ("top1", "accuracy", "no column 'top1'; a run's results.csv"),
+  ],
+)
+def test_no_plans_without_their_numbers(tmp_path, old, new, message):
+  (tmp_path / "results.csv").write_text(COMPARED.replace(old, new))
+  with pytest.raises(ValueError) as error:
+    accuracies.of_plans(tmp_path, "hawq")
+  assert str(error.value).startswith(repr(str(tmp_path))) and message in str(error.value)
+
+
+def test_a_comparison_that_goes_on_is_refused(compared, tmp_path):
+  for seed, text in ((0, COMPARED), (1, COMPARED.replace("hawq,0.75", "mpqco,0.75"))):
+    (tmp_path / f"seed{seed}").mkdir()
+    (tmp_path / f"seed{seed}" / "results.csv").write_text(text)
+  with pytest.raises(ValueError, match="some budgets of 'hawq' have 1 seeds, others 2"):
+    accuracies.of_plans(tmp_path, "hawq")
+  with pytest.raises(FileNotFoundError, match=r"no results\.csv there"):
+    accuracies.of_plans(tmp_path / "none", "hawq")
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory, accuracy, compared):
   workdir = tmp_path_factory.mktemp("fig9")
   systems = "('load','predictive','int8','int4','swapping','oracle','layerwise')"
   arguments = config(
     *("fig9", f"--workdir={workdir}", f"--config.serving.accuracy={accuracy}"),
-    *(f"--config.fig9.layerwise={accuracy}", f"--config.fig9.systems={systems}"),
+    *(f"--config.fig9.layerwise={compared}", f"--config.fig9.systems={systems}"),
   )
   ended = start(*arguments)
   assert (ended.status, ended.error) == (0, "")
@@ -66,7 +120,11 @@ def test_fig9_has_a_row_and_a_curve_for_each_system(nine):
     assert row["in_time"] > rows["int8"]["in_time"] and row["switches"] > 0
   swapped = rows["swapping"]
   assert swapped["served_top1"] == pytest.approx(92 - 4 * swapped["mean_ratio"], abs=1e-6)
-  assert 0.25 <= rows["layerwise"]["mean_ratio"] <= 0.75
+  plans = rows["layerwise"]
+  assert 0.2 <= plans["mean_ratio"] <= 0.75  # on a line from 90.5 to 89
+  assert plans["served_top1"] == pytest.approx(
+    np.interp(plans["mean_ratio"], (0.2, 0.75), (90.5, 89.0)), abs=1e-6
+  )
   with (workdir / "curves" / "load.csv").open(newline="") as file:
     curve = list(csv.DictReader(file))
   assert len(curve) == 20
@@ -75,6 +133,7 @@ def test_fig9_has_a_row_and_a_curve_for_each_system(nine):
   text = (workdir / "report.md").read_text()
   assert "modelled: 100 % is 1.43x of 0 %" in text
   assert "rows `flexiq_distilled` of " in text and "uniform INT4: 88.00" in text
+  assert "Layer-wise plans: rows `hawq` of " in text
   assert "| FlexiQ, by load |" in text and "| layer-wise plans |" in text
   assert (workdir / "fig9.png").stat().st_size > 10_000
 
@@ -98,7 +157,7 @@ def test_fig8_finds_what_is_sustained(tmp_path):
   ended = start(*config("fig8", f"--workdir={tmp_path}"))
   assert (ended.status, ended.error) == (0, "")
   rows = Workdir(tmp_path).rows()
-  profile = profiles.read(tmp_path / "profile.json")
+  profile = profile_files.read(tmp_path / "profile.json")
   sustained = {r["ratio"]: r["rate"] for r in rows if r["method"] == "sustained"}
   assert list(sustained) == list(profile.ratios)
   assert 0.8 * 1250 < sustained[0.0] < 1.3 * 1250  # in four seconds
@@ -141,7 +200,7 @@ def test_npu_counts_each_model_and_array(tmp_path):
 
 def test_npu_takes_sizes_from_the_model():
   module = nnx.eval_shape(lambda: models.create("resnet20"))
-  found = {w.name: (w, low) for w, low in experiment._layers(module, None)}
+  found = {w.name: (w, low) for w, low in works.of_module(module, None)}
   first, low = found["conv1"]
   assert (first.channels, first.window, first.outputs, first.pixels) == (3, 9, 16, 1024)
   assert first.inputs == 32 * 32 * 3 and not low
@@ -176,7 +235,7 @@ def test_a_profile_is_measured_on_the_artifact(monkeypatch, tmp_path):
   )
   ended = start(*arguments)
   assert (ended.status, ended.error) == (0, "")
-  profile = profiles.read(tmp_path / "run" / "profile.json")
+  profile = profile_files.read(tmp_path / "run" / "profile.json")
   assert (profile.source, profile.sizes, profile.ratios) == ("measured", (1, 2), (0.0, 1.0))
   assert profile.model == "resnet8"
 
@@ -201,7 +260,7 @@ def test_a_profile_is_measured_on_the_artifact(monkeypatch, tmp_path):
     ("fig9", "fig9.bin=0.0", "config.fig9.bin: 0.0"),
     ("npu", "npu.models=('vgg',)", "config.npu.models: "),
     ("npu", "npu.rows=0", "config.npu.rows: 0"),
-    ("npu", "npu.batches=(0,)", "config.npu.batches: 0"),
+    ("npu", "npu.batches=(0,)", "config.npu.batches: (0,); positive"),
     ("npu", "ratios=(0.5,1.0)", "config.ratios: (0.5, 1.0); 0 is needed"),
   ],
 )
@@ -216,4 +275,4 @@ def test_a_run_without_the_method_says_which_there_are(accuracy, tmp_path):
   more = (f"--config.serving.accuracy={accuracy}", "--config.serving.method=gram")
   ended = start(*config("fig9", f"--workdir={tmp_path}", *more))
   assert "no rows of 'gram' at 0 % and 100 %" in ended.error
-  assert "flexiq_distilled, hawq" in ended.error
+  assert "methods with ratios: flexiq_distilled" in ended.error

@@ -13,7 +13,7 @@ import pytest
 
 import flexiq_jax as fq
 from flexiq_jax import adaptive, finetuning, flexiq, models
-from flexiq_jax.finetuning import Examples, FinetuneSettings, joint
+from flexiq_jax.finetuning import Examples, FinetuneSettings, joint, objective
 from flexiq_jax.network import Network
 from flexiq_jax.orders import Schedule, weights
 from flexiq_jax.quant.grouping import LowSettings
@@ -231,6 +231,28 @@ def test_examples_that_do_not_do(start, examples, changes, message):
   settings = dataclasses.replace(SETTINGS, **changes)
   with pytest.raises(ValueError, match=message):
     finetuning.finetune(start.model, examples or start.examples, start.batches, settings)
+
+
+def test_distances_count_relative_to_those_before_the_training(start):
+  """A step of no length: what is logged is the distance, and the loss is what is left of it, 1."""
+  rates = ("learning_rate", "other_learning_rate", "scale_learning_rate")
+  settings = dataclasses.replace(
+    FEW, **dict.fromkeys(rates, 1e-12), warmup=0, steps=1, every=1, refit=0, batch_size=64
+  )
+  examples = Examples(start.examples.inputs[:64])  # all of them in a batch
+  ratios, unit = objective.distances(start.network, start.model, examples, settings)
+  x = examples.inputs
+  for ratio, value in zip(ratios, unit, strict=True):
+    apart = np.square(np.asarray(start.model(x, ratio)) - np.asarray(start.network.float(x)))
+    assert value == pytest.approx(apart.sum(axis=1).mean(), rel=1e-4)
+  assert unit[0] < unit[-1]
+  for ratio, value in ((0.0, unit[0]), (1.0, unit[-1])):
+    one = dataclasses.replace(settings, anchors=(), ratios=(ratio,))
+    _, log = finetuning.finetune(start.model, examples, start.batches, one)
+    assert log[0]["loss"] == pytest.approx(1.0, rel=1e-4)
+    plain = dataclasses.replace(one, balanced=False)
+    _, log = finetuning.finetune(start.model, examples, start.batches, plain)
+    assert log[0]["loss"] == log[0]["loss_drawn"] == pytest.approx(value, rel=1e-4)
 
 
 def test_weights_move_in_steps_of_their_channel(start):

@@ -173,4 +173,4 @@ def test_finetuning_goes_on_from_there_with_the_float_model_as_its_teacher(start
   for name, q in made[0].model.items():
     assert np.array_equal(q.w, tuned.model[name].w)
   distance = np.square(np.asarray(made[0](x, 1.0)) - np.asarray(model.network.float(x)))
-  assert log[0]["loss"] == pytest.approx(float(distance.sum(axis=1).mean()), rel=1e-4)
+  assert log[0]["loss_1"] == pytest.approx(float(distance.sum(axis=1).mean()), rel=1e-4)

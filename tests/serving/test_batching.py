@@ -39,6 +39,8 @@ def queues(draw):
   gaps = draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
   arrivals = np.cumsum(gaps).astype(float)
   examples = np.array(draw(st.lists(st.integers(1, SIZE), min_size=count, max_size=count)))
+  if draw(st.booleans()):
+    examples = np.ones(count, int)
   deadlines = None
   if draw(st.booleans()):
     slack = draw(
@@ -56,8 +58,13 @@ def queues(draw):
 def test_plan_is_that_of_all_prefixes(case):
   now, arrivals, examples, deadlines, seconds, delay = case
   found = batching.plan(
-    serving.Batching(size=SIZE, delay=delay), now, arrivals, examples, deadlines, seconds
+    *(serving.Batching(size=SIZE, delay=delay), now, arrivals, examples, deadlines, seconds),
+    batching.prefixes(seconds),
   )
+  if (examples == 1).all():  # as engine and simulator say it
+    rest = (deadlines, seconds, batching.prefixes(seconds))
+    settings = serving.Batching(size=SIZE, delay=delay)
+    assert batching.plan(settings, now, arrivals, None, *rest) == found
   take, until = brute_force(*case)
   assert found.take == take
   if take == 0:
@@ -69,8 +76,12 @@ def test_a_batch_does_not_grow_into_the_next_padded_size():
   seconds = np.array([0, 1, 2, 2, 9, 9.0])  # 3 examples in 2 s, 4 and 5 in 9 s
   settings = serving.Batching(size=5)
   ones = np.ones(4, int)
-  assert batching.plan(settings, 9.0, np.zeros(4), ones, None, seconds).take == 3
-  assert batching.plan(settings, 9.0, np.zeros(2), ones[:2], None, seconds).take == 2
+  best = batching.prefixes(seconds)
+  assert best == [0, 1, 2, 3, 3, 3]
+  for count in (2, 3, 4):
+    for examples in (ones[:count], None):
+      plan = batching.plan(settings, 9.0, np.zeros(count), examples, None, seconds, best)
+      assert plan.take == min(count, 3)
 
 
 def test_hopeless_are_those_that_no_batch_of_their_own_saves():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from flexiq_jax import serving
-from flexiq_jax.serving import profile as profiles
+from flexiq_jax.serving import profile_files as profiles
+from tests.mutants_for_test import MUTANTS, mutants_are_told
 
 
 @pytest.fixture
@@ -60,11 +61,16 @@ def test_reads_what_it_wrote(profile, tmp_path):
     ({"device": ""}, "device: empty"),
     ({"device": 5}, "device: 5; a text"),
     ({"sizes": [4, 1, 8]}, "sizes: (4, 1, 8); ascending"),
-    ({"sizes": [True, 4, 8]}, "sizes: (True, 4, 8)"),
+    ({"sizes": [True, 4, 8]}, "sizes[0]: True; an integer is needed"),
+    ({"sizes": [1, 4, 2**21]}, "sizes[2]: 2097152; an integer <= 1048576 is needed"),
     ({"sizes": 3}, "sizes: 3; a list"),
-    ({"ratios": [0, 0.5, 2]}, "ratios: (0, 0.5, 2)"),
+    ({"ratios": [0, 0.5, 2]}, "ratios: (0.0, 0.5, 2.0)"),
+    ({"ratios": [0, 0.5, "1"]}, "ratios[2]: '1'; a number is needed"),
     ({"ratios": [0, 0.5]}, "p50: shape (3, 3)"),
     ({"p50": [[1, 2], [3]]}, "p50: "),
+    ({"p50": [[1, None]]}, "p50[0][1]: None; a number is needed"),
+    ({"p50": [[10**400]]}, "p50[0][0]: 1000"),
+    ({"versions": {"jax": 1}}, "versions[...]: {'jax': 1}; a text is needed"),
     ({"p50": "fast"}, "p50: 'fast'; a list is needed"),
     ({"p99": [[1.0] * 3] * 3}, "p99: below p50"),
     ({"p50": [[0.0] * 3] * 3}, "p50: shape (3, 3), smallest 0"),
@@ -81,6 +87,70 @@ def test_names_what_is_wrong_in_a_file(profile, tmp_path, change, message):
     profiles.read(path)
   assert str(error.value).startswith(f"profile {str(path)!r}")
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize("count", MUTANTS)
+def test_mutants_are_refused_by_name_or_can_be_used(profile, tmp_path, count):
+  path = profiles.write(tmp_path / "profile.json", profile)
+
+  def read(mutant):
+    path.write_text(json.dumps(mutant))
+    profiles.read(path).describe()
+
+  starts = f"profile {str(path)!r}: "
+  # The largest size that is accepted is a table of a million numbers.
+  mutants_are_told(json.loads(path.read_text()), read, count, starts=starts, most=2**27)
+
+
+def device_file():
+  """What `make device` writes, with two models."""
+  row = lambda batch, ratio, us: {
+    **{"batch": batch, "ratio": ratio, "p50_us": us, "p99_us": 2 * us, "calls": 9},
+    **{"device_p50_us": us, "device_p99_us": us},
+  }
+  grid = [row(8, 0.0, 500.0), row(1, 0.0, 100.0), row(1, 1.0, 60.0), row(8, 1.0, 300.0)]
+  return {
+    **{"version": 1, "device": "GPU 9", "platform": "gpu", "made": "measured"},
+    **{"date": "2026-01-02", "how": "so", "versions": {"jax": "1"}, "tiles": "by rule"},
+    "models": {
+      "big": {"latency": grid, "switch_us": [1.0, 2.0], "memory": 5},
+      "small": {"latency": grid[1:2]},
+    },
+  }
+
+
+def test_a_file_of_make_device_is_a_profile_for_each_model(tmp_path):
+  path = tmp_path / "device.json"
+  path.write_text(json.dumps(device_file()))
+  found = profiles.read(path, "big")
+  assert (found.source, found.device, found.model) == ("device script", "GPU 9", "big")
+  assert (found.sizes, found.ratios) == ((1, 8), (0.0, 1.0))
+  np.testing.assert_allclose(found.p50, [[1e-4, 6e-5], [5e-4, 3e-4]])
+  np.testing.assert_allclose(found.p99, 2 * found.p50)
+  assert found.gain == pytest.approx(5 / 3)
+  assert list(profiles.read_all(path)) == ["big", "small"]
+  with pytest.raises(ValueError, match="model: 'vit_b'; big, small are in this file"):
+    profiles.read(path, "vit_b")
+  whole = device_file()
+  del whole["models"]["big"]["latency"][3]
+  path.write_text(json.dumps(whole))
+  with pytest.raises(ValueError, match=r"models\.big: batch 8 at ratio 1 is not there"):
+    profiles.read(path, "big")
+  whole["models"] = {"one": device_file()["models"]["small"]}
+  path.write_text(json.dumps(whole))
+  assert profiles.read(path).model == "one"
+
+
+@pytest.mark.parametrize("count", MUTANTS)
+def test_mutants_of_a_device_file(tmp_path, count):
+  path = tmp_path / "device.json"
+
+  def read(mutant):
+    path.write_text(json.dumps(mutant))
+    for profile in profiles.read_all(path).values():
+      profile.describe()
+
+  mutants_are_told(device_file(), read, count, starts=f"profile {str(path)!r}: ", most=2**27)
 
 
 def test_no_file_and_no_json(tmp_path):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.serving_events import event_by_event
 from flexiq_jax import serving
@@ -45,6 +47,28 @@ def test_equals_one_event_at_a_time(case, name):
     np.testing.assert_array_equal(found.ratio, ratio)
     np.testing.assert_allclose(found.start, start, rtol=1e-12)
     np.testing.assert_allclose(found.finish, finish, rtol=1e-12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_equals_one_event_at_a_time_to_the_last_bit(data):
+  draw = data.draw
+  # Many come at once, others alone after a rest.
+  gaps = draw(st.lists(st.sampled_from([0.0, 0.0, 0.004, 0.03, 0.2, 1.0]), min_size=1, max_size=80))
+  times = np.cumsum(gaps)
+  size = draw(st.sampled_from([1, 2, 8]))
+  chosen = serving.Batching(size=size, delay=draw(st.sampled_from([0.0, 0.02])))
+  queue = size + draw(st.sampled_from([0, 0, 1, 20]))
+  deadline = draw(st.sampled_from([None, None, 0.03, 0.15]))
+  name = draw(st.sampled_from(["load", "predictive"]))
+  controller = serving.create(name, PROFILE, target=TARGET)
+  found = serving.simulate(
+    times, controller, profile=PROFILE, batching=chosen, queue=queue, deadline=deadline
+  )
+  plain = event_by_event(times, controller, PROFILE, chosen, queue, deadline)
+  ours = (found.ratio, found.start, found.finish, found.outcome, found.batch)
+  for one, other in zip(ours, plain, strict=True):
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -16,7 +16,11 @@ from flexiq_jax.runs.plots.compare import (
 from flexiq_jax.runs.plots.layers import layer_map, unused_bits
 from flexiq_jax.runs.plots.looks import Look, looks
 from flexiq_jax.runs.plots.search import search_result
-from flexiq_jax.runs.plots.serving import latency_against_rate, load_over_time
+from flexiq_jax.runs.plots.serving import (
+  gain_against_ratio,
+  latency_against_rate,
+  load_over_time,
+)
 
 __all__ = [
   "Look",
@@ -24,6 +28,7 @@ __all__ = [
   "accuracy_against_ratio",
   "bits_over_budgets",
   "cross_layer_matrix",
+  "gain_against_ratio",
   "latency_against_rate",
   "layer_map",
   "load_over_time",

@@ -1,5 +1,6 @@
-"""Pictures of serving: latency against request rate, and a load over time."""
+"""Pictures of serving: latency against request rate, a load over time, speed by ratio."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flexiq_jax.runs.plots import drawing
-from flexiq_jax.runs.plots.looks import MARKERS, looks
+from flexiq_jax.runs.plots.looks import COLOURS, MARKERS, looks
 
 
 def latency_against_rate(
@@ -117,4 +118,56 @@ def load_over_time(
       matplotlib.lines.Line2D([], [], color=shown[s].colour, label=shown[s].name) for s in systems
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return drawing.save(figure, path)
+
+
+def gain_against_ratio(
+  path: str | os.PathLike[str],
+  panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+  *,
+  title: str,
+) -> Path:
+  """Draws how much faster than at 0 % models run, a panel for each, a line for each device.
+
+  Args:
+    path: PNG file.
+    panels: model -> device -> (4-bit ratios [R], speeds over that of 0 % [R]).
+    title: where the numbers are from.
+
+  Raises:
+    ValueError: there is nothing to draw.
+  """
+  if not panels or not all(panels.values()):
+    raise ValueError("panels: empty; expected at least one model with one device")
+  devices = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+  with matplotlib.rc_context(drawing.STYLE):
+    across = min(3, math.ceil(math.sqrt(len(panels))))
+    down = -(-len(panels) // across)
+    figure = Figure(
+      figsize=(1.2 + 2.9 * across, 1.2 + 2.5 * down), dpi=drawing.DPI, layout="constrained"
+    )
+    every = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in every[len(panels) :]:
+      axes.set_visible(False)
+    for axes, (model, panel) in zip(every, panels.items(), strict=False):
+      for device, (ratios, gains) in panel.items():
+        i = devices.index(device)
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        axes.plot(100 * np.asarray(ratios), gains, **style, markersize=4.5, linewidth=1.4)
+      axes.set_title(model)
+      axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+      axes.set_xlabel("4-bit ratio (%)")
+      axes.tick_params(labelbottom=True)  # also where no panel is below
+    for axes in every[::across]:
+      axes.set_ylabel("speed over that of 0 %")
+    lines = [
+      matplotlib.lines.Line2D(
+        *([], []), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=name
+      )
+      for i, name in enumerate(devices)
+    ]
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    figure.legend(
+      handles=lines, loc="outside lower center", ncols=min(6, len(lines)), frameon=False
+    )
     return drawing.save(figure, path)

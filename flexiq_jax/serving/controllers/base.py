@@ -86,15 +86,20 @@ def estimate(rate: Rate, seen: Seen, tau: float) -> Rate:
     seen: a reading; `now` and `arrived` do not descend.
     tau: τ, seconds.
   """
-  if rate.time == -math.inf:
-    return Rate(0.0, seen.now, seen.arrived, seen.now)
-  passed = seen.now - rate.time
+  value, time, before, first = rate
+  now, arrived = seen.now, seen.arrived
+  if time == -math.inf:
+    return Rate(0.0, now, arrived, now)
+  passed = now - time
   if passed <= 0:
     return rate
-  mean = (seen.arrived - rate.arrived) / passed
-  window = min(tau, max(tau / 4, seen.now - rate.first))
+  window = now - first
+  if not window < tau:
+    window = tau
+  elif window < tau / 4:
+    window = tau / 4
   weight = -math.expm1(-passed / window)
-  return Rate(rate.value + weight * (mean - rate.value), seen.now, seen.arrived, rate.first)
+  return Rate(value + weight * ((arrived - before) / passed - value), now, arrived, first)
 
 
 def check_levels(levels: tuple[float, ...]) -> None:
@@ -137,9 +142,10 @@ class Needs:
       queued: examples that wait already.
       horizon: seconds.
     """
+    target = self.target
     for i, sustained in enumerate(self.sustained):
-      backlog = queued + max(0.0, rate - sustained) * horizon
-      if backlog <= sustained * self.target / 2:
+      backlog = queued + (rate - sustained) * horizon if rate > sustained else queued
+      if backlog <= sustained * target / 2:
         return i
     return len(self.levels) - 1
 

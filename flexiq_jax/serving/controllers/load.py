@@ -55,7 +55,7 @@ class Load(Planned):
     rate = estimate(state.rate, seen, self.tau)
     wanted = self.needs.level(self.headroom * rate.value, seen.queued, self.horizon)
     level, since = toward(wanted, state.level, state.since, seen.now, self.hold)
-    return State(rate, level, since), self.levels[level]
+    return State(rate, level, since), self.needs.levels[level]
 
 
 def toward(wanted: int, level: int, since: float, now: float, hold: float) -> tuple[int, float]:

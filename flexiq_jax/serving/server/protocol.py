@@ -74,13 +74,13 @@ def routes(service: Service, version: str) -> list[Route]:
 
   several = ("", "/versions/{version}")
   of = [f"/v2/models/{{name}}{part}" for part in several]
-  return [
+  return [  # looked through in this order
+    *(route(service, f"{path}/infer", infer, "POST", kind="infer") for path in of),
     route(service, "/v2", server, "GET"),
     route(service, "/v2/health/live", live, "GET"),
     route(service, "/v2/health/ready", server_ready, "GET"),
     *(route(service, path, metadata, "GET") for path in of),
     *(route(service, f"{path}/ready", model_ready, "GET") for path in of),
-    *(route(service, f"{path}/infer", infer, "POST", kind="infer") for path in of),
   ]
 
 

@@ -13,6 +13,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -78,19 +79,16 @@ class Service:
     """
     seconds = self.deadline if seconds is None else seconds
     deadline = None if seconds is None else time.monotonic() + seconds
-    submitted = asyncio.ensure_future(self.engine.submit(x, deadline=deadline))
     gone = asyncio.ensure_future(request.receive())  # comes when the client hangs up
+    patience = asyncio.timeout(self.limits.answer_seconds)
+    gone.add_done_callback(functools.partial(_end, patience))
     try:
-      await asyncio.wait(
-        (submitted, gone),
-        timeout=self.limits.answer_seconds,
-        return_when=asyncio.FIRST_COMPLETED,
-      )
-      if submitted.done():
-        return submitted.result()
+      async with patience:
+        return await self.engine.submit(x, deadline=deadline)
+    except TimeoutError:
       if gone.done():
-        raise Refused(_GONE, "the client has gone")
-      raise Refused(504, f"no answer in {self.limits.answer_seconds:g} s")
+        raise Refused(_GONE, "the client has gone") from None
+      raise Refused(504, f"no answer in {self.limits.answer_seconds:g} s") from None
     except serving.Overloaded as error:
       raise Refused(429, str(error), {"Retry-After": "1"}) from error
     except serving.TooLate as error:
@@ -101,8 +99,14 @@ class Service:
       _log_once(error.cause)
       raise Refused(500, str(error)) from error
     finally:
-      for task in (submitted, gone):
-        task.cancel()
+      gone.cancel()
+
+
+def _end(patience: asyncio.Timeout, gone: asyncio.Future[Any]) -> None:
+  """Ends a wait as its time-out would, unless it has ended."""
+  if not gone.cancelled():
+    with contextlib.suppress(RuntimeError):  # of one that has ended
+      patience.reschedule(asyncio.get_running_loop().time())
 
 
 def _log_once(cause: BaseException) -> None:

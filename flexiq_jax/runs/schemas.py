@@ -1,0 +1,52 @@
+"""JSON values by strict schemas of msgspec; messages name the field, its value and what is needed.
+
+msgspec says which type it found and where; a person looks for the value.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+_WORDS = {
+  "str": "a text",
+  "int": "an integer",
+  "float": "a number",
+  "bool": "true or false",
+  "array": "a list",
+  "object": "an object",
+  "null": "null",
+}
+
+
+def convert(found: Any, schema: Any) -> Any:
+  """A JSON value as a schema's type.
+
+  Args:
+    found: as `json.loads` gives it.
+    schema: what `msgspec.convert` takes.
+
+  Raises:
+    ValueError: it is not of the schema; `FIELD: VALUE; WHAT is needed`.
+  """
+  try:
+    return msgspec.convert(found, schema)
+  except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+    raise ValueError(_message(str(error), found)) from None
+
+
+def _message(text: str, found: Any) -> str:
+  """The message of msgspec, told by the field's value."""
+  text, _, place = text.partition(" - at `$")
+  place = place.rstrip("`").removeprefix(".")
+  if known := re.search(r"(unknown|missing required) field `(.*)`", text):
+    inside = f"{place}: " if place else ""
+    how = "unknown field {!r}" if known[1] == "unknown" else "field {!r} is missing"
+    return inside + how.format(known[2])
+  value = found
+  # Keys of a mapping are not told: what is shown then is the mapping.
+  for name, number in re.findall(r"(\w+)|\[(\d+)\]", place.partition("[...]")[0]):
+    value = value[int(number) if number else name]
+  needed = re.sub(r", got .*|^Expected ", "", text)
+  needed = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[0]), needed)
+  return f"{place or 'the whole'}: {value!r:.80}; {needed} is needed"

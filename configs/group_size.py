@@ -2,7 +2,11 @@
 
 Channels of a group share their 4-bit range and go to 4 bits together: small groups are accurate,
 large ones are what kernels read at once (docs/kernels.md says which sizes ours take). One cell is
-one model, one size, one seed.
+one model, one size, one seed. The last two columns are what the TPU kernel makes of a size where
+each group has its own shifts, from the layers' shapes (`flexiq_jax.deployment.padded`): rows of K
+that it multiplies, and bytes of weights, relative to 8 bits without padding. A product in 4 bits
+takes half as long, so a size pays where its rows are below 2; `config.groups.shift_block` lets
+small groups share a block.
 
     python run.py --config=configs/group_size.py
     python run.py --config=configs/group_size.py --config.only=vit --config.sweep.seeds="(0,1,2)"
@@ -42,11 +46,18 @@ def get_config(arg=None):
   layout = Layout(
     title="model, group size",
     rows=rows,
-    columns=(("INT8", "method=uniform_int8"), *ratios, ("INT4", "method=uniform_int4")),
+    columns=(
+      ("INT8", "method=uniform_int8"),
+      *ratios,
+      ("INT4", "method=uniform_int4"),
+      ("kernel's rows", "method=float", "kernel_rows"),
+      ("kernel's bytes", "method=float", "kernel_bytes"),
+    ),
   )
   return sweeps.sweep(
     "group_size" + small.replace(":", "_"),
     bases,
     axes=(("groups.group_size", sizes),),
+    computed=("kernel_rows", "kernel_bytes"),
     tables={"group_size": layout},
   )

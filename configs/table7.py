@@ -45,6 +45,14 @@ def get_config(arg=None):
     rows=tuple((name, f"base=resnet20,method={name}") for name in ("greedy", "evolution", "gram")),
     columns=tuple((f"{100 * r:g} %", f"ratio={r}") for r in ratios),
   )
+  found = tuple(column for column in curves.columns if column[1] != "ratio=1.0")
+  searched = ("forwards", f"ratio={ratios[0]}", "forwards")
+  distances = Layout(
+    title="order, distance of the logits",
+    rows=curves.rows,
+    columns=(*found, searched),
+    value="distance_held_out",
+  )
   return sweeps.sweep(
     "table7" + ("_runlocal" if options.runlocal else ""),
     {
@@ -56,5 +64,5 @@ def get_config(arg=None):
       )
     },
     seeds=(0, 1) if options.runlocal else (0, 1, 2),
-    tables={"parts": parts, "searches": curves},
+    tables={"parts": parts, "searches": curves, "distances": distances},
   )

@@ -22,6 +22,7 @@ Stages, each kept in the workdir so that a stopped run goes on after the last co
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -103,25 +104,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   network = stages.network
   methods = _tuned(stages, _from_recipe(stages) if inputs.recipe else _calibrated(stages))
 
-  rows = Rows(inputs, workdir)
-  rows.add("float", None, config.seed, network.float, avg_bits=32.0)
-  for method, (bits, own, model) in methods.uniform.items():
-    rows.add(
-      *(method, None, config.seed, lambda x, n=own, m=model: n.uniform(m, x)),
-      avg_bits=float(bits),
-    )
-  for method, (model, seed) in methods.adaptive.items():
-    for ratio in inputs.settings.ratios:
-      # At 0 all variants are the same 8-bit model, but for those with weights of their own.
-      if ratio or model is methods.chosen or model.w_scales is not None:
-        rows.add_adaptive(method, model, ratio, seed)
-  space = methods.chosen.schedule.space
-  for seed in () if inputs.recipe else config.random_seeds:
-    schedule = orders.Schedule(space, orders.random(space, seed))
-    shuffled = dataclasses.replace(methods.chosen, schedule=schedule)
-    for ratio in inputs.settings.ratios:
-      if 0 < ratio < 1:  # at 0 and 1 every order is the same model
-        rows.add_adaptive("flexiq_random", shuffled, ratio, seed)
+  _evaluate(stages, methods)
   if not distributed.is_main():
     return workdir.path / "report.md"
 
@@ -140,6 +123,35 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   best = max((r for r in workdir.rows() if r["ratio"] == 1), key=lambda r: r["top1"], default=None)
   workdir.finish(top1_at_100=best["top1"] if best else None)
   return path
+
+
+def _evaluate(stages: Stages, methods: _Methods) -> None:
+  """Adds all rows; how many there are is an event, from which a sweep knows how far it is."""
+  inputs, config, network = stages.inputs, stages.config, stages.network
+  rows, todo = Rows(inputs, stages.workdir), []
+  add = lambda function, *given, **columns: todo.append(
+    functools.partial(function, *given, **columns)
+  )
+  add(rows.add, "float", None, config.seed, network.float, avg_bits=32.0)
+  for method, (bits, own, model) in methods.uniform.items():
+    predict = lambda x, n=own, m=model: n.uniform(m, x)
+    add(rows.add, method, None, config.seed, predict, avg_bits=float(bits))
+  for method, (model, seed) in methods.adaptive.items():
+    for ratio in inputs.settings.ratios:
+      # At 0 all variants are the same 8-bit model, but for those with weights of their own.
+      if ratio or model is methods.chosen or model.w_scales is not None:
+        add(rows.add_adaptive, method, model, ratio, seed)
+  space = methods.chosen.schedule.space
+  for seed in () if inputs.recipe else config.random_seeds:
+    schedule = orders.Schedule(space, orders.random(space, seed))
+    shuffled = dataclasses.replace(methods.chosen, schedule=schedule)
+    for ratio in inputs.settings.ratios:
+      if 0 < ratio < 1:  # at 0 and 1 every order is the same model
+        add(rows.add_adaptive, "flexiq_random", shuffled, ratio, seed)
+  if distributed.is_main():
+    stages.workdir.event("evaluation", rows=len(todo))
+  for row in todo:
+    row()
 
 
 def _steps(inputs: setup.Inputs) -> str:

@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from experiments.shared.checks import field, require
+from experiments.sweeps import found
 from experiments.sweeps import tables as drawn
-from experiments.sweeps.plan import other_config, plan
+from experiments.sweeps.plan import plan
 from flexiq_jax.runs import files, tables
 from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.sweeps import cells as cells_of
@@ -119,9 +120,11 @@ def _planned(config, folder: Path) -> tuple[list[Cell], ModuleType, Any]:
   with field(f"config.{config.executor}", section):
     settings = executor.Settings(**section)
   drawn.layouts(config)  # a wrong one is told before anything runs
+  with field("config", config):
+    cells = found.claim(plan(config, folder), config.also, config.differ)
   checked = []
-  for cell in states.expected(plan(config, folder)):
-    why = other_config(cell) or cell.missing or executor.lacks(cell, settings)
+  for cell in states.expected(cells):
+    why = cell.missing or executor.lacks(cell, settings)
     checked.append(dataclasses.replace(cell, missing=why))
   return checked, executor, settings
 

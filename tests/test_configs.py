@@ -14,10 +14,12 @@ from tests.runs_for_test import compiled, start
 
 ROOT = pathlib.Path(__file__).parent.parent
 ALL = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-SWEEPS = ("clado", "group_size", "sweep_digits", "table2", "table7")
+SWEEPS = ("clado", "group_size", "quantune", "results", "sweep_digits", "table2", "table7")
 NAMES = [name for name in ALL if name not in SWEEPS]
 IMAGENET = [
-  n for n in NAMES if n.startswith(("deit", "swin", "vit_", "resnet")) and "cifar" not in n
+  n
+  for n in NAMES
+  if n.startswith(("deit", "swin", "vit_", "resnet", "squeezenet", "vgg")) and "cifar" not in n
 ]
 __all__ = ["compiled"]
 
@@ -77,7 +79,11 @@ def test_small_transformer_runs_without_data(tmp_path, compiled, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "name", ["resnet18", "resnet50", "swin_t", "mobilenet_v2", "efficientnet_lite0", "vit_cifar10"]
+  "name",
+  [
+    *("resnet18", "resnet50", "swin_t", "mobilenet_v2", "efficientnet_lite0", "vit_cifar10"),
+    *("squeezenet1_0", "vgg16"),
+  ],
 )
 def test_other_small_variants_run_without_data(name, tmp_path, compiled, monkeypatch):
   run_small(name, tmp_path, compiled, monkeypatch)

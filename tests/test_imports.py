@@ -102,7 +102,7 @@ FORBIDDEN = {
 FRONTS = {
   "flexiq_jax.data": (),
   "flexiq_jax.deployment": ("artifact", "export"),
-  "flexiq_jax.finetuning": ("joint",),
+  "flexiq_jax.finetuning": ("joint", "objective"),
   "flexiq_jax.graph": ("reorder", "tracing", "unfold"),
   "flexiq_jax.kernels": ("gpu", "tile_files", "tpu", "tuning"),
   "flexiq_jax.kernels.gpu": (),

@@ -15,6 +15,7 @@ def sweep(
   *,
   axes: tuple = (),
   seeds: tuple[int, ...] = (0,),
+  computed: tuple[str, ...] = (),
   tables: Mapping[str, Layout],
 ) -> config_dict.ConfigDict:
   """A sweep: every base with every value of the axes and every seed, each an ordinary run.
@@ -24,12 +25,15 @@ def sweep(
     bases: name -> what `base` gives; the names begin those of the cells.
     axes: (dotted field, values) pairs.
     seeds: of the runs.
+    computed: columns that follow from a run's config (see `experiments.sweeps.computed`).
     tables: name -> layout of a table that the rows fill.
   """
   config = config_dict.ConfigDict()
   config.name, config.experiment = name, "sweep"
   # Cells whose name the regular expression `skip` is found in are left out.
-  config.sweep = config_dict.create(bases=dict(bases), axes=axes, seeds=seeds, skip="")
+  config.sweep = config_dict.create(
+    bases=dict(bases), axes=axes, seeds=seeds, skip="", computed=computed
+  )
   config.tables = {key: settings(layout) for key, layout in tables.items()}
   # Where cells run: local, slurm, print; the sections below say how.
   config.executor = "local"
@@ -37,6 +41,10 @@ def sweep(
   config.only = ""
   # Whether cells that failed run again; others are resumed in any case.
   config.retry = False
+  # Folders with finished runs that were started by hand: one of a cell's config is that cell.
+  config.also = ()
+  # Fields in which such a run may differ from its cell; its numbers are then marked.
+  config.differ = ()
   # Only shows a sweep that runs elsewhere.
   config.watch = False
   config.local = settings(local.Settings())

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -220,7 +218,7 @@ def provenance(config) -> dict[str, str]:
   return {
     "model": config.model,
     "data": data_name(config),
-    "config": f"{config.name}-{_digest(config.to_dict())}",
+    "config": f"{config.name}-{files.digest(config.to_dict())}",
     "commit": commit,
   }
 
@@ -235,12 +233,7 @@ def default_workdir(config, overrides: Mapping[str, Any]) -> Path:
   """
   path = Path("runs") / config.name / config.model / f"seed{config.seed}"
   other = {k: v for k, v in overrides.items() if k not in ("name", "model", "seed")}
-  return path.with_name(f"{path.name}-{_digest(other)}") if other else path
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-  text = json.dumps(files.to_plain(values), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:8]
+  return path.with_name(f"{path.name}-{files.digest(other)}") if other else path
 
 
 def _build(config, settings: Settings) -> nnx.Module:

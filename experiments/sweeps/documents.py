@@ -5,7 +5,8 @@
     python -m experiments.sweeps.documents --check               # only says which are stale
 
 A table stands between `<!-- table: SWEEP/TABLE -->` and `<!-- end of table -->`. Its rows are those
-of `docs/tables/SWEEP.csv`, laid out as the table TABLE of `configs/SWEEP.py`; nothing is run.
+of `docs/tables/SWEEP.csv`, laid out as the table TABLE of `configs/SWEEP.py`; that of a variant, as
+`configs/table2.py:folder`, is called `table2_folder`. Nothing is run.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def rendered(text: str, folder: Path) -> str:
 
   def table(match: re.Match) -> str:
     sweep, name = match[2], match[3]
-    found = layouts(bases.load(f"configs/{sweep}.py"))
+    found = layouts(bases.load(_source(sweep)))
     if name not in found:
       raise ValueError(f"table {sweep}/{name}: configs/{sweep}.py has {', '.join(found)}")
     path = folder / f"{sweep}.csv"
@@ -48,6 +49,15 @@ def rendered(text: str, folder: Path) -> str:
     return f"{match[1]}\n{laid.markdown(found[name], collect.read_csv(path))}\n\n{match[5]}"
 
   return _MARK.sub(table, text)
+
+
+def _source(sweep: str) -> str:
+  """The config of a sweep by its name, which a variant has behind its last underscore."""
+  name, _, variant = sweep.rpartition("_")
+  whole = f"configs/{sweep}.py"
+  if name and not (bases.ROOT / whole).is_file() and (bases.ROOT / f"configs/{name}.py").is_file():
+    return f"configs/{name}.py:{variant}"
+  return whole
 
 
 def take(sweep: Path, folder: Path) -> Path:

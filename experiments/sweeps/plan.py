@@ -4,6 +4,7 @@ A base is a config file with fields set: `config`, `fields` ((field, value), ...
 ((column, value), ...) for the table, and estimates: `minutes`, `memory` (GiB), `gpus`, `tasks`.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.shared.checks import check, field, is_seed
-from experiments.sweeps import bases, needs
+from experiments.sweeps import bases, computed, needs
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps.cells import Cell, require_unique
 
@@ -45,7 +46,10 @@ def plan(config, folder: Path) -> list[Cell]:
         run = bases.with_fields(start, chosen)
       with field(f"config.sweep, {label}"):
         check(run)
-      cells.append(_cell(label, name, base, chosen, run, folder))
+      cell = _cell(label, name, base, chosen, run, folder)
+      with field(f"config.sweep.computed ({label})"):
+        more = computed.columns(sweep.computed, run)
+      cells.append(dataclasses.replace(cell, labels={**cell.labels, **more}))
   if not cells:
     raise ValueError(f"config.sweep.skip: {sweep.skip!r} leaves no cell")
   with field("config.sweep"):
@@ -68,17 +72,6 @@ def _cell(name: str, base_name: str, base, chosen: Mapping[str, Any], run, folde
     tasks=base.tasks,
     missing=needs.missing(run),
   )
-
-
-def other_config(cell: Cell) -> str:
-  """What differs where a cell's workdir holds a run of another config; empty where nothing does."""
-  path = cell.workdir / "config.json"
-  if not path.is_file():
-    return ""
-  if changes := files.differences(files.read_json(path), cell.config):
-    name, old, new = changes[0]
-    return f"its workdir holds a run of another config: {name} was {old}, is now {new}"
-  return ""
 
 
 def _axes(sweep) -> dict[str, tuple]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.shared.checks import field
 from flexiq_jax.runs import plots, tables
+from flexiq_jax.runs.sweeps import conditions
 from flexiq_jax.runs.sweeps import layouts as laid
 from flexiq_jax.runs.sweeps.layouts import Layout
 
@@ -22,8 +23,9 @@ def layouts(config) -> dict[str, Layout]:
   for name, part in config.tables.items():
     with field(f"config.tables.{name}"):
       found[name] = Layout(**part)
-      for _, condition, *_ in found[name].columns:
-        laid.parts(condition)
+      for _, condition, *more in found[name].columns:
+        for one in "|".join([condition, *more[1:]]).split("|"):
+          conditions.parts(one)
   return found
 
 
@@ -50,10 +52,11 @@ def latex(found: Mapping[str, Layout], rows: Rows) -> str:
 
 def _curves(layout: Layout, rows: Rows):
   """Values over the ratio, a curve for each row of the table."""
-  points, index = [], laid.Index(rows)
+  points, index = [], conditions.Index(rows)
   for name, condition in laid.heads(layout, rows):
-    for _, of_column, *own in layout.columns:
-      if "ratio=" in of_column and not own:
-        points += [{**row, "method": name} for row in index.find(f"{condition},{of_column}")]
+    own = conditions.Index(index.find(condition))
+    for _, of_column, *more in layout.columns:
+      if "ratio=" in of_column and not more:
+        points += [{**row, "method": name} for row in own.find(of_column)]
   curves = tables.curves(points, layout.value)
   return {name: curve for name, curve in curves.items() if len(curve[0]) > 1}

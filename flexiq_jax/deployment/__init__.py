@@ -8,6 +8,7 @@ from flexiq_jax.deployment.build import deploy
 from flexiq_jax.deployment.layers import Mixed, Plain
 from flexiq_jax.deployment.layouts import rows_before
 from flexiq_jax.deployment.model import Deployed, apply, deployed_rule
+from flexiq_jax.deployment.padding import Padded, padded
 from flexiq_jax.deployment.patches import windows
 from flexiq_jax.deployment.place import place
 from flexiq_jax.deployment.products import products
@@ -19,6 +20,7 @@ __all__ = [
   "SIZES",
   "Deployed",
   "Mixed",
+  "Padded",
   "Plain",
   "Runner",
   "Sizes",
@@ -28,6 +30,7 @@ __all__ = [
   "deploy",
   "deployed_rule",
   "fold_shapes",
+  "padded",
   "place",
   "products",
   "rows_before",

@@ -58,7 +58,7 @@ def deploy(
   counts = [model.schedule.boundaries(r) for r in levels]
   windows = patches.windows(traced) if granule % LANES == 0 else {}
   laid = {
-    name: layouts.lay_out(layer, low[name], orders[name], granule, _slides(windows.get(name)))
+    name: layouts.lay_out(layer, low[name], orders[name], granule, slides(windows.get(name)))
     for name, layer in mixed_layers(traced, {*low}).items()
   }
   consumers = {f.producer: name for name, f in wiring.feeds.items() if f.producer}
@@ -152,7 +152,7 @@ def _natural(layout: layouts.Layout, layer: Layer) -> bool:
   return np.array_equal(layout.order, np.arange(layer.in_channels))
 
 
-def _slides(window: Window | None) -> bool:
+def slides(window: Window | None) -> bool:
   """Whether the TPU kernel can slide a layer's window: whether its images fit tiles."""
   if window is None:
     return False

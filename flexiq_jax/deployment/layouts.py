@@ -23,7 +23,7 @@ each channel several times, once for each of several positions side by side:
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,19 +75,29 @@ class Layout:
     return np.where(place < 0, -1, starts + place).reshape(-1)
 
 
+class Grouping(Protocol):
+  """Which group, and which shift block (None: its group), each channel `[C]` lies in."""
+
+  @property
+  def group(self) -> Array: ...
+
+  @property
+  def block(self) -> Array: ...
+
+
 def rows_before(place: Array, channels: int, window: int, block: int) -> Array:
   """How many rows of K lie before a place; takes traced and plain numbers."""
   return place // channels * block + place % channels * window
 
 
 def lay_out(
-  layer: Layer, low: Low, groups: np.ndarray, granule: int = 2, slides: bool = False
+  layer: Layer, low: Grouping, groups: np.ndarray, granule: int = 2, slides: bool = False
 ) -> Layout:
   """The layout of a layer.
 
   Args:
     layer: the layer; one contraction group.
-    low: its 4-bit side; channels of one shift block share their shifts.
+    low: its 4-bit side, of which the groups and shift blocks of the channels are read.
     groups: int `[J]`, its channel groups in schedule order.
     granule: even number of rows of which a shift block holds a multiple.
     slides: whether a kernel can slide this layer's window over pixels; then the places of a block

@@ -118,6 +118,8 @@ def _moved(eqn: JaxprEqn, states: list[int], d: int, batch: int) -> int | None:
     return d if set(parts) == {out[d]} else None
   if name in ("concatenate", "sort"):
     return None if d == p["dimension"] else d
+  if name == "stack":
+    return d + (p["axis"] <= d)
   if name == "split":
     return None if d == p["axis"] else d
   if name == "rev":

@@ -24,6 +24,7 @@ from flax import nnx
 from jax.nn import initializers
 
 PADDINGS = ("torch", "tf_same")
+_XLA = {"tf_same": "SAME", "valid": "VALID"}
 Dtype = Any
 
 # He et al., "Delving Deep into Rectifiers" (ICCV 2015), fan-out mode as in torchvision's CNNs.
@@ -58,7 +59,8 @@ def conv(
     out_features: output channels.
     kernel: height and width of the window.
     stride: step in both directions.
-    padding: 'torch' (symmetric, (kernel - 1) // 2) or 'tf_same' (asymmetric at stride 2).
+    padding: 'torch' (symmetric, (kernel - 1) // 2), 'tf_same' (asymmetric at stride 2), or 'valid'
+      (none).
     groups: feature groups; `in_features` of them make the convolution depthwise.
     use_bias: whether to add a bias, as models with folded batch norm do.
     dtype: compute dtype; the parameters stay float32.
@@ -73,7 +75,7 @@ def conv(
     out_features,
     (kernel, kernel),
     strides=(stride, stride),
-    padding="SAME" if padding == "tf_same" else ((same, same), (same, same)),
+    padding=_XLA.get(padding, ((same, same), (same, same))),
     feature_group_count=groups,
     use_bias=use_bias,
     kernel_init=_he_normal,
@@ -137,6 +139,32 @@ def layer_norm(features: int, *, eps: float, dtype: Dtype, rngs: nnx.Rngs) -> nn
     use_fast_variance=False,
     rngs=rngs,
   )
+
+
+def max_pool_ceil(x: jax.Array) -> jax.Array:
+  """Max over 3x3 windows at stride 2 without padding, sizes rounded up (torch's `ceil_mode`)."""
+  missing = [max(3 - size, (size - 3) % 2) for size in x.shape[1:3]]
+  return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=[(0, more) for more in missing])
+
+
+def average_pool(x: jax.Array, size: int) -> jax.Array:
+  """Mean over windows that make a map of `size` x `size` (torch's `AdaptiveAvgPool2d`).
+
+  Args:
+    x: [B, H, W, C]. Where a size is no multiple, windows overlap by one.
+    size: height and width of the result.
+
+  Returns:
+    [B, size, size, C].
+  """
+  for axis in (1, 2):
+    length = x.shape[axis]
+    if length != size:
+      bounds = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+      windows = [jax.lax.slice_in_dim(x, *bound, axis=axis) for bound in bounds]
+      means = [jnp.mean(window, axis=axis, keepdims=True) for window in windows]
+      x = jnp.concatenate(means, axis=axis)
+  return x
 
 
 class Mlp(nnx.Module):

@@ -1,14 +1,16 @@
 """How tensors are called in weight files, and where they belong in our parameter trees.
 
-Our module names are torchvision's (ResNet, MobileNetV2) or timm's (the others), so that most names
-only change their separator: `layer1.0.conv1.weight` is `layer1/0/conv1/kernel`. Other dialects are
-regular expressions, applied in order:
+Our module names are torchvision's (ResNet, MobileNetV2, SqueezeNet, VGG) or timm's, so that most
+names only change their separator: `layer1.0.conv1.weight` is `layer1/0/conv1/kernel`. Other
+dialects are regular expressions, applied in order:
 
 | model            | dialects                                                             |
 |------------------|----------------------------------------------------------------------|
 | ResNet           | torchvision and timm; `linear` for the head (CIFAR networks)         |
 | MobileNetV2      | torchvision; timm                                                    |
 | EfficientNetLite | timm; `_blocks.7._depthwise_conv` (ports of the TensorFlow code)     |
+| SqueezeNet       | torchvision                                                          |
+| VGG              | torchvision; timm (the head as convolutions)                         |
 | ViT, DeiT        | timm; torchvision                                                    |
 | Swin             | timm; the authors' (merging at the end of a stage); torchvision      |
 """
@@ -18,7 +20,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from flexiq_jax.models.mobilenet import EfficientNetLite, MobileNetV2
 from flexiq_jax.models.resnet import ResNet
+from flexiq_jax.models.squeezenet import SqueezeNet
 from flexiq_jax.models.swin import SwinTransformer
+from flexiq_jax.models.vgg import VGG
 from flexiq_jax.models.vit import VisionTransformer
 
 # Buffers that are recomputed, and the activation quantizers of integer checkpoints.
@@ -30,6 +34,8 @@ FINGERPRINTS = {
   ResNet: r"^(module\.)?layer1\.0\.conv1\.",
   MobileNetV2: r"^features\.1\.conv\.0\.0\.|^blocks\.0\.0\.conv_dw\.",
   EfficientNetLite: r"^_blocks\.0\._|^blocks\.0\.0\.conv_dw\.",
+  SqueezeNet: r"^features\.\d+\.squeeze\.",
+  VGG: r"^features\.7\.weight$",
   VisionTransformer: r"^blocks\.0\.attn\.|^encoder\.layers\.encoder_layer_0\.",
   SwinTransformer: r"^layers\.0\.blocks\.0\.attn\.|^features\.1\.0\.attn\.",
 }
@@ -72,6 +78,10 @@ def _rules(family: type, names: Collection[str], paths: Collection[str]) -> Rule
     return _mobilenet_v2(names)
   if issubclass(family, EfficientNetLite):
     return _efficientnet_lite(names, paths)
+  if issubclass(family, SqueezeNet):
+    return ((r"^classifier\.1\.", "classifier."),)
+  if issubclass(family, VGG):
+    return _VGG
   if issubclass(family, VisionTransformer):
     return _VIT
   if issubclass(family, SwinTransformer):
@@ -79,6 +89,11 @@ def _rules(family: type, names: Collection[str], paths: Collection[str]) -> Rule
   return ()
 
 
+_VGG: Rules = (
+  (r"^pre_logits\.fc1\.", "classifier.0."),
+  (r"^pre_logits\.fc2\.", "classifier.3."),
+  (r"^head\.fc\.", "classifier.6."),
+)
 _VIT: Rules = (
   (r"^conv_proj\.", "patch_embed.proj."),
   (r"^class_token$", "cls_token"),

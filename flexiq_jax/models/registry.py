@@ -17,7 +17,9 @@ from flax import nnx
 
 from flexiq_jax.models.mobilenet import EfficientNetLite, MobileNetV2
 from flexiq_jax.models.resnet import ResNet
+from flexiq_jax.models.squeezenet import SQUEEZENET_1_0, SQUEEZENET_1_1, SqueezeNet
 from flexiq_jax.models.swin import SwinTransformer
+from flexiq_jax.models.vgg import VGG
 from flexiq_jax.models.vit import VisionTransformer
 
 DTYPES = ("float32", "bfloat16")
@@ -124,6 +126,31 @@ def _efficientnet_lite(source, *, normalisation, **options):
   return _imagenet(functools.partial(EfficientNetLite, **options), tiny, source, **normalisation)
 
 
+def _squeezenet(stages, width, kernel):
+  tiny = {
+    "stages": (((4, 8), (4, 8)), ((8, 8),)),
+    "width": 8,
+    "kernel": 3,
+    "input_size": 32,
+    "num_classes": 10,
+  }
+  build = functools.partial(SqueezeNet, stages=stages, width=width, kernel=kernel)
+  return _imagenet(build, tiny, "torchvision (IMAGENET1K_V1)", interpolation="bilinear")
+
+
+def _vgg(source, **options):
+  tiny = {
+    "depths": (1, 2),
+    "widths": (8, 16),
+    "pool": 3,
+    "hidden": 16,
+    "input_size": 32,
+    "num_classes": 10,
+  }
+  build = functools.partial(VGG, **options)
+  return _imagenet(build, tiny, source, interpolation="bilinear")
+
+
 def _vit(width, heads, source, *, resize, normalisation):
   tiny = {
     "width": 32,
@@ -207,6 +234,10 @@ MODELS: dict[str, ModelSpec] = {
     padding="tf_same",
     eps=1e-3,
   ),
+  "squeezenet1_0": _squeezenet(SQUEEZENET_1_0, 96, 7),
+  "squeezenet1_1": _squeezenet(SQUEEZENET_1_1, 64, 3),
+  "vgg16": _vgg("torchvision (IMAGENET1K_V1), or timm vgg16.tv_in1k"),
+  "vgg16_bn": _vgg("torchvision (IMAGENET1K_V1), or timm vgg16_bn.tv_in1k", norm=True),
   "vit_s": _vit(384, 6, _AUGREG, resize=248, normalisation=_HALF),
   "vit_b": _vit(768, 12, _AUGREG, resize=248, normalisation=_HALF),
   "deit_ti": _vit(192, 3, _DEIT, resize=256, normalisation=_IMAGENET),

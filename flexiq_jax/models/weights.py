@@ -206,10 +206,11 @@ def _check_fit(
 def _hint(tensors: Tensors, family: type, filled: Mapping[str, str], flat: Params) -> str:
   """Says which model a file belongs to, or what else may be wrong."""
   heads = [path for path in filled if _HEADS.match(path) and path.endswith("/bias")]
-  if len(filled) == len(flat) == len(tensors) and heads:
-    classes = len(tensors[filled[heads[0]]])
-    if classes != flat[heads[0]].shape[0]:
-      return f"The file has {classes} classes; make the model with num_classes={classes}."
+  if len(filled) == len(flat) == len(tensors):
+    for head in heads:
+      classes = len(tensors[filled[head]])
+      if classes != flat[head].shape[0]:
+        return f"The file has {classes} classes; make the model with num_classes={classes}."
   fitting = [candidate for candidate in registry.MODELS if _fits(candidate, tensors)]
   if fitting:
     return f"The file fits {' or '.join(fitting)}."

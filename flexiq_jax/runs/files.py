@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -143,6 +144,12 @@ def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]
         changes.append((path, *sides))
     return changes
   return [] if old == new else [(name, json.dumps(old), json.dumps(new))]
+
+
+def digest(values: Any) -> str:
+  """Eight letters that stand for nested values, such as a config."""
+  text = json.dumps(to_plain(values), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

@@ -144,3 +144,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02d} s"
   minutes = round(seconds / 60)
   return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def seconds(text: str) -> float:
+  """What `duration` wrote, back.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  units = {"h": 3600.0, "min": 60.0, "s": 1.0}
+  words = text.split()
+  if not words or len(words) % 2 or any(unit not in units for unit in words[1::2]):
+    raise ValueError(f"{text!r} is no duration, as '4 min 05 s'")
+  return sum(
+    float(count) * units[unit] for count, unit in zip(words[::2], words[1::2], strict=True)
+  )

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from flexiq_jax.orders import recipes
+from flexiq_jax.runs.workdir import Workdir
 from tests.runs_for_test import SMALL, TRAINED, compiled, start
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -96,6 +97,8 @@ def test_rows(finished):
     *(("flexiq_greedy_naive", ratio) for ratio in ("0.5", "1.0")),
     ("flexiq_random", "0.5"),
   ]
+  planned = Workdir(workdir).events("evaluation")
+  assert planned[-1]["rows"] == len(found)  # what a sweep's time left goes by
   exact = {r["method"]: float(r["top1"]) for r in found if r["ratio"] == ""}
   assert exact["float"] > 40  # chance is 10 %
   for r in found:

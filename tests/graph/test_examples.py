@@ -75,6 +75,8 @@ FOLLOWED = {  # preparation of x, and the entries per example it leaves
   "folded and back": (lambda p, x: x.reshape(-1, WIDTH).reshape(BATCH, 2, 3, WIDTH), 1),
   "there and back": (lambda p, x: jnp.tanh(x.transpose(1, 0, 2)).transpose(1, 2, 0)[..., :4], 1),
   "norm": (norm, 1),
+  "stacked": (lambda p, x: jnp.stack([x, jnp.tanh(x)])[1], 1),
+  "stacked behind": (lambda p, x: jnp.stack([x, jnp.tanh(x)], axis=1).sum(axis=1), 1),
   "gather and sort": (looked_up, 1),
   "convolution": (conv, 1),
   "tokens": (lambda p, x: p["q"][tokens(x)], 1),

@@ -10,7 +10,7 @@ import pytest
 from flexiq_jax import graph, models
 from tests.graph import models_for_test
 
-FAMILIES = ("resnet18", "mobilenet_v2", "efficientnet_lite0", "vit_s", "swin_t")
+FAMILIES = ("resnet18", "mobilenet_v2", "efficientnet_lite0", "vgg16_bn", "vit_s", "swin_t")
 
 
 @functools.cache

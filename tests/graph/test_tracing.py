@@ -249,6 +249,8 @@ FAMILIES = (
   "resnet50",
   "mobilenet_v2",
   "efficientnet_lite0",
+  "squeezenet1_0",
+  "vgg16",
   "vit_s",
   "swin_t",
 )
@@ -271,13 +273,22 @@ def test_every_kernel_of_a_model_family_is_a_layer(name):
   assert [layer.name + "/kernel" for layer in layers] == [layer.param for layer in layers]
 
 
-def test_the_full_resnet50_has_its_published_macs():
-  """4.09 G multiply-accumulates at 224 x 224: He et al. 2016, torchvision's 4.09 GFLOPS."""
-  module = nnx.eval_shape(lambda: models.create("resnet50"))
+@pytest.mark.parametrize(
+  ("name", "count", "giga_macs"),
+  [
+    ("resnet50", 54, 4.089),
+    ("squeezenet1_0", 26, 0.819),
+    ("squeezenet1_1", 26, 0.349),
+    ("vgg16", 16, 15.470),
+  ],
+)
+def test_full_models_have_their_published_macs(name, count, giga_macs):
+  """At 224 x 224; torchvision's GFLOPS, which are multiply-accumulates."""
+  module = nnx.eval_shape(lambda: models.create(name))
   apply, params = models.functional(module)
   layers = graph.layers(apply, params, SPEC((1, 224, 224, 3), jnp.float32))
-  assert len(layers) == 54
-  assert sum(layer.macs for layer in layers) == pytest.approx(4.09e9, rel=2e-3)
+  assert len(layers) == count
+  assert sum(layer.macs for layer in layers) == pytest.approx(giga_macs * 1e9, rel=3e-3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bool_])

@@ -46,6 +46,33 @@ def test_batch_norm_momentum_is_torch_s():
   np.testing.assert_allclose(norm.var[...], [0.9 + 0.1 * 4], rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", range(2, 9))
+def test_max_pool_rounds_sizes_up(size):
+  """Every start of a window that lies inside counts, as in torch's `ceil_mode`."""
+  x = -1 - np.random.default_rng(size).random((1, size, 7, 2), np.float32)
+  starts = lambda length: range(0, max(length - 2, 0) + 1, 2)
+  wanted = [
+    [x[:, i : i + 3, j : j + 3].max(axis=(1, 2)) for j in starts(7)]
+    for i in starts(size)
+    if i + 2 <= size
+  ]
+  found = np.asarray(layers.max_pool_ceil(jnp.asarray(x)))
+  assert found.shape[1] == -(-(size - 3) // 2) + 1
+  np.testing.assert_array_equal(found, np.moveaxis(np.asarray(wanted), 2, 0))
+
+
+@pytest.mark.parametrize(("size", "pooled"), [(7, 7), (14, 7), (8, 3), (2, 3)])
+def test_average_pool_has_torch_s_windows(size, pooled):
+  x = np.random.default_rng(size).random((2, size, 6, 1), np.float32)
+  window = lambda i, length: slice(i * length // pooled, -(-(i + 1) * length // pooled))
+  wanted = [
+    [x[:, window(i, size), window(j, 6)].mean(axis=(1, 2)) for j in range(pooled)]
+    for i in range(pooled)
+  ]
+  found = layers.average_pool(jnp.asarray(x), pooled)
+  np.testing.assert_allclose(found, np.moveaxis(np.asarray(wanted), 2, 0), rtol=1e-6)
+
+
 def test_depthwise_convolution_keeps_channels_apart():
   conv = layers.conv(4, 4, 3, groups=4, dtype=jnp.float32, rngs=nnx.Rngs(0))
   assert conv.kernel[...].shape == (3, 3, 1, 4) and conv.bias is None

@@ -28,6 +28,10 @@ PARAMETERS = {
   "mobilenet_v2_tf": 3_504_872 - 17_056,  # Each norm has two vectors, each bias is one.
   "efficientnet_lite0": 4_652_008,
   "efficientnet_lite0_tf": 4_652_008,
+  "squeezenet1_0": 1_248_424,
+  "squeezenet1_1": 1_235_496,
+  "vgg16": 138_357_544,
+  "vgg16_bn": 138_365_992,
   "vit_s": 22_050_664,
   "vit_b": 86_567_656,
   "deit_ti": 5_717_416,

@@ -112,6 +112,11 @@ DIALECTS = {
       (r"^classifier", "_fc"),
     ),
   ),
+  "squeezenet as torchvision": (
+    "squeezenet1_0",
+    substitute((r"^classifier", "classifier.1")),
+  ),
+  "vgg as torchvision": ("vgg16", substitute()),
   "vit as timm": ("deit_s", substitute()),
   "vit as torchvision": (
     "vit_b",
@@ -279,6 +284,29 @@ def test_integers_are_no_weights(tmp_path):
   state, _ = torch_state(params)
   state["fc.weight"] = state["fc.weight"].astype(np.int8)
   assert "fc.weight (int8, model: float32 at fc/kernel)" in refusal(tmp_path, state)
+
+
+def test_a_head_that_timm_has_as_convolutions(tmp_path):
+  module, params = template("vgg16_bn")
+  state, tree = torch_state(
+    params,
+    substitute(
+      (r"^classifier\.0", "pre_logits.fc1"),
+      (r"^classifier\.3", "pre_logits.fc2"),
+      (r"^classifier\.6", "head.fc"),
+    ),
+  )
+  for name, shape in {"fc1": (16, 16, 3, 3), "fc2": (16, 16, 1, 1)}.items():
+    state[f"pre_logits.{name}.weight"] = state[f"pre_logits.{name}.weight"].reshape(shape)
+  assert_equal(weights.load(save(tmp_path, state), module, params), tree)
+
+
+def test_another_number_of_classes_behind_hidden_layers(tmp_path):
+  _, params = template("vgg16", num_classes=7)
+  module, wanted = template("vgg16")
+  state, _ = torch_state(params)
+  with pytest.raises(ValueError, match="7 classes; make the model with num_classes=7"):
+    weights.load(save(tmp_path, state), module, wanted)
 
 
 def test_another_number_of_classes(tmp_path):

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from flexiq_jax.runs.progress import PassProgress, Progress, duration
+from flexiq_jax.runs.progress import PassProgress, Progress, duration, seconds
 
 
 class Clock:
@@ -94,3 +94,14 @@ def test_passes_are_shown_one_after_the_other(capsys):
   starts = ["greedy, ranges, examples: 2/4", "greedy, ranges, examples: 4/4"]
   starts += ["greedy, codes, examples: 4/4"]
   assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+
+
+@pytest.mark.parametrize("text", ["8.2 s", "4 min 05 s", "2 h 07 min", "0.0 s"])
+def test_durations_are_read_back(text):
+  assert duration(seconds(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "soon", "4 min 05", "4 min 05 x"])
+def test_what_is_no_duration_is_refused(text):
+  with pytest.raises(ValueError, match="is no duration, as '4 min 05 s'"):
+    seconds(text)

@@ -13,7 +13,6 @@ import rich.table
 import rich.text
 
 from flexiq_jax.runs import interruption
-from flexiq_jax.runs.progress import duration
 from flexiq_jax.runs.sweeps import states
 from flexiq_jax.runs.sweeps.cells import Cell
 from flexiq_jax.runs.sweeps.states import State, Status
@@ -100,7 +99,9 @@ class Board:
       self._told = self._clock()
       running = [c for c in self._cells if self._states[c.name].status == Status.RUNNING]
       for cell in running:
-        self.say(f"{_clock_time()} {cell.name}: {self._states[cell.name].step}{_left(cell)}")
+        left = states.left(cell)
+        step = self._states[cell.name].step
+        self.say(f"{_clock_time()} {cell.name}: {step}" + f"; about {left}" * bool(left))
       self.say(f"{_clock_time()} {self.summary()}")
 
   def summary(self) -> str:
@@ -136,18 +137,11 @@ class Board:
         rich.text.Text(cell.name),
         rich.text.Text(state.status, style=_COLOURS.get(state.status, "")),
         rich.text.Text(state.step if running else state.message),
-        _left(cell).removeprefix(", ").removesuffix(" left") if running else "",
+        states.left(cell).removesuffix(" left") if running else "",
       )
     if len(shown) > rows:
       table.add_row(f"and {len(shown) - rows} more")
     return table
-
-
-def _left(cell: Cell) -> str:
-  """Time that a running cell still needs by its estimate, as `, about 4 min 05 s left`."""
-  since = states.started(cell.workdir)
-  left = 60 * cell.minutes - since if cell.minutes and since is not None else 0.0
-  return f", about {duration(left)} left" if left > 0 else ""
 
 
 def _clock_time() -> str:

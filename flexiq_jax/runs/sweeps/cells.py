@@ -24,6 +24,8 @@ class Cell:
     gpus: how many the run needs.
     tasks: processes of the run, which find each other under SLURM (`jax.distributed`).
     missing: why the run cannot start here; empty where it can.
+    other: why the run in the workdir is not this one; empty where it is.
+    noted: in what the run differs from the plan, where it may.
   """
 
   name: str
@@ -37,6 +39,8 @@ class Cell:
   gpus: int = 0
   tasks: int = 1
   missing: str = ""
+  other: str = ""
+  noted: str = ""
 
   @property
   def log(self) -> Path:
@@ -45,7 +49,8 @@ class Cell:
 
   @property
   def finished(self) -> bool:
-    return (self.workdir / "finished").exists()
+    """Whether the run is complete; that of another config in its workdir is not this one."""
+    return not self.other and (self.workdir / "finished").exists()
 
 
 def require_unique(cells: Sequence[Cell]) -> None:

@@ -3,7 +3,8 @@
 | column | what it holds |
 |---|---|
 | `cell`, and the labels of the sweep | which run |
-| `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers |
+| `status`, `reason` | `finished`; else what the cell is and why, in one row without numbers. Of a |
+| | finished cell: in what it differs from the plan, or rows of before an `--overrule` |
 | `method`, `ratio`, `seed`, ... | the run's own columns (see `workdir`) |
 | `config`, `commit` | name and hash of the config, and the commit |
 | `device`, `python`, `jax`, ... | where it ran last, and the versions |
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiq_jax.runs import workdir
+from flexiq_jax.runs import files, workdir
 from flexiq_jax.runs.sweeps import states
 from flexiq_jax.runs.sweeps.cells import Cell
 
@@ -29,6 +30,7 @@ _ENVIRONMENT = {  # of a run's start -> column
 }
 _FIRST = ("cell", "status", "reason")
 _LAST = ("config", "commit", *_ENVIRONMENT.values())
+ANOTHER = "made with another config than the cell's (column config)"
 Row = dict[str, Any]
 
 
@@ -37,15 +39,17 @@ def collect(cells: Sequence[Cell]) -> list[Row]:
   rows: list[Row] = []
   for cell in cells:
     state = states.state(cell)
-    front = {"cell": cell.name, "status": str(state.status), "reason": _reason(state)}
-    front |= cell.labels
+    reason = cell.noted if cell.finished else _reason(state)
+    front = {"cell": cell.name, "status": str(state.status), "reason": reason, **cell.labels}
     found = workdir.Workdir(cell.workdir).rows() if cell.finished else []
     environment = _environment(cell.workdir) if found else {}
     if cell.finished and not found:
       front["reason"] = "finished without a row"
-    rows += [
-      {**front, **{k: v for k, v in row.items() if v is not None}, **environment} for row in found
-    ]
+    of = "" if cell.noted else _config(cell)
+    for row in found:
+      own = {k: v for k, v in row.items() if v is not None}
+      older = of and row.get("config") not in (None, of)
+      rows.append({**front, **({"reason": ANOTHER} if older else {}), **own, **environment})
     if not found:
       rows.append(front)
   return rows
@@ -83,6 +87,13 @@ def unfinished(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     for row in rows
     if row["status"] != states.Status.FINISHED
   }
+
+
+def _config(cell: Cell) -> str:
+  """The config that a cell's rows name; empty where it is not known."""
+  if not cell.config or "name" not in cell.config:
+    return ""
+  return f"{cell.config['name']}-{files.digest(cell.config)}"
 
 
 def _reason(state: states.State) -> str:

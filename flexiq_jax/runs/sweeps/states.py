@@ -1,14 +1,16 @@
 """How far a cell is, read from its workdir alone, so that anybody can look from anywhere."""
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiq_jax.runs import files
+from flexiq_jax.runs import files, progress
 from flexiq_jax.runs.sweeps import locks, work
 from flexiq_jax.runs.sweeps.cells import Cell
 
@@ -48,6 +50,8 @@ class Took:
 
 def state(cell: Cell) -> State:
   """The state of a cell now."""
+  if cell.other:
+    return State(status=Status.MISSING, message=cell.other)
   if cell.finished:
     return State(status=Status.FINISHED)
   if owner := locks.owner(cell.workdir):
@@ -82,11 +86,59 @@ def took(workdir: Path) -> Took:
   return Took(seconds=seconds, memory=memory)
 
 
-def started(workdir: Path) -> float | None:
+def left(cell: Cell) -> str:
+  """What a running cell says of the time that it still needs; empty where nothing is known.
+
+  Where its rows are evaluated, they and their pace tell. Before that its log tells of the step
+  that it is in, and the cell's minutes (of the config, or of finished cells like it) are an
+  estimate of the whole.
+  """
+  now = datetime.datetime.now(datetime.UTC)
+  lines = _lines(cell.workdir)
+  if (rows := _rows_left(lines, now)) is not None:
+    return f"{progress.duration(rows)} left"
+  told = []
+  if (step := _step_left(cell.log, now)) is not None:
+    told.append(f"{progress.duration(step)} of this step left")
+  since = _started(lines, now)
+  if cell.minutes and since is not None and (whole := 60 * cell.minutes - since) > (step or 0.0):
+    told.append(f"{progress.duration(whole)} in all (estimate)")
+  return ", ".join(told)
+
+
+def _rows_left(lines: Sequence[bytes], now: datetime.datetime) -> float | None:
+  """Seconds by the pace of the rows; None before two are there, or where their number is not."""
+  total, rows, times = 0, set(), []
+  for line in lines:
+    if _START in line:
+      total, times = 0, []
+    elif b'"event": "evaluation"' in line and (record := files.parse(line)):
+      total = record["rows"]
+    elif b'"event": "result"' in line and (record := files.parse(line)):
+      rows.add((record["method"], record["ratio"], record["seed"]))
+      times.append(_time(line))
+  times = [time for time in times if time]
+  if not total or len(times) < 2:
+    return None
+  pace = (times[-1] - times[0]).total_seconds() / (len(times) - 1)
+  return max(0.0, (total - len(rows)) * pace - (now - times[-1]).total_seconds())
+
+
+def _step_left(log: Path, now: datetime.datetime) -> float | None:
+  """Seconds by the last line of a log, which `progress.Progress` wrote; None if it did not."""
+  found = re.search(r", about ([\d.]+ \w+(?: \d+ \w+)?) left", work.last_line(log))
+  if found is None:
+    return None
+  with contextlib.suppress(ValueError, OSError):
+    return max(0.0, progress.seconds(found[1]) - (now.timestamp() - log.stat().st_mtime))
+  return None
+
+
+def _started(lines: Sequence[bytes], now: datetime.datetime) -> float | None:
   """Seconds since the run was last started; None where it has not been."""
-  starts = (_time(line) for line in reversed(_lines(workdir)) if _START in line)
+  starts = (_time(line) for line in reversed(lines) if _START in line)
   begin = next(filter(None, starts), None)
-  return (datetime.datetime.now(datetime.UTC) - begin).total_seconds() if begin else None
+  return (now - begin).total_seconds() if begin else None
 
 
 def last_start(workdir: Path) -> dict[str, Any]:

@@ -31,6 +31,14 @@ def test_a_table_is_written_and_found_stale(folder):
   assert documents.rendered(new.replace("98.00", "98.01"), folder) == new
 
 
+def test_a_variant_of_a_sweep_has_its_own_rows(folder):
+  text = TABLE.format("").replace("sweep_digits/", "sweep_digits_runlocal/")
+  with pytest.raises(ValueError, match=r"there is no .*sweep_digits_runlocal\.csv"):
+    documents.rendered(text, folder)
+  (folder / "sweep_digits_runlocal.csv").write_text(CSV.format("").replace("99.0", "12.0"))
+  assert "| 2 | 12.00 | — |" in documents.rendered(text, folder)
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [

@@ -1,5 +1,6 @@
 """Plans: the cells of a sweep, that they are the runs of their commands, what is refused."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -13,9 +14,12 @@ from configs import sweep_digits, table2, table7
 from configs.shared import sweeps
 from experiments import sweep as job
 from experiments.sweeps import bases, needs
-from experiments.sweeps.plan import other_config, plan
+from experiments.sweeps import tables as drawn
+from experiments.sweeps.found import claim
+from experiments.sweeps.plan import plan
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps import collect, states
+from flexiq_jax.runs.sweeps import layouts as laid
 from flexiq_jax.runs.sweeps.cells import select
 from flexiq_jax.runs.sweeps.layouts import Layout
 from flexiq_jax.runs.sweeps.states import Status
@@ -23,6 +27,7 @@ from tests.runs_for_test import start
 
 TINY = "--config=configs/sweep_digits.py:runlocal"
 LAYOUT = Layout(title="x", rows="seed", columns=(("float", "method=float"),))
+TOLD = "its workdir holds a run of another config"
 DIGITS = "configs/digits.py:runlocal"
 
 
@@ -42,7 +47,9 @@ def test_cells_are_the_products_of_the_axes(tmp_path):
   assert cells[3].missing == ""
 
 
-@pytest.mark.parametrize("name", ["table2", "table7", "group_size", "clado", "sweep_digits"])
+@pytest.mark.parametrize(
+  "name", ["table2", "table7", "group_size", "clado", "quantune", "sweep_digits"]
+)
 def test_a_command_makes_the_config_of_its_cell(name, tmp_path, monkeypatch):
   """Every command, read as run.py reads it, gives the config that was planned."""
   cells = plan(bases.load(f"configs/{name}.py"), tmp_path)
@@ -124,7 +131,7 @@ def test_only_runs_some_and_all_stay_in_the_table(tmp_path, monkeypatch):
   rows = collect.read_csv(tmp_path / "results.csv")
   assert [row["status"] for row in rows] == ["waiting"] * 6
   report = (tmp_path / "report.md").read_text()
-  assert "0 of 6 have finished" in report and "| 2 | waiting | — |" in report
+  assert "0 of 6 have finished" in report and "| 2 | not run | — |" in report
 
 
 def test_dry_run_says_all_and_writes_nothing(tmp_path):
@@ -171,15 +178,185 @@ def test_a_workdir_of_another_config_is_not_mixed_in(tmp_path):
   for cell in (first, second):
     cell.workdir.mkdir()
     (cell.workdir / "config.json").write_text(json.dumps(first.config))
-  assert other_config(first) == ""
-  assert other_config(second).endswith("another config: seed was 0, is now 1")
+  first, second = claim((first, second), (), ())
+  assert first.other == "" and second.other.endswith("another config: seed was 0, is now 1")
+
+
+def test_a_finished_run_of_other_overrides_is_refused_by_name(tmp_path):
+  config = sweep_digits.get_config("runlocal")
+  first, second, *_ = plan(config, tmp_path)
+  for cell in (first, second):
+    finish(cell)
+  changed = {**second.config, "batch_size": 5, "dynamic": True}
+  (second.workdir / "config.json").write_text(json.dumps(changed))
+  assert second.finished and not claim([second], (), ())[0].finished
+  ended = start(TINY, "--config.executor=print", f"--workdir={tmp_path}")
+  assert (ended.status, ended.error) == (0, "")
+  assert f"--workdir={second.workdir}" not in ended.out  # it is not overwritten either
+  status = {row["cell"]: row["status"] for row in collect.read_csv(tmp_path / "results.csv")}
+  assert [*status.values()] == ["finished", "missing", *["waiting"] * 4]
+  report = (tmp_path / "report.md").read_text()
+  changes = "batch_size was 5, is now 20, dynamic was true, is now false"
+  why = f"{TOLD}: {changes}"
+  assert f"| {second.name} | missing: {why} |" in report and "1 of 6 have finished" in report
+
+
+def test_rows_from_before_a_config_was_overruled_are_marked(tmp_path):
+  first, second, *_ = plan(sweep_digits.get_config("runlocal"), tmp_path)
+  for cell in (first, second):
+    finish(cell)
+  path = first.workdir / "results.csv"
+  lines = path.read_text().splitlines()
+  lines[3] = lines[3].replace(files.digest(first.config), "0123abcd")
+  path.write_text("\n".join(lines) + "\n")
+  start(TINY, "--config.executor=print", f"--workdir={tmp_path}")
+  rows = collect.read_csv(tmp_path / "results.csv")
+  marked = [row for row in rows if row["reason"]]
+  assert [(row["cell"], row["ratio"]) for row in marked] == [(first.name, 2 / 20)]
+  assert marked[0]["config"].endswith("-0123abcd") and marked[0]["status"] == "finished"
+
+
+def test_runs_that_were_made_elsewhere_are_found_by_their_config(tmp_path):
+  config = sweep_digits.get_config("runlocal")
+  first, second, third, *_ = plan(config, tmp_path / "sweep")
+  by_hand = tmp_path / "by_hand"
+  for cell, name in ((first, "any"), (second, "begun"), (third, "changed")):
+    finish(dataclasses.replace(cell, workdir=by_hand / name))
+  (by_hand / "begun" / "finished").unlink()
+  changed = {**third.config, "batch_size": 5}
+  (by_hand / "changed" / "config.json").write_text(json.dumps(changed))
+  for also in (by_hand, by_hand / "any"):
+    flag = f"--config.also=('{also}',)"
+    ended = start(TINY, "--config.executor=print", flag, f"--workdir={tmp_path / 'sweep'}")
+    assert (ended.status, ended.error) == (0, "")
+    rows = collect.read_csv(tmp_path / "sweep" / "results.csv")
+    assert {row["cell"] for row in rows if row["status"] == "finished"} == {first.name}
+    assert len(rows) == 20 + 5
+  workdirs = [cell.workdir for cell in claim((first, second, third), [str(by_hand)], ())]
+  assert workdirs == [by_hand / "any", second.workdir, third.workdir]
+  ended = start(TINY, "--config.also=('/no/folder',)", "--dry_run")
+  assert ended.error == "error: config.also: there is no folder /no/folder"
+
+
+def test_a_run_that_may_differ_counts_and_its_numbers_are_marked(tmp_path):
+  """One elsewhere and one in its own workdir; a third differs in more than it may."""
+  folder, by_hand = tmp_path / "sweep", tmp_path / "by_hand"
+  config = sweep_digits.get_config("runlocal")
+  first, second, third, *_ = plan(config, folder)
+  for cell, changed in (
+    (dataclasses.replace(first, workdir=by_hand / "any"), {"batch_size": 5}),
+    (second, {"batch_size": 5}),
+    (third, {"batch_size": 5, "dynamic": True}),
+  ):
+    finish(cell)
+    (cell.workdir / "config.json").write_text(json.dumps({**cell.config, **changed}))
+  also = (f"--config.also=('{by_hand}',)", "--config.differ=('batch_size',)")
+  ended = start(TINY, "--config.executor=print", *also, f"--workdir={folder}")
+  assert (ended.status, ended.error) == (0, "")
+  rows = collect.read_csv(folder / "results.csv")
+  why = "the run differs from the plan: batch_size was 5, is now 20"
+  assert {row["cell"]: (row["status"], row["reason"]) for row in rows[:41]} == {
+    **{cell.name: ("finished", why) for cell in (first, second)},
+    third.name: ("missing", f"{TOLD}: dynamic was true, is now false"),
+  }
+  layout = Layout(title="x", rows="seed", columns=(("0 %", "ratio=0"), ("INT8", "method=int8")))
+  assert laid.markdown(layout, rows[:20]).splitlines()[2:] == [
+    *(r"| 0 | 90.00\* | — |", "", f"`*`: {first.name}: {why}.")
+  ]
+
+
+@pytest.mark.parametrize(
+  ("differ", "message"),
+  [
+    (("batchsize",), "differ: 'batchsize' is no field of a cell; close ones: batch_size"),
+    (("seed",), "any would be digits-group_size2-seed0 and digits-group_size2-seed1; name fewer"),
+  ],
+)
+def test_wrong_fields_that_may_differ_are_refused(tmp_path, differ, message):
+  cells = plan(sweep_digits.get_config("runlocal"), tmp_path / "sweep")
+  finish(dataclasses.replace(cells[0], workdir=tmp_path / "any"))
+  with pytest.raises(ValueError, match=message):
+    claim(cells, [str(tmp_path)], differ)
+
+
+def test_a_distilled_run_fills_the_columns_of_the_one_that_was_not_run(tmp_path):
+  """Table 2 from rows as `curve` writes them: after distillation, and of one model before it."""
+  config = table2.get_config()
+  cells = plan(config, tmp_path)
+  named = {cell.name: cell for cell in cells}
+  top1 = {"float": 91.7, "uniform_int8": 91.8, "uniform_int4": 89.9, "uniform_int4_distilled": 90.4}
+  own = {"flexiq_gram": 90.6, "flexiq_distilled": 91.1, "flexiq_greedy": 90.5}
+  for name, methods in (
+    ("resnet20-distilled-seed0", {**top1, **own}),
+    ("resnet32-ptq-seed0", {k: v + 1 for k, v in {**top1, **own}.items() if "dist" not in k}),
+  ):
+    finish(named[name])
+    lines = [
+      f"{method},{ratio},0,{value},x,{row_config(named[name])},abc"
+      for method, value in methods.items()
+      for ratio in ((0, 0.25, 0.5, 0.75, 1) if method in own else ("",))
+    ]
+    text = "method,ratio,seed,top1,model,config,commit\n" + "\n".join(lines) + "\n"
+    (named[name].workdir / "results.csv").write_text(text)
+  rows = collect.collect([dataclasses.replace(cell, missing="") for cell in cells])
+  tables = {name: laid.cells(layout, rows) for name, layout in drawn.layouts(config).items()}
+  lines = {name: {line[0]: line[1:] for line in body} for name, (_, body) in tables.items()}
+  assert lines["ptq"]["ResNet-20"][1:] == [
+    "91.70",
+    "91.80",
+    "90.60",
+    "90.60",
+    "90.60",
+    "90.60",
+    "89.90",
+    "90.50",
+  ]
+  assert lines["ptq"]["ResNet-44"] == ["not run", *["—"] * 8]
+  assert lines["distilled"]["ResNet-20"][1:] == ["91.70", "91.80", *["91.10"] * 5, "90.40"]
+  assert lines["distilled"]["ResNet-32"][1:] == ["92.70", "92.80", *["not run"] * 6]
+  drops = dict(zip(tables["drops"][0][1:], lines["drops"]["ResNet-20"], strict=True))
+  assert drops == {
+    **{"post-training, drop at 50 %": "1.10", "post-training, drop at 100 %": "1.10"},
+    **{"distilled, drop at 50 %": "0.60", "distilled, drop at 100 %": "0.60"},
+    **{"finetuned, drop at 50 %": "not run", "finetuned, drop at 100 %": "not run"},
+    **{"post-training, 100 % above INT4": "0.70", "distilled, 100 % above INT4": "0.70"},
+    "finetuned, 100 % above INT4": "not run",
+  }
+  count = len(config.tables.ptq.rows)
+  assert lines["drops"]["average"][:2] == [f"1.10 (2 of {count})", f"0.60 (1 of {count})"]
+  assert lines["drops"]["the paper's average of its eleven"][-1] == "6.6"
+
+
+def test_what_the_kernel_makes_of_a_group_size(tmp_path):
+  """By hand: the tiny ViT's layers read 32 or 128 channels; the kernel takes 128 rows a block."""
+  config = sweeps.sweep(
+    "s",
+    {"vit": sweeps.base("configs/vit_cifar10.py:runlocal")},
+    axes=(("groups.group_size", (4, 16)), ("groups.shift_block", (0, 32))),
+    computed=("kernel_rows", "kernel_bytes"),
+    tables={"t": LAYOUT},
+  )
+  found = [cell.labels for cell in plan(config, tmp_path)]
+  assert [(c["groups.group_size"], c["groups.shift_block"]) for c in found] == [
+    *((4, 0), (4, 32), (16, 0), (16, 32))
+  ]
+  assert [c["kernel_rows"] for c in found] == [32.0, 4.0, 8.0, 4.0]
+  assert [c["kernel_bytes"] for c in found] == [48.0, 6.0, 12.0, 6.0]
+  config.sweep.computed = ("kernel_row",)
+  with pytest.raises(ValueError, match="'kernel_row' is not one of kernel_rows, kernel_bytes"):
+    plan(config, tmp_path)
 
 
 def test_table2_has_the_models_and_a_row_for_each():
   config = table2.get_config()
   assert len(config.sweep.bases) == 3 * len(config.tables.ptq.rows)
-  assert {name.rpartition("-")[2] for name in config.sweep.bases} == {*config.tables}
+  assert {name.rpartition("-")[2] for name in config.sweep.bases} == {*config.tables} - {"drops"}
   assert [row for _, row in table7.PARTS][-1] == "method=gram_dynamic"
+
+
+def row_config(cell):
+  """What the rows of a cell's run say of its config."""
+  return f"{cell.config['name']}-{files.digest(cell.config)}"
 
 
 def finish(cell, seconds: int = 60):
@@ -194,9 +371,9 @@ def finish(cell, seconds: int = 60):
       "peak_memory": {"host": 2**31},
     },
   ]
+  config = row_config(cell)
   table = "method,ratio,seed,top1,model,config,commit\n" + "".join(
-    f"flexiq_gram,{i / 20},{cell.labels['seed']},{90 - i},resnet8,{cell.name},abc\n"
-    for i in range(20)
+    f"flexiq_gram,{i / 20},{cell.labels['seed']},{90 - i},resnet8,{config},abc\n" for i in range(20)
   )
   (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
   (cell.workdir / "results.csv").write_text(table)

@@ -1,6 +1,7 @@
 """A sweep of a real run, as a user meets it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -27,15 +28,27 @@ def test_a_cell_is_the_ordinary_run_and_fills_the_table(tmp_path, monkeypatch):
   mine = [row for row in rows if row["cell"] == cell.name]
   assert [row["method"] for row in mine][:3] == ["float", "uniform_int8", "uniform_int4"]
   assert all(row["config"] and row["device"] == "cpu" and row["jax"] for row in mine)
+  assert not any(row["reason"] for row in mine)  # the rows are of the config that was planned
   assert len(rows) == len(mine) + 5  # the cells that were not asked for
   table = (tmp_path / "report.md").read_text().splitlines()
   top1 = {row["method"]: row["top1"] for row in mine}
-  assert f"| 4 | {top1['float']:.2f} | {top1['uniform_int8']:.2f} | " in "\n".join(table)
+  of = lambda method: f"{top1[method]:.2f} (1 of 2)"  # seeds
+  assert f"| 4 | {of('float')} | {of('uniform_int8')} | " in "\n".join(table)
   # Once more: nothing to do, the same bytes.
   before = (tmp_path / "results.csv").read_bytes()
   again = start(SWEEP, *only)
   assert (again.status, again.out) == (0, f"report: {tmp_path / 'report.md'}\n")
   assert (tmp_path / "results.csv").read_bytes() == before
+  # One that is started by hand with its command is collected as the others are.
+  by_hand = plan(sweep_digits.get_config("runlocal"), tmp_path)[3]
+  alone = start(*by_hand.command[2:], f"--compilation_cache={cache}")
+  assert (alone.status, alone.error) == (0, ""), alone
+  assert start(SWEEP, *only).status == 0
+  rows = collect.read_csv(tmp_path / "results.csv")
+  assert {r["cell"] for r in rows if r["status"] == "finished"} == {cell.name, by_hand.name}
+  own = [row for row in rows if row["cell"] == by_hand.name]
+  assert len(own) == len(mine) and own[0]["seed"] == 1
+  shutil.rmtree(by_hand.workdir)
   # Its time and memory are now those of its like.
   planned = start(SWEEP, "--dry_run", f"--workdir={tmp_path}")
   assert "digits-group_size4-seed1  waiting" in planned.out

@@ -1,4 +1,4 @@
-"""A sweep on a real SLURM: an array of six runs, one killed, one that runs into its time limit.
+"""A sweep on a real SLURM: an array of six runs, one killed, one requeued, one out of time.
 
 `make slurm-test` runs it and keeps what was printed. Skipped where SLURM is not installed.
 """
@@ -69,7 +69,7 @@ def slurm(tmp_path_factory):
 
 
 @pytest.mark.timeout(1500)
-def test_array_with_a_killed_job_and_one_past_its_time_limit(tmp_path, slurm):
+def test_array_with_jobs_killed_requeued_and_past_their_time_limit(tmp_path, slurm):
   there, local = tmp_path / "slurm", tmp_path / "local"
   ask = lambda *words: subprocess.run(words, env=slurm, capture_output=True, text=True).stdout
   flags = ("--config.executor=slurm", "--config.slurm.minutes=30", "--config.slurm.notice=45")
@@ -86,6 +86,13 @@ def test_array_with_a_killed_job_and_one_past_its_time_limit(tmp_path, slurm):
     killed = (there / other / ".cell.job").read_text().strip()
     ask("scancel", killed)
     tell(f"{other}: job {killed} cancelled\n{ask('squeue', '--array')}")
+    third = wait_for(lambda: [*(runs(there).keys() - {limited, other})])[0]
+    preempted = (there / third / ".cell.job").read_text().strip()
+    ask("scontrol", "requeue", preempted)  # as the scheduler does when it preempts a job
+    tell(f"{third}: job {preempted} requeued while it runs")
+    wait_for(lambda: "PENDING" in ask("squeue", "--array", "--format=%i %T", "--jobs", preempted))
+    assert "Restarts=1" in ask("scontrol", "show", "job", preempted)
+    ask("scontrol", "update", f"JobId={preempted}", "StartTime=now")
     requeued = lambda: re.search(r"Requeued job .*", text_of(there / ".jobs", job))
     tell(f"{limited}: {wait_for(requeued, 300)[0]}")
     wait_for(lambda: "PENDING" in ask("squeue", "--array", "--format=%i %T", "--jobs", job))
@@ -97,7 +104,9 @@ def test_array_with_a_killed_job_and_one_past_its_time_limit(tmp_path, slurm):
   assert sweep.returncode == 0, said
   assert re.search(r"submitted 6 cells as job \d+\n", said)
   assert f"{other}: stopped" in said and f"{limited}: finished" in said
-  assert (there / limited / "log.txt").read_text().count("=== ") >= 2
+  for name in (limited, third):
+    assert (there / name / "log.txt").read_text().count("=== ") >= 2
+  assert f"{third}: finished" in said
   assert "interrupted; run the same command to resume" in (there / limited / "log.txt").read_text()
   again = subprocess.run(
     command(there, *flags), cwd=ROOT, env=slurm, capture_output=True, text=True

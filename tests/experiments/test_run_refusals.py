@@ -33,8 +33,8 @@ def refused(*arguments):
     (("--config=configs/digit.py",), "no file configs/digit.py; did you mean configs/digits.py? "),
     (("--config=configs",), "--config: there is no file configs; "),
     (
-      ("--config", "quite_another.py"),
-      "--config: there is no file quite_another.py; in configs/: ablation.py, clado.py, compare",
+      ("--config", "xyzzy.py"),
+      "--config: there is no file xyzzy.py; in configs/: ablation.py, clado.py, compare",
     ),
     ((DIGITS + ",foo",), "config argument 'foo' is unknown; accepted: runlocal"),
     ((DIGITS + "=maybe",), "config argument runlocal='maybe': true or false is accepted"),

@@ -79,7 +79,14 @@ def check(x, w, place, **kernel):
 
 
 @pytest.mark.parametrize(
-  ("boundary", "signed"), [(0, False), (60, True), (128, False), (200, False), (256, True)]
+  ("boundary", "signed"),
+  [
+    *((60, True), (128, False)),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in ((0, False), (200, False), (256, True))
+    ),
+  ],
 )
 def test_every_boundary(boundary, signed):
   place = window(4, 8)
@@ -90,8 +97,8 @@ def test_every_boundary(boundary, signed):
   ("height", "width", "images"),
   [
     (7, 7, 3),  # rows of several images in one register, and padded ones
-    (1, 1, 64),
-    (9, 3, 5),
+    pytest.param(1, 1, 64, marks=pytest.mark.slow),
+    pytest.param(9, 3, 5, marks=pytest.mark.slow),
   ],
 )
 def test_images_of_any_size(height, width, images):
@@ -99,7 +106,10 @@ def test_images_of_any_size(height, width, images):
   check(*convolution(height, images, place, 5, 1, 128, 70, signed=False), place)
 
 
-@pytest.mark.parametrize(("copies", "boundary"), [(2, 60), (8, 128), (16, 64)])
+@pytest.mark.parametrize(
+  ("copies", "boundary"),
+  [(2, 60), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 128), (16, 64)))],
+)
 def test_several_positions_side_by_side(copies, boundary):
   place = window(5, 7)
   x, w = convolution(copies, 2, place, 128, 1, 128, boundary, copies, signed=False)
@@ -161,8 +171,8 @@ def test_images_innermost(name):
 @pytest.mark.parametrize(
   "offsets",
   [
-    SQUARE[::-1],
-    tuple((0, dw) for dw in range(-3, 4)),
+    pytest.param(SQUARE[::-1], marks=pytest.mark.slow),
+    pytest.param(tuple((0, dw) for dw in range(-3, 4)), marks=pytest.mark.slow),
     tuple((dh, dw) for dh in (-2, 0, 2) for dw in (-2, 0, 2)),  # dilated
     ((0, 0), (0, 1), (1, 0), (1, 1)),  # one-sided
   ],

@@ -1,4 +1,4 @@
-"""The products of real models behind the pipeline, for `benchmarks/kernels.py`."""
+"""The products of real models after the pipeline, for `benchmarks/kernels.py`."""
 
 import dataclasses
 import math
@@ -82,7 +82,7 @@ class Product:
 
 
 def products(name: str, group: int, granule: int = 128, kind: str = V5E) -> list[Product]:
-  """The products of a model behind the pipeline: calibrate, group, order, deploy.
+  """The products of a model after the pipeline: calibrate, group, order, deploy.
 
   Args:
     name: of the model.

@@ -24,7 +24,7 @@ from flexiq_jax.kernels import Activations, Epilogue, Weights, tile_files
 
 Array = Any
 LEVELS = (0, 25, 50, 75, 100)
-INNER = 10  # calls behind each other in a measurement: starting one takes microseconds
+INNER = 10  # calls one after another in a measurement: starting one takes microseconds
 
 
 def measure(found, batches, rounds: int, implementation: str | None = None) -> list[dict]:

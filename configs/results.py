@@ -63,7 +63,7 @@ def get_config(arg=None):
 
 
 def _bases(more: str, only: str, small: bool) -> dict:
-  """All base configs; `more` and `only` are `runlocal` behind other arguments and alone."""
+  """All base configs; `more` and `only` are `runlocal` after other arguments and alone."""
 
   def base(file, minutes, fields=(), memory=3.0):
     minutes = 1.0 if small else minutes

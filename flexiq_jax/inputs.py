@@ -41,7 +41,7 @@ def as_function(net: Any, params: Any = None) -> tuple[Apply, Any]:
     swapped = "; are net and params swapped?" if callable(params) else ""
     raise ValueError(f"net: {_what(net)}; {_NETS}{swapped}")
   if params is None:
-    raise ValueError(f"params: missing; give the parameters of {_what(net)} behind it")
+    raise ValueError(f"params: missing; give the parameters of {_what(net)} after it")
   if callable(params) and jax.tree_util.all_leaves([params]):
     raise ValueError(f"params: {_what(params)}; the model's parameters are accepted, a pytree")
   if isinstance(net, nn.Module):

@@ -52,7 +52,7 @@ def rendered(text: str, folder: Path) -> str:
 
 
 def _source(sweep: str) -> str:
-  """The config of a sweep by its name, which a variant has behind its last underscore."""
+  """The config of a sweep by its name, which a variant has after its last underscore."""
   name, _, variant = sweep.rpartition("_")
   whole = f"configs/{sweep}.py"
   if name and not (bases.ROOT / whole).is_file() and (bases.ROOT / f"configs/{name}.py").is_file():

@@ -18,7 +18,7 @@ from flax import nnx
 
 from flexiq_jax.models import layers
 
-# Stages, each behind a max pool, of fires (squeezed channels, channels of each branch).
+# Stages, each after a max pool, of fires (squeezed channels, channels of each branch).
 SQUEEZENET_1_0 = (
   ((16, 64), (16, 64), (32, 128)),
   ((32, 128), (48, 192), (48, 192), (64, 256)),

@@ -112,7 +112,7 @@ def rescale(counts: np.ndarray, low: float, high: float, *, mean_over: int = 10)
 
 
 def read_trace(path: str | os.PathLike[str]) -> np.ndarray:
-  """Reads columns `second,count` behind lines that start with `#`.
+  """Reads columns `second,count` after lines that start with `#`.
 
   Returns:
     float64 `[S]`, the counts of seconds 0, 1, ...

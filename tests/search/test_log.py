@@ -134,7 +134,7 @@ def test_the_oldest_steps_are_kept_and_all_of_others(tmp_path_factory, searches,
   others = lambda rows: [r for r in rows if (r["method"], r["seed"]) != ("a", 0)]
   assert steps(workdir, "a", 0) == mine(before)[:count]
   assert others(steps(workdir)) == others(before)
-  # Nothing is said twice, and what is done again stands behind what was kept.
+  # Nothing is said twice, and what is done again stands after what was kept.
   events = workdir.events()
   keep(workdir, "a", 0, count)
   assert workdir.events() == events

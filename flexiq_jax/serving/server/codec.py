@@ -125,7 +125,7 @@ def read(body: bytes, header_length: str | None) -> Request:
   if len(rest):
     raise Refused(
       400,
-      f"body: {len(rest)} bytes behind the JSON part and its tensors; each binary input needs the "
+      f"body: {len(rest)} bytes after the JSON part and its tensors; each binary input needs the "
       f"parameter binary_data_size, and the request the header {LENGTH}",
     )
   outputs = None if message.outputs is None else tuple(message.outputs)
@@ -215,7 +215,7 @@ def _classes(wanted: Output) -> int:
 
 
 def _tensor(given: Input, rest: memoryview) -> tuple[Tensor, memoryview]:
-  """An input and what is left of the binary part behind it."""
+  """An input and what is left of the binary part after it."""
   what = f"input {shown(given.name)}"
   tensors.known(given.datatype, what)
   fine = len(given.shape) <= _DIMENSIONS and all(0 <= side < 2**63 for side in given.shape)

@@ -3,7 +3,7 @@
 | route | what it is |
 |---|---|
 | `GET /` | the page, one file; nothing of it comes from elsewhere |
-| `GET /state?after=N` | JSON: the present, and the history behind point N |
+| `GET /state?after=N` | JSON: the present, and the history after point N |
 | `POST /hold` | `{"ratio": 0.5}` holds it, `{"ratio": null}` gives it back; where allowed |
 | `GET /metrics` | Prometheus |
 """

@@ -124,7 +124,7 @@ BAD = [
   (b"{}", "²", "'²'; a number of bytes"),
   (b"{}", "3", "3, but the body has 2 bytes"),
   (b"{}", "9" * 400, "a number of bytes"),
-  (*body(tensor([0, 0, 0, 0]), raw=b"xy"), "2 bytes behind the JSON part"),
+  (*body(tensor([0, 0, 0, 0]), raw=b"xy"), "2 bytes after the JSON part"),
   (*body(tensor()), "one of data and binary_data_size"),
   (*body(tensor([0] * 4, binary_data_size=0)), "one of data and binary_data_size"),
   (*body(tensor(binary_data_size=17), raw=b"\0" * 16), "binary_data_size 17, and 16 bytes"),

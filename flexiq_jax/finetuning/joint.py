@@ -2,10 +2,10 @@ r"""Finetuning of all parameters and scales at once, so that one set of weights 
 
 Every step computes the model at two ratios, an end of the range and one drawn from it ("sandwich"),
 and adds up the distances of their logits from the float model's; the masks are those of the model's
-own order, so that every prefix of it stays good. A distance counts relative to what it was before
-the training: at 100 % it is many times that at 0 %, which would have no voice otherwise. Batch norm
-is folded, and what was folded is trained as a weight and a bias. The 8-bit codes are those of the
-weights at every step, the 4-bit codes lie inside them (`quant.straight`). Extraction shifts and
+own order, so that every prefix of it stays good. At 100 % the distance is many times that at 0 %,
+which hardly had a voice, so each is divided by a power of what it was before the training. Batch
+norm is folded, and what was folded is trained as a weight and a bias. The 8-bit codes are those of
+the weights at every step, the 4-bit codes lie inside them (`quant.straight`). Extraction shifts and
 mean codes stay between two fits.
 
 A run is a function of the model, the examples and the seed; see `training.loop` for what a killed
@@ -89,7 +89,7 @@ def finetune(
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
   _check(examples, settings, options.get("mesh"))
-  unit = distances(source, model, examples, settings) if settings.balanced else None
+  unit = distances(source, model, examples, settings) if settings.balance else None
   state, log = _train(
     *(network, model.model, model.cuts, model.settings, model.schedule.masks, examples, settings),
     fit=fit,

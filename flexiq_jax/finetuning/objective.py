@@ -79,7 +79,7 @@ def objective(
     z = graph.with_rule(network.apply, rule)(trained["params"], x)
     value = found = distance(z, target).mean()
     if unit:
-      value = found / jnp.interp(ratio, *unit)
+      value = found / jnp.interp(ratio, *unit) ** settings.balance
     if settings.label_weight:
       entropy = optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
       value += settings.label_weight * entropy

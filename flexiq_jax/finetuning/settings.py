@@ -42,7 +42,8 @@ class FinetuneSettings:
     ratios: the other ratio of a step is one of these; anything in 0..1 where there are none.
     loss: distance of the logits from the float model's: `kl`, divergence of the predictions, or
       `l2`, the squared error.
-    balanced: whether a distance counts relative to what it was at its ratio before the training.
+    balance: what distances are divided by is the distance at that ratio before the training to this
+      power: 0 leaves the largest, at high ratios, the loudest; 1 makes all alike.
     label_weight: weight of the cross-entropy with labels beside it; 0 needs no labels.
     every: steps between checkpoints, each with an entry in the log.
     refit: steps between two fits of extraction shifts and mean codes, a multiple of `every`; 0 fits
@@ -59,7 +60,7 @@ class FinetuneSettings:
   anchors: tuple[float, ...] = (0.0, 1.0)
   ratios: tuple[float, ...] = ()
   loss: str = "l2"
-  balanced: bool = True
+  balance: float = 0.5
   label_weight: float = 0.0
   every: int = 100
   refit: int = 400
@@ -81,7 +82,8 @@ class FinetuneSettings:
       require(self, field, fits, f"a multiple of every ({self.every})")
     for field in ("anchors", "ratios"):
       _require_ratios(self, field)
-    require(self, "balanced", isinstance(self.balanced, bool), "True or False")
+    fits = is_real(self.balance) and 0 <= self.balance <= 1
+    require(self, "balance", fits, "a number in 0..1")
     check_one_of("loss", self.loss, LOSSES)
 
 

@@ -205,6 +205,7 @@ def test_traced_masks_are_the_schedules(start):
   [
     ({"learning_rate": 0.0}, "learning_rate is 0.0; a number above 0"),
     ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    ({"balance": 1.5}, "balance is 1.5; a number in 0..1"),
     ({"steps": 250, "every": 100}, "steps is 250; a multiple of every"),
     ({"ratios": (0.5, 1.5)}, r"ratios is \(0.5, 1.5\); a tuple of numbers in 0..1"),
     ({"anchors": 0.5}, "anchors is 0.5"),
@@ -237,7 +238,14 @@ def test_distances_count_relative_to_those_before_the_training(start):
   """A step of no length: what is logged is the distance, and the loss is what is left of it, 1."""
   rates = ("learning_rate", "other_learning_rate", "scale_learning_rate")
   settings = dataclasses.replace(
-    FEW, **dict.fromkeys(rates, 1e-12), warmup=0, steps=1, every=1, refit=0, batch_size=64
+    FEW,
+    **dict.fromkeys(rates, 1e-12),
+    warmup=0,
+    steps=1,
+    every=1,
+    refit=0,
+    batch_size=64,
+    balance=1.0,
   )
   examples = Examples(start.examples.inputs[:64])  # all of them in a batch
   ratios, unit = objective.distances(start.network, start.model, examples, settings)
@@ -250,7 +258,10 @@ def test_distances_count_relative_to_those_before_the_training(start):
     one = dataclasses.replace(settings, anchors=(), ratios=(ratio,))
     _, log = finetuning.finetune(start.model, examples, start.batches, one)
     assert log[0]["loss"] == pytest.approx(1.0, rel=1e-4)
-    plain = dataclasses.replace(one, balanced=False)
+    half = dataclasses.replace(one, balance=0.5)
+    _, log = finetuning.finetune(start.model, examples, start.batches, half)
+    assert log[0]["loss"] == pytest.approx(np.sqrt(value), rel=1e-4)
+    plain = dataclasses.replace(one, balance=0.0)
     _, log = finetuning.finetune(start.model, examples, start.batches, plain)
     assert log[0]["loss"] == log[0]["loss_drawn"] == pytest.approx(value, rel=1e-4)
 

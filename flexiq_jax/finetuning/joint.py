@@ -2,8 +2,8 @@ r"""Finetuning of all parameters and scales at once, so that one set of weights 
 
 Every step computes the model at two ratios, an end of the range and one drawn from it ("sandwich"),
 and adds up the distances of their logits from the float model's; the masks are those of the model's
-own order, so that every prefix of it stays good. At 100 % the distance is many times that at 0 %,
-which hardly had a voice, so each is divided by a power of what it was before the training. Batch
+own order, so that every prefix of it stays good. At 100 % the distance is many times that at 0 %;
+where the 8-bit model must not give way, each is divided by what it was before the training. Batch
 norm is folded, and what was folded is trained as a weight and a bias. The 8-bit codes are those of
 the weights at every step, the 4-bit codes lie inside them (`quant.straight`). Extraction shifts and
 mean codes stay between two fits.

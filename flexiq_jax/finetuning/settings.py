@@ -53,14 +53,14 @@ class FinetuneSettings:
 
   steps: int = 1600
   batch_size: int = 32
-  learning_rate: float = 0.05
+  learning_rate: float = 0.07
   other_learning_rate: float = 1e-4
   scale_learning_rate: float = 3e-4
   warmup: int = 50
   anchors: tuple[float, ...] = (0.0, 1.0)
   ratios: tuple[float, ...] = ()
   loss: str = "l2"
-  balance: float = 0.5
+  balance: float = 0.0
   label_weight: float = 0.0
   every: int = 100
   refit: int = 400

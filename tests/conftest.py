@@ -35,6 +35,20 @@ else:
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+  """Programs for described devices are not shared: no client could read them back."""
+  if item.get_closest_marker("aot") is None:
+    return (yield)
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = jax.config.values[name]
+  jax.config.update(name, 1e9)
+  try:
+    return (yield)
+  finally:
+    jax.config.update(name, before)
+
+
 @pytest.fixture
 def flexiq_data() -> pathlib.Path:
   """Folder of pretrained weights and labelled images; skips where there is none."""

@@ -37,7 +37,13 @@ QUICKEST = [
 _ALL, _SOME, _TWO = jobs.MODELS, ("resnet20", "vit_s", "odd"), ("resnet20", "vit_s")
 _SEARCHED = {"h100": [m for m in _ALL if m != "swin_t"], "a100": _TWO, "v5e": _SOME, "v6e": _TWO}
 QUICK = {
-  "inference": {"h100": _ALL, "a100": _SOME, "v5e": (*_SOME, "mobilenet_v2"), "v6e": _TWO},
+  # Of swin_t on an H100 test_programs.py looks at the compiled programs.
+  "inference": {
+    "h100": _SEARCHED["h100"],
+    "a100": _SOME,
+    "v5e": (*_SOME, "mobilenet_v2"),
+    "v6e": _TWO,
+  },
   "calibrate": _SEARCHED,
   "search": _SEARCHED,
   "layer_bits": {"h100": ("resnet20", "odd"), "v5e": ("odd",)},

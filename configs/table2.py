@@ -17,8 +17,8 @@ Expected: of the paper only two averages are public (its abstract): 0.6 points b
 and, finetuned, 6.6 points above uniform INT4 at 100 %; whether the first is of finetuned weights it
 does not say. Both stand below the averages of ours. Float top-1 as the weights' sources publish it
 (each model's config says it); ours at lower bits stand in docs/results.md. On two
-free CPU cores a CIFAR-10 or mobile model takes 6 to 35 minutes post-training, 4 times that distilled.
-Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or more a cell.
+free CPU cores a CIFAR-10 or mobile model takes 6 to 35 minutes post-training, 4 times that
+distilled. Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or more a cell.
 """
 
 from collections.abc import Collection

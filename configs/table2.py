@@ -18,7 +18,8 @@ and, finetuned, 6.6 points above uniform INT4 at 100 %; whether the first is of 
 does not say. Both stand below the averages of ours. Float top-1 as the weights' sources publish it
 (each model's config says it); ours at lower bits stand in docs/results.md. On two
 free CPU cores a CIFAR-10 or mobile model takes 6 to 35 minutes post-training, 4 times that
-distilled. Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or more a cell.
+distilled. Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or
+more a cell.
 """
 
 from collections.abc import Collection

@@ -82,13 +82,13 @@ def finetune(
   """
   if model.dynamic:
     raise ValueError("model: dynamic shifts are chosen at run time; finetune a static model")
+  _check(examples, settings, options.get("mesh"))
   network, source, batches = model.network, model.network, list(batches)
   if settings.reconstruct:
     model, _ = reconstruct(model, batches, ReconstructionSettings())
     network = model.network
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
-  _check(examples, settings, options.get("mesh"))
   unit = distances(source, model, examples, settings) if settings.balance else None
   state, log = _train(
     *(network, model.model, model.cuts, model.settings, model.schedule.masks, examples, settings),
@@ -119,6 +119,7 @@ def finetune_uniform(
   Returns:
     The float model with its new parameters and its quantized layers; the log.
   """
+  _check(examples, settings, options.get("mesh"))
   plain = {name: dataclasses.replace(q, low=None) for name, q in model.items()}
   (params, scales), log = _train(
     network, plain, {}, LowSettings(), None, examples, settings, **options
@@ -152,7 +153,6 @@ def _train(
   source: Network | None = None,
   unit: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[tuple[Any, dict[str, straight.Scales]], list[dict[str, Any]]]:
-  _check(examples, settings, mesh)
   layers = network.layers
   kept = {q.name: straight.kept(q, model[q.name], cuts.get(q.name), low) for q in layers}
   start = {name: straight.Scales(q.x_scale, q.w_scale) for name, q in model.items()}
@@ -216,29 +216,25 @@ def make_optimizer(
     layers: of the network.
     steps: layer name -> 8-bit steps of its weights, float32 `[N]`.
   """
+  weights = {layer.param: layer for layer in layers}
 
-  def rate(updates, state, params=None):
+  def rate(path: str, move: Array) -> Array:
+    if path not in weights:
+      return settings.other_learning_rate * move
+    layer = weights[path]
+    return settings.learning_rate * straight.per_output(layer, steps[layer.name]) * move
+
+  def rated(updates: Any, params: Any) -> Any:
     del params
-    moves = models.flatten(updates["params"])
-    weights = {layer.param: layer for layer in layers}
-    for path, move in moves.items():
-      if path in weights:
-        layer = weights[path]
-        step = straight.per_output(layer, steps[layer.name])
-        moves[path] = settings.learning_rate * step * move
-      else:
-        moves[path] = settings.other_learning_rate * move
+    moves = {path: rate(path, move) for path, move in models.flatten(updates["params"]).items()}
     scales = jax.tree.map(lambda m: settings.scale_learning_rate * m, updates["log_scales"])
-    return {"params": models.unflatten(moves), "log_scales": scales}, state
+    return {"params": models.unflatten(moves), "log_scales": scales}
 
-  layers = tuple(layers)
   course = optax.warmup_cosine_decay_schedule(
     0.0 if settings.warmup else 1.0, 1.0, settings.warmup, settings.steps
   )
   return optax.chain(
-    optax.scale_by_adam(),
-    optax.GradientTransformation(lambda params: optax.EmptyState(), rate),
-    optax.scale_by_learning_rate(course),
+    optax.scale_by_adam(), optax.stateless(rated), optax.scale_by_learning_rate(course)
   )
 
 

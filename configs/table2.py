@@ -16,10 +16,9 @@ columns where the cell without training was not run.
 Expected: of the paper only two averages are public (its abstract): 0.6 points below float at 50 %,
 and, finetuned, 6.6 points above uniform INT4 at 100 %; whether the first is of finetuned weights it
 does not say. Both stand below the averages of ours. Float top-1 as the weights' sources publish it
-(each model's config says it); ours at lower bits stand in docs/results.md. On two
-free CPU cores a CIFAR-10 or mobile model takes 6 to 35 minutes post-training, 4 times that
-distilled. Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or
-more a cell.
+(each model's config says it); ours at lower bits stand in docs/results.md. It takes a CIFAR-10 or
+mobile model 6 to 35 minutes post-training on two free CPU cores, four times that distilled.
+Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or more a cell.
 """
 
 from collections.abc import Collection
@@ -96,8 +95,7 @@ def get_config(arg=None):
 
 def _top1(way: str, ways: Collection[str], rows: tuple) -> Layout:
   """Top-1 of the models over the ratio, trained in one way."""
-  trained, done = way != "ptq", "" if way == "ptq" else f"_{way}"
-  of = lambda condition: f"training={way},{condition}" if trained else _untrained(ways, condition)
+  trained, of = way != "ptq", lambda method, *more: _of(way, ways, method, *more)
   ratios = (*((0.0,) if trained else ()), 0.25, 0.5, 0.75, 1.0)
   return Layout(
     title="model",
@@ -106,9 +104,9 @@ def _top1(way: str, ways: Collection[str], rows: tuple) -> Layout:
       ("images", _untrained(ways, "method=float"), "images"),
       ("float", _untrained(ways, "method=float")),
       ("INT8", _untrained(ways, "method=uniform_int8")),
-      *((f"{100 * r:g} %", of(f"method={_WAYS[way][1]},ratio={r}")) for r in ratios),
-      ("INT4", of(f"method=uniform_int4{done}")),
-      *(() if trained else (("greedy, 50 %", of("method=flexiq_greedy,ratio=0.5")),)),
+      *((f"{100 * r:g} %", of(_WAYS[way][1], r)) for r in ratios),
+      ("INT4", of(_int4(way))),
+      *(() if trained else (("greedy, 50 %", of("flexiq_greedy", 0.5)),)),
     ),
     average="average",
   )
@@ -116,29 +114,34 @@ def _top1(way: str, ways: Collection[str], rows: tuple) -> Layout:
 
 def _drops(ways: Collection[str], rows: tuple) -> Layout:
   """Points below float at 50 and 100 %, and points of 100 % above INT4 trained likewise."""
-  float_, columns = _untrained(ways, "method=float"), []
-  of = {}
-  for way in ways:
-    done = "" if way == "ptq" else f"_{way}"
-    add = lambda condition, way=way: (
-      _untrained(ways, condition) if way == "ptq" else f"training={way},{condition}"
-    )
-    own = f"method={_WAYS[way][1]}"
-    of[way] = (add(f"{own},ratio=0.5"), add(f"{own},ratio=1"), add(f"method=uniform_int4{done}"))
-  for way, (half, _, _) in of.items():
-    columns.append((f"{_CALLED[way]}, drop at 50 %", float_, "top1", half))
-  for way, (_, whole, _) in of.items():
-    columns.append((f"{_CALLED[way]}, drop at 100 %", float_, "top1", whole))
-  for way, (_, whole, int4) in of.items():
-    columns.append((f"{_CALLED[way]}, 100 % above INT4", whole, "top1", int4))
+  float_ = _untrained(ways, "method=float")
+  half = {way: _of(way, ways, _WAYS[way][1], 0.5) for way in ways}
+  whole = {way: _of(way, ways, _WAYS[way][1], 1) for way in ways}
+  int4 = {way: _of(way, ways, _int4(way)) for way in ways}
+  columns = (
+    *((f"{_CALLED[way]}, drop at 50 %", float_, "top1", half[way]) for way in ways),
+    *((f"{_CALLED[way]}, drop at 100 %", float_, "top1", whole[way]) for way in ways),
+    *((f"{_CALLED[way]}, 100 % above INT4", whole[way], "top1", int4[way]) for way in ways),
+  )
   claims = (("finetuned, drop at 50 %", "0.6"), ("finetuned, 100 % above INT4", "6.6"))
   return Layout(
     title="points of top-1",
     rows=rows,
-    columns=tuple(columns),
+    columns=columns,
     average="average",
     given=(("the paper's average of its eleven", claims),) if "finetuned" in ways else (),
   )
+
+
+def _int4(way: str) -> str:
+  """The method of uniform INT4 whose weights come about likewise."""
+  return "uniform_int4" if way == "ptq" else f"uniform_int4_{way}"
+
+
+def _of(way: str, ways: Collection[str], method: str, ratio: float | None = None) -> str:
+  """A method's rows of one way of training."""
+  condition = f"method={method}" + ("" if ratio is None else f",ratio={ratio}")
+  return _untrained(ways, condition) if way == "ptq" else f"training={way},{condition}"
 
 
 def _untrained(ways: Collection[str], condition: str) -> str:

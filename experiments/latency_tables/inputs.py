@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from experiments.shared import setup, works
+from experiments.shared import served, setup, works
 from experiments.shared.checks import field
 from flexiq_jax import serving
 from flexiq_jax.runs import files, schemas
@@ -97,11 +97,8 @@ def check(config) -> None:
     raise ValueError("config.latency.devices: empty; name at least one")
   with field("config.latency.array", part.array):
     npu.Array(**part.array)
-  if part.artifact and not Path(os.path.expandvars(part.artifact)).is_dir():
-    raise ValueError(
-      f"config.latency.artifact: {part.artifact!r} is no folder; one that configs/deploy.py made "
-      "is accepted"
-    )
+  if part.artifact:
+    served.require_artifact("config.latency.artifact", part.artifact)
   if type(part.repeats) is not int or part.repeats < 2:
     raise ValueError(f"config.latency.repeats: {part.repeats!r}; 2 or more is accepted")
 

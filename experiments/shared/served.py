@@ -54,11 +54,8 @@ def prepare(config, section: str) -> Inputs:
   if part.profile != "measure":
     with field("config.serving.profile"):
       profile = _given(config)
-  elif not part.artifact or not Path(os.path.expandvars(part.artifact)).is_dir():
-    raise ValueError(
-      f"config.serving.artifact: {part.artifact!r} is no folder; one that configs/deploy.py "
-      "made is accepted"
-    )
+  else:
+    require_artifact("config.serving.artifact", part.artifact)
   with field("config.serving.accuracy"):
     accuracy, int4 = accuracies.by_ratio(part.accuracy, part.method)
   with field("config.serving", part):
@@ -132,6 +129,14 @@ def notes(inputs: Inputs, profile: serving.Profile) -> list[str]:
 def milliseconds(seconds: float) -> str:
   """A latency in a table."""
   return "∞" if seconds == math.inf else f"{1e3 * seconds:.1f}"
+
+
+def require_artifact(name: str, folder: str) -> None:
+  """Raises ValueError where a config's field names no folder."""
+  if not folder or not Path(os.path.expandvars(folder)).is_dir():
+    raise ValueError(
+      f"{name}: {folder!r} is no folder; one that configs/deploy.py made is accepted"
+    )
 
 
 def load_artifact(folder: str | os.PathLike[str], module: Any, name: str) -> Deployed:

@@ -8,7 +8,7 @@ out of reach of a pure function. But a rule sees the result y of every layer, so
 with the moments of the batch while training, whose derivative counts, and running averages of them
 otherwise. With scale and shift the standard deviation and the mean that y had in the float model,
 the network computes what it did. The bias that was folded stays after it, so this is batch norm
-with another origin of its parameters. Behind layers without batch norm, whose moments stay, it is
+with another origin of its parameters. After layers without batch norm, whose moments stay, it is
 an affine map.
 
 | symbol | shape | meaning |

@@ -134,7 +134,7 @@ def _build(sweep: Sweep):
   if sweep.window is None:
     slots = (2, sweep.blocks, tiles.m, tiles.k)
   elif sweep.innermost:
-    slots = (2, sweep.blocks, *pixels.shape(sweep, *sweep.bordered)[:3], sweep.columns)
+    slots = (2, sweep.blocks, *sweep.bordered, sweep.window.images, sweep.columns)
   else:
     slots = (2, sweep.blocks, tiles.m + 2 * sweep.margin, sweep.columns)
     masks = windows.mask_specs(sweep)

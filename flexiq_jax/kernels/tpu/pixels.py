@@ -25,12 +25,11 @@ from flexiq_jax.kernels.tpu.tiling import ROWS, borders, div
 Array = Any
 
 
-def shape(sweep: Sweep, lines: int = 0, width: int = 0) -> tuple[int, int, int, int]:
-  """Of pixels: lines, pixels of a line, images, columns of x; by default of all of x."""
+def shape(sweep: Sweep) -> tuple[int, int, int, int]:
+  """Of all of x: lines, pixels of a line, images, columns."""
   window = sweep.window
   assert window is not None
-  size = (lines or window.height, width or window.width)
-  return *size, window.images, sweep.shape[1] // sweep.steps
+  return window.height, window.width, window.images, sweep.shape[1] // sweep.steps
 
 
 def copy(sweep: Sweep, source: Any, target: Any, semaphore: Any, step: Any, act: Any) -> None:

@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _compiled = tempfile.TemporaryDirectory(prefix="flexiq-compiled-")  # gone with this process
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import sys
 import warnings
 from unittest import mock
@@ -11,7 +12,6 @@ import jax
 import pytest
 from absl import logging
 from absl.testing import flagsaver
-from jax.experimental.compilation_cache import compilation_cache
 
 import run
 
@@ -64,16 +64,7 @@ def start(*arguments: str) -> Ended:
   return Ended(status, out.getvalue(), err.getvalue() + message)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-  """Argument that keeps compiled programs for all starts of a test module."""
-  names = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-  )
-  before = {name: getattr(jax.config, name) for name in names}
-  yield f"--compilation_cache={tmp_path_factory.mktemp('compiled')}"
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()  # else it goes on being used
+@pytest.fixture(scope="session")
+def compiled():
+  """Argument that has a start, also one in a clean environment, share the session's programs."""
+  return f"--compilation_cache={os.environ['JAX_COMPILATION_CACHE_DIR']}"

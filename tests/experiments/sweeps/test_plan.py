@@ -1,7 +1,6 @@
 """Plans: the cells of a sweep, that they are the runs of their commands, what is refused."""
 
 import dataclasses
-import json
 import sys
 import time
 import warnings
@@ -15,26 +14,16 @@ from configs.shared import sweeps
 from experiments import sweep as job
 from experiments.sweeps import bases, needs
 from experiments.sweeps import tables as drawn
-from experiments.sweeps.found import claim
 from experiments.sweeps.plan import plan
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps import collect, states
 from flexiq_jax.runs.sweeps import layouts as laid
 from flexiq_jax.runs.sweeps.cells import select
-from flexiq_jax.runs.sweeps.layouts import Layout
 from flexiq_jax.runs.sweeps.states import Status
+from tests.experiments.sweeps.finished_for_test import DIGITS, LAYOUT, digits, finish, row_config
 from tests.runs_for_test import start
 
 TINY = "--config=configs/sweep_digits.py:runlocal"
-LAYOUT = Layout(title="x", rows="seed", columns=(("float", "method=float"),))
-TOLD = "its workdir holds a run of another config"
-DIGITS = "configs/digits.py:runlocal"
-
-
-def digits(**given):
-  given = {"tables": {"t": LAYOUT}} | given
-  bases_ = given.pop("bases", {"digits": sweeps.base(DIGITS)})
-  return sweeps.sweep("s", bases_, **given)
 
 
 def test_cells_are_the_products_of_the_axes(tmp_path):
@@ -172,113 +161,6 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
   assert "2 cells, 0 to be run" in ended.out
 
 
-def test_a_workdir_of_another_config_is_not_mixed_in(tmp_path):
-  config = sweep_digits.get_config("runlocal")
-  first, second, *_ = plan(config, tmp_path)
-  for cell in (first, second):
-    cell.workdir.mkdir()
-    (cell.workdir / "config.json").write_text(json.dumps(first.config))
-  first, second = claim((first, second), (), ())
-  assert first.other == "" and second.other.endswith("another config: seed was 0, is now 1")
-
-
-def test_a_finished_run_of_other_overrides_is_refused_by_name(tmp_path):
-  config = sweep_digits.get_config("runlocal")
-  first, second, *_ = plan(config, tmp_path)
-  for cell in (first, second):
-    finish(cell)
-  changed = {**second.config, "batch_size": 5, "dynamic": True}
-  (second.workdir / "config.json").write_text(json.dumps(changed))
-  assert second.finished and not claim([second], (), ())[0].finished
-  ended = start(TINY, "--config.executor=print", f"--workdir={tmp_path}")
-  assert (ended.status, ended.error) == (0, "")
-  assert f"--workdir={second.workdir}" not in ended.out  # it is not overwritten either
-  status = {row["cell"]: row["status"] for row in collect.read_csv(tmp_path / "results.csv")}
-  assert [*status.values()] == ["finished", "missing", *["waiting"] * 4]
-  report = (tmp_path / "report.md").read_text()
-  changes = "batch_size was 5, is now 20, dynamic was true, is now false"
-  why = f"{TOLD}: {changes}"
-  assert f"| {second.name} | missing: {why} |" in report and "1 of 6 have finished" in report
-
-
-def test_rows_from_before_a_config_was_overruled_are_marked(tmp_path):
-  first, second, *_ = plan(sweep_digits.get_config("runlocal"), tmp_path)
-  for cell in (first, second):
-    finish(cell)
-  path = first.workdir / "results.csv"
-  lines = path.read_text().splitlines()
-  lines[3] = lines[3].replace(files.digest(first.config), "0123abcd")
-  path.write_text("\n".join(lines) + "\n")
-  start(TINY, "--config.executor=print", f"--workdir={tmp_path}")
-  rows = collect.read_csv(tmp_path / "results.csv")
-  marked = [row for row in rows if row["reason"]]
-  assert [(row["cell"], row["ratio"]) for row in marked] == [(first.name, 2 / 20)]
-  assert marked[0]["config"].endswith("-0123abcd") and marked[0]["status"] == "finished"
-
-
-def test_runs_that_were_made_elsewhere_are_found_by_their_config(tmp_path):
-  config = sweep_digits.get_config("runlocal")
-  first, second, third, *_ = plan(config, tmp_path / "sweep")
-  by_hand = tmp_path / "by_hand"
-  for cell, name in ((first, "any"), (second, "begun"), (third, "changed")):
-    finish(dataclasses.replace(cell, workdir=by_hand / name))
-  (by_hand / "begun" / "finished").unlink()
-  changed = {**third.config, "batch_size": 5}
-  (by_hand / "changed" / "config.json").write_text(json.dumps(changed))
-  for also in (by_hand, by_hand / "any"):
-    flag = f"--config.also=('{also}',)"
-    ended = start(TINY, "--config.executor=print", flag, f"--workdir={tmp_path / 'sweep'}")
-    assert (ended.status, ended.error) == (0, "")
-    rows = collect.read_csv(tmp_path / "sweep" / "results.csv")
-    assert {row["cell"] for row in rows if row["status"] == "finished"} == {first.name}
-    assert len(rows) == 20 + 5
-  workdirs = [cell.workdir for cell in claim((first, second, third), [str(by_hand)], ())]
-  assert workdirs == [by_hand / "any", second.workdir, third.workdir]
-  ended = start(TINY, "--config.also=('/no/folder',)", "--dry_run")
-  assert ended.error == "error: config.also: there is no folder /no/folder"
-
-
-def test_a_run_that_may_differ_counts_and_its_numbers_are_marked(tmp_path):
-  """One elsewhere and one in its own workdir; a third differs in more than it may."""
-  folder, by_hand = tmp_path / "sweep", tmp_path / "by_hand"
-  config = sweep_digits.get_config("runlocal")
-  first, second, third, *_ = plan(config, folder)
-  for cell, changed in (
-    (dataclasses.replace(first, workdir=by_hand / "any"), {"batch_size": 5}),
-    (second, {"batch_size": 5}),
-    (third, {"batch_size": 5, "dynamic": True}),
-  ):
-    finish(cell)
-    (cell.workdir / "config.json").write_text(json.dumps({**cell.config, **changed}))
-  also = (f"--config.also=('{by_hand}',)", "--config.differ=('batch_size',)")
-  ended = start(TINY, "--config.executor=print", *also, f"--workdir={folder}")
-  assert (ended.status, ended.error) == (0, "")
-  rows = collect.read_csv(folder / "results.csv")
-  why = "the run differs from the plan: batch_size was 5, is now 20"
-  assert {row["cell"]: (row["status"], row["reason"]) for row in rows[:41]} == {
-    **{cell.name: ("finished", why) for cell in (first, second)},
-    third.name: ("missing", f"{TOLD}: dynamic was true, is now false"),
-  }
-  layout = Layout(title="x", rows="seed", columns=(("0 %", "ratio=0"), ("INT8", "method=int8")))
-  assert laid.markdown(layout, rows[:20]).splitlines()[2:] == [
-    *(r"| 0 | 90.00\* | — |", "", f"`*`: {first.name}: {why}.")
-  ]
-
-
-@pytest.mark.parametrize(
-  ("differ", "message"),
-  [
-    (("batchsize",), "differ: 'batchsize' is no field of a cell; close ones: batch_size"),
-    (("seed",), "any would be digits-group_size2-seed0 and digits-group_size2-seed1; name fewer"),
-  ],
-)
-def test_wrong_fields_that_may_differ_are_refused(tmp_path, differ, message):
-  cells = plan(sweep_digits.get_config("runlocal"), tmp_path / "sweep")
-  finish(dataclasses.replace(cells[0], workdir=tmp_path / "any"))
-  with pytest.raises(ValueError, match=message):
-    claim(cells, [str(tmp_path)], differ)
-
-
 def test_a_distilled_run_fills_the_columns_of_the_one_that_was_not_run(tmp_path):
   """Table 2 from rows as `curve` writes them: after distillation, and of one model before it."""
   config = table2.get_config()
@@ -352,33 +234,6 @@ def test_table2_has_the_models_and_a_row_for_each():
   assert len(config.sweep.bases) == 3 * len(config.tables.ptq.rows)
   assert {name.rpartition("-")[2] for name in config.sweep.bases} == {*config.tables} - {"drops"}
   assert [row for _, row in table7.PARTS][-1] == "method=gram_dynamic"
-
-
-def row_config(cell):
-  """What the rows of a cell's run say of its config."""
-  return f"{cell.config['name']}-{files.digest(cell.config)}"
-
-
-def finish(cell, seconds: int = 60):
-  """A workdir as a finished run leaves it."""
-  cell.workdir.mkdir(parents=True)
-  stamp = "2026-01-01T00:{:02d}:{:02d}.000+00:00"
-  lines = [
-    {"time": stamp.format(0, 0), "event": "start", "device_kind": "cpu", "jax": "1"},
-    *({"time": stamp.format(0, i % 60), "event": "search", "best": i} for i in range(100)),
-    {
-      **{"time": stamp.format(seconds // 60, seconds % 60), "event": "done"},
-      "peak_memory": {"host": 2**31},
-    },
-  ]
-  config = row_config(cell)
-  table = "method,ratio,seed,top1,model,config,commit\n" + "".join(
-    f"flexiq_gram,{i / 20},{cell.labels['seed']},{90 - i},resnet8,{config},abc\n" for i in range(20)
-  )
-  (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
-  (cell.workdir / "results.csv").write_text(table)
-  (cell.workdir / "config.json").write_text(json.dumps(cell.config))
-  (cell.workdir / "finished").write_text("{}")
 
 
 @pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow)])

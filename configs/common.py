@@ -161,7 +161,7 @@ def mobile(name: str, model: str, weights: str, arg: str | None) -> config_dict.
   # 224 x 224 pixels on a CPU: seconds a step. Few images a step have noisy gradients, and with Adam
   # weights walk as far as their rate says; at 0.05 they walk further than 8-bit rounding.
   config.distill.update(
-    steps=300, batch_size=8, learning_rate=0.02, balance=1.0, every=50, refit=150
+    steps=300, batch_size=8, learning_rate=0.02, balance=0.5, every=50, refit=150
   )
   config.variants = BRIEF
   config.random_seeds = (0,)

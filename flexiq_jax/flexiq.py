@@ -224,19 +224,22 @@ def finetune(
   examples = np.concatenate([np.asarray(x) for x, _ in found])
   labels = [y for _, y in found if y is not None]
   given = {} if prepare is None else {"prepare": prepare}
-  tuned, _ = finetuning.finetune(
-    model,
-    finetuning.Examples(
-      examples, np.concatenate([np.asarray(y) for y in labels]) if labels else None, **given
-    ),
-    calibration or [examples[:512]],
-    settings,
-    seed=seed,
-    checkpoint_dir=checkpoint_dir,
-    progress=_steps if progress else None,
-    mesh=finetuning.examples_mesh(settings.batch_size),
-  )
-  return _measured(tuned, calibration or [examples[:512]])
+  calibration = calibration or [examples[:512]]
+  with _passes(calibration, progress) as listener:
+    tuned, _ = finetuning.finetune(
+      model,
+      finetuning.Examples(
+        examples, np.concatenate([np.asarray(y) for y in labels]) if labels else None, **given
+      ),
+      calibration,
+      settings,
+      passes=listener,
+      seed=seed,
+      checkpoint_dir=checkpoint_dir,
+      progress=_steps if progress else None,
+      mesh=finetuning.examples_mesh(settings.batch_size),
+    )
+  return _measured(tuned, calibration)
 
 
 @quiet

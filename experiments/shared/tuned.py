@@ -67,11 +67,14 @@ class Tuner:
       return adaptive.load(path, start.network)
     batches, _ = self.inputs.calibration_set
     if trains(self.settings):
-      model = self._run(
-        self.name,
-        {"recipe": digest},
-        lambda **given: finetuning.finetune(start, self._examples, batches, self.settings, **given),
-      )
+      with self._passes(batches) as passes:
+        model = self._run(
+          self.name,
+          {"recipe": digest},
+          lambda **given: finetuning.finetune(
+            *(start, self._examples, batches, self.settings), passes=passes, **given
+          ),
+        )
     else:
       model = self._reconstructed(start, batches)
     kept = model.recipe(method=self.name, **about)
@@ -83,13 +86,16 @@ class Tuner:
     begin = time.monotonic()
     with (
       field(f"config.{self.name}", self.inputs.config[self.name]),
-      PassProgress(sum(map(len, batches)), "reconstruction, ") as progress,
+      self._passes(batches) as progress,
     ):
       model, errors = finetuning.reconstruct(start, batches, self.settings, progress)
     # Each layer's squared error, by ratio, over that of nearest rounding.
     plain = {name: {f"{r:g}": e for r, e in each.items()} for name, each in errors.items()}
     self.workdir.event("reconstructed", errors=plain, seconds=time.monotonic() - begin)
     return model
+
+  def _passes(self, batches: list[np.ndarray]) -> PassProgress:
+    return PassProgress(sum(map(len, batches)), "reconstruction, ")
 
   def uniform(self, network: Network, model: QModel) -> tuple[Network, QModel]:
     """A uniformly quantized model, finetuned likewise."""

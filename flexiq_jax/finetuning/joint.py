@@ -63,6 +63,8 @@ def finetune(
   examples: Examples,
   batches: Iterable[Array],
   settings: FinetuneSettings,
+  *,
+  passes: Callable[[str, int], None] | None = None,
   **options: Unpack[Options],
 ) -> tuple[AdaptiveModel, list[dict[str, Any]]]:
   """Finetunes a model over all ratios.
@@ -72,6 +74,7 @@ def finetune(
     examples: what it is trained on.
     batches: calibration inputs `[B, ...]`, on which shifts and mean codes are fitted again.
     settings: of the training.
+    passes: where it begins with a reconstruction, that one's `progress`.
     **options: see `Options`.
 
   Returns:
@@ -85,7 +88,7 @@ def finetune(
   _check(examples, settings, options.get("mesh"))
   network, source, batches = model.network, model.network, list(batches)
   if settings.reconstruct:
-    model, _ = reconstruct(model, batches, ReconstructionSettings())
+    model, _ = reconstruct(model, batches, ReconstructionSettings(), passes)
     network = model.network
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
@@ -195,7 +198,7 @@ def _train(
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,
-    prepare=teacher(source or network, examples.prepare),
+    prepare=teacher(source or network, examples.prepare, settings.output_weight > 0),
     parts=parts_of(settings, masks),
   )
   trained = jax.device_get(state.params)

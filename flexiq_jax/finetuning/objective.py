@@ -44,7 +44,7 @@ def distances(
   data = Batches(examples, settings.batch_size, count, seed=0, sharding=None)
   found = np.zeros(len(LEVELS))
   for number, batch in enumerate(data.epoch(1)):
-    x, target, _ = prepare(jax.random.key(number), batch)
+    x, target, *_ = prepare(jax.random.key(number), batch)
     found += [float(apart(model(x, ratio), target).mean()) / count for ratio in LEVELS]
   least = max(1e-3 * found.max(), 1e-12)
   return np.asarray(LEVELS, np.float32), np.maximum(found, least).astype(np.float32)
@@ -71,15 +71,20 @@ def objective(
   distance = DISTANCES[settings.loss]
 
   def loss(trained, kept, key, batch):
-    part, (x, target, labels) = batch if parts_of(settings, masks) > 1 else (0, batch)
+    part, (x, target, outputs, labels) = batch if parts_of(settings, masks) > 1 else (0, batch)
     metrics, (ratio, anchor) = {}, _ratio(key, part, settings)
     chosen = masks(ratio) if masks else {}
     scales = scales_of(start, trained["log_scales"])
     rule = straight.finetune_rule(kept, scales, chosen, network.platform)
+    errors: dict[str, Array] = {}
+    if settings.output_weight:
+      rule = _compared(rule, outputs, errors)
     z = graph.with_rule(network.apply, rule)(trained["params"], x)
     value = found = distance(z, target).mean()
     if unit:
       value = found / jnp.interp(ratio, *unit) ** settings.balance
+    if settings.output_weight:
+      value += settings.output_weight * sum(errors.values()) / len(errors)
     if settings.label_weight:
       entropy = optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
       value += settings.label_weight * entropy
@@ -92,15 +97,38 @@ def objective(
   return loss
 
 
-def teacher(network: Network, prepare: Prepare) -> loop.Prepare:
-  """`(key, (examples, labels)) -> (inputs, logits of the float model, labels)`."""
-  real = lambda layer, x, w, contract: exact.real_product(layer, x, w, contract, network.platform)
-  apply = graph.with_rule(network.apply, real)
+def teacher(network: Network, prepare: Prepare, outputs: bool = False) -> loop.Prepare:
+  """`(key, (examples, labels)) -> (inputs, float logits, outputs of the layers, labels)`.
+
+  Outputs are layer name -> the float model's product, before a bias; none unless asked for.
+  """
 
   def run(key, batch):
     examples, labels = batch
     x = prepare(jax.random.fold_in(key, _PREPARE), examples)
-    return x, apply(network.params, x), labels
+    found: dict[str, Array] = {}
+
+    def real(layer, x, w, contract):
+      y = exact.real_product(layer, x, w, contract, network.platform)
+      if outputs:
+        found[layer.name] = y
+      return y
+
+    z = graph.with_rule(network.apply, real)(network.params, x)
+    return x, z, found, labels
+
+  return run
+
+
+def _compared(rule: Any, outputs: Mapping[str, Array], errors: dict[str, Array]) -> Any:
+  """A rule that notes each layer's squared error, relative to the squares of its outputs."""
+
+  def run(layer, x, w, contract):
+    y = rule(layer, x, w, contract)
+    wanted = outputs[layer.name].astype(jnp.float32)
+    error = jnp.square(y.astype(jnp.float32) - wanted).mean()
+    errors[layer.name] = error / jnp.maximum(jnp.square(wanted).mean(), jnp.finfo(jnp.float32).tiny)
+    return y
 
   return run
 

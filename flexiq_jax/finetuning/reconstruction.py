@@ -61,7 +61,8 @@ def reconstruct(
   masks = {ratio: model.schedule.masks(ratio) for ratio in settings.ratios}
   layers = [network.layer(name) for name in model.cuts if _fits(network.layer(name))]
   moments = _moments(model, layers, batches, masks, tell)
-  solve = jax.jit(functools.partial(round_weights, sweeps=settings.sweeps))
+  how = {"sweeps": settings.sweeps, "balance": settings.balance}
+  solve = jax.jit(functools.partial(round_weights, **how))
   rounded: dict[str, Rounded] = {}
   examples = sum(len(jax.tree.leaves(x)[0]) for x in batches)
   for done, layer in enumerate(layers, start=1):
@@ -130,7 +131,8 @@ def _moments(
       done += len(jax.tree.leaves(x)[0])
       tell(f"moments at {100 * ratio:g} %", done)
     for name, (count, total, second) in (sums or {}).items():
-      found[name].append(covariance(float(count), np.asarray(total), np.asarray(second)))
+      sums_of = float(count), np.asarray(total), np.asarray(second)
+      found[name].append(covariance(*sums_of, central=model.settings.bias_correction))
   return {name: np.stack(each) for name, each in found.items()}
 
 
@@ -172,8 +174,10 @@ def _round(
   spread = lambda v: jnp.repeat(jnp.asarray(v), window, axis=0)
   weights = jnp.asarray(model.network.weights[layer.name], jnp.float32)
   low = [spread(own[layer.name][q.low.group]) for own in masks.values()]
+  mean = spread(cut.x_mean) if model.settings.bias_correction else jnp.zeros(len(moments[0]))
   return solve(
     jnp.asarray(moments),
+    mean.astype(jnp.float32),
     flat(weights) / q.w_scale[None],
     flat(q.w).astype(jnp.int32),
     spread(grouping.weight_shifts(layer, q, cut, model.settings)),

@@ -4,7 +4,7 @@ The 4-bit code of a weight is a function of its 8-bit code, `low(q) = lower(q) <
 rounding serves every ratio. Rounding each weight to the nearest code makes each weight's error
 small, not the output's. Here the output's error is made small, over some ratios r together:
 
-    sum_r a_r sum_n s_n^2  d_rn' H_r d_rn,       d_r = w_r(q) - v
+    sum_r a_r sum_n s_n^2  (d_rn' H_r d_rn + (m' d_0n)^2),       d_r = w_r(q) - v
 
 | symbol | meaning |
 |---|---|
@@ -13,12 +13,14 @@ small, not the output's. Here the output's error is made small, over some ratios
 | q | `[R, N]` codes |
 | w_r(q) | `low(q)` for feature channels in 4 bits at ratio r, else q |
 | H_r | `[R, R]` covariance of the input codes that the layer sees at r |
+| m, d_0 | `[R]` means of the 8-bit input codes; q - v |
 | s_n | step of an output's weights |
-| a_r | 1 / the error at r of the codes given, so that no ratio gains at the cost of another |
+| a_r | 1 / the error at r of the codes given, to a power (`balance`) |
 
-Means are left out of H_r since the bias correction takes care of them. Nagel et al., "Up or down?"
-(AdaRound, 2020) state this problem for one width and relax it; here codes change one at a time, as
-in Behdin et al., "QuantEase" (2023), for all outputs at once, and no code may get worse.
+The bias correction brings the mean output of every ratio to that of the 8-bit codes, not to that of
+the real weights: so means are left out of H_r and have a term of their own. Nagel et al., "Up or
+down?" (AdaRound, 2020) state this problem for one width and relax it; here codes change one at a
+time, as in Behdin et al., "QuantEase" (2023), for all outputs at once, and no code may get worse.
 """
 
 import functools
@@ -51,6 +53,7 @@ class Rounded(NamedTuple):
 
 def round_weights(
   moments: Array,
+  mean: Array,
   weights: Array,
   codes: Array,
   shifts: Array,
@@ -58,24 +61,32 @@ def round_weights(
   steps: Array,
   *,
   sweeps: int,
+  balance: float = 1.0,
 ) -> Rounded:
   """Finds codes from which no change of one code to a neighbouring 4-bit code is better.
 
   Args:
     moments: float32 `[V, R, R]`, H_r.
+    mean: float32 `[R]`, m; zeros where the means are in H_r.
     weights: float32 `[R, N]`, v.
     codes: int32 `[R, N]`, where to start.
     shifts: int32 `[R, 1]` or `[R, N]`, extraction shifts of the weights.
     low: bool `[V, R]`, which rows are in 4 bits at each ratio.
     steps: float32 `[N]`, s_n.
     sweeps: passes over all rows; the last ones change little. Static.
+    balance: 1 lets no ratio gain at the cost of another, 0 adds the errors up as they are. Static.
   """
+  # The mean's error is one more ratio at which all channels are in 8 bits.
+  moments = jnp.concatenate([moments, jnp.outer(mean, mean)[None]])
+  low = jnp.concatenate([low, jnp.zeros_like(low[:1])])
   shifts = jnp.broadcast_to(shifts, weights.shape)
   rows = len(weights)
   gradient = functools.partial(_gradient, moments, weights, shifts, low)
   error = functools.partial(_error, moments, weights, shifts, low, steps)
   before = error(codes)
-  share = 1 / jnp.maximum(before, jnp.maximum(_LEAST * before.max(), jnp.finfo(jnp.float32).tiny))
+  largest = jnp.maximum(before.max(), jnp.finfo(jnp.float32).tiny)
+  share = (largest / jnp.maximum(before, _LEAST * largest)) ** balance
+  share = jnp.append(share, share.sum())
   diagonals = jnp.diagonal(moments, axis1=1, axis2=2)  # [V, R]
 
   def visit(i, state):
@@ -141,9 +152,11 @@ def _gradient(moments, weights, shifts, low, codes) -> Array:
 
 
 def _error(moments, weights, shifts, low, steps, codes) -> Array:
+  """The errors of the ratios, float32 `[V]`, each with that of the mean, which is the last row."""
   found = _differences(weights, shifts, low, codes)
   squares = (found * jnp.einsum("vij,vjn->vin", moments, found)).sum(axis=1)
-  return (squares * jnp.square(steps)[None]).sum(axis=1)
+  found = (squares * jnp.square(steps)[None]).sum(axis=1)
+  return found[:-1] + found[-1]
 
 
 def _differences(weights, shifts, low, codes) -> Array:
@@ -152,14 +165,17 @@ def _differences(weights, shifts, low, codes) -> Array:
   return used.astype(jnp.float32) - weights[None]
 
 
-def covariance(count: float, total: np.ndarray, second: np.ndarray) -> np.ndarray:
+def covariance(
+  count: float, total: np.ndarray, second: np.ndarray, central: bool = True
+) -> np.ndarray:
   """Sums over rows -> covariance, float32 `[R, R]`.
 
   Args:
     count: rows.
     total: `[R]`, their sum.
     second: `[R, R]`, the sum of their outer products.
+    central: whether the means are taken off.
   """
   count = max(count, 1.0)
-  mean = np.asarray(total, np.float64) / count
+  mean = np.asarray(total, np.float64) / count * central
   return (np.asarray(second, np.float64) / count - np.outer(mean, mean)).astype(np.float32)

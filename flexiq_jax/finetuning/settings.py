@@ -15,15 +15,19 @@ class ReconstructionSettings:
   Attributes:
     ratios: 4-bit ratios whose outputs count.
     sweeps: passes over all weights of a layer.
+    balance: a ratio's error is divided by the one before to this power: 1 lets no ratio gain at the
+      cost of another, 0 leaves the largest, at high ratios, the loudest.
   """
 
   ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
   sweeps: int = 4
+  balance: float = 0.5
 
   def __post_init__(self):
     _require_ratios(self, "ratios")
     require(self, "ratios", len(self.ratios) > 0, "at least one number in 0..1")
     require(self, "sweeps", is_whole(self.sweeps, 1), "an integer from 1")
+    _require_balance(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class FinetuneSettings:
       `l2`, the squared error.
     balance: what distances are divided by is the distance at that ratio before the training to this
       power: 0 leaves the largest, at high ratios, the loudest; 1 makes all alike.
+    output_weight: weight of the layers' outputs beside it: their squared errors, relative to the
+      squares of the float model's outputs, mean over layers.
     label_weight: weight of the cross-entropy with labels beside it; 0 needs no labels.
     every: steps between checkpoints, each with an entry in the log.
     refit: steps between two fits of extraction shifts and mean codes, a multiple of `every`; 0 fits
@@ -61,10 +67,11 @@ class FinetuneSettings:
   ratios: tuple[float, ...] = ()
   loss: str = "l2"
   balance: float = 0.0
+  output_weight: float = 0.0
   label_weight: float = 0.0
   every: int = 100
   refit: int = 400
-  reconstruct: bool = False
+  reconstruct: bool = True
 
   def __post_init__(self):
     for field in ("steps", "batch_size", "every"):
@@ -73,17 +80,16 @@ class FinetuneSettings:
       require(self, field, is_whole(getattr(self, field), 0), "an integer from 0")
     for field in ("learning_rate", "other_learning_rate", "scale_learning_rate"):
       require_positive(self, field)
-    require(
-      self, "label_weight", is_real(self.label_weight) and self.label_weight >= 0, "a number from 0"
-    )
+    for field in ("output_weight", "label_weight"):
+      value = getattr(self, field)
+      require(self, field, is_real(value) and value >= 0, "a number from 0")
     require(self, "warmup", self.warmup < self.steps, f"fewer than steps ({self.steps})")
     for field in ("steps", "refit"):
       fits = getattr(self, field) % self.every == 0
       require(self, field, fits, f"a multiple of every ({self.every})")
     for field in ("anchors", "ratios"):
       _require_ratios(self, field)
-    fits = is_real(self.balance) and 0 <= self.balance <= 1
-    require(self, "balance", fits, "a number in 0..1")
+    _require_balance(self)
     check_one_of("loss", self.loss, LOSSES)
 
 
@@ -103,6 +109,11 @@ class ImageSettings(FinetuneSettings):
     super().__post_init__()
     require(self, "images", is_whole(self.images, 0), "an integer from 0")
     check_one_of("augmentation", self.augmentation, AUGMENTATIONS)
+
+
+def _require_balance(settings) -> None:
+  fits = is_real(settings.balance) and 0 <= settings.balance <= 1
+  require(settings, "balance", fits, "a number in 0..1")
 
 
 def _require_ratios(settings, field: str) -> None:

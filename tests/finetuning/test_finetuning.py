@@ -32,6 +32,7 @@ SETTINGS = FinetuneSettings(
   loss="l2",
   every=50,
   refit=100,
+  reconstruct=False,
 )
 FEW = dataclasses.replace(SETTINGS, steps=4, every=2, refit=2, warmup=1)
 

@@ -76,6 +76,23 @@ def test_logits_come_nearer_on_other_examples(start, made):
   assert left[0] < 1 and left[-1] < 1 and np.mean(left) < 0.97, left
 
 
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_means_of_the_outputs_stay(bias_correction):
+  """Activations that are far from zero: a rounding that looks at variances alone moves the mean."""
+  x = np.maximum(correlated(7, 512, 16) + 10, 0)
+  network = Network(lambda p, x: jax.nn.relu(x) @ p["w"], {"w": weights(8, 16, 24)}, x[:1])
+  settings = LowSettings(group_size=2, bias_correction=bias_correction)
+  model = flexiq.quantize(network, [x], names=["w"], settings=settings, progress=False)
+  found, _ = finetuning.reconstruct(model, [x], SETTINGS)
+  wanted = np.asarray(network.float(x))
+
+  def mean_error(m, ratio):
+    return np.square((np.asarray(m(x, ratio)) - wanted).mean(axis=0)).sum()
+
+  assert mean_error(found, 0.0) < 2 * mean_error(model, 0.0)
+  assert mean_error(found, 1.0) < 2 * mean_error(model, 1.0)
+
+
 def test_errors_say_what_was_gained(made):
   _, errors, told = made
   assert set(errors) == {"conv", "dense", "turned", "product"}

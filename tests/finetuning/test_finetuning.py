@@ -206,6 +206,7 @@ def test_traced_masks_are_the_schedules(start):
   [
     ({"learning_rate": 0.0}, "learning_rate is 0.0; a number above 0"),
     ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    ({"output_weight": -1}, "output_weight is -1; a number from 0"),
     ({"balance": 1.5}, "balance is 1.5; a number in 0..1"),
     ({"steps": 250, "every": 100}, "steps is 250; a multiple of every"),
     ({"ratios": (0.5, 1.5)}, r"ratios is \(0.5, 1.5\); a tuple of numbers in 0..1"),
@@ -265,6 +266,26 @@ def test_distances_count_relative_to_those_before_the_training(start):
     plain = dataclasses.replace(one, balance=0.0)
     _, log = finetuning.finetune(start.model, examples, start.batches, plain)
     assert log[0]["loss"] == log[0]["loss_drawn"] == pytest.approx(value, rel=1e-4)
+
+
+def test_outputs_of_layers_count_relative_to_their_squares():
+  """Two layers side by side, so that the logits are their outputs."""
+  a, b, x = np.random.default_rng(0).normal(size=(3, 64, 64)).astype(np.float32)
+  params, x = {"a": a[:8, :6], "b": 50 * b[:8, :6]}, x[:, :8]
+  apply = lambda p, x: jnp.concatenate([x @ p["a"], x @ p["b"]], axis=1)
+  network = Network(apply, params, x[:1])
+  model = flexiq.quantize(network, [x], names=["a", "b"], progress=False)
+  rates = dict.fromkeys(("learning_rate", "other_learning_rate", "scale_learning_rate"), 1e-12)
+  one = {"steps": 1, "every": 1, "refit": 0, "warmup": 0, "anchors": (), "ratios": (1.0,)}
+  settings = dataclasses.replace(SETTINGS, **rates, **one, batch_size=64)
+  losses = []
+  for weight in (0.0, 1000.0):
+    weighed = dataclasses.replace(settings, output_weight=weight)
+    losses.append(finetuning.finetune(model, Examples(x), [x], weighed)[1][0]["loss"])
+  wanted = np.asarray(network.float(x))
+  apart = np.square(np.asarray(model(x, 1.0)) - wanted).reshape(64, 2, 6).mean(axis=(0, 2))
+  relative = apart / np.square(wanted).reshape(64, 2, 6).mean(axis=(0, 2))
+  assert losses[1] - losses[0] == pytest.approx(1000.0 * relative.mean(), rel=1e-3)
 
 
 def test_weights_move_in_steps_of_their_channel(start):

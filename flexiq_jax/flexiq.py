@@ -169,7 +169,8 @@ def reconstruct(
   """Rounds a model's weights by the outputs of their layers, without training.
 
   Args:
-    model: the model; order, groups and scales stay. `finetune` may follow.
+    model: the model; order, groups and scales stay. `finetune` begins with this by itself; given
+      the model that comes out here, it would take the rounded weights for the float model's.
     batches: calibration inputs, as for `quantize`; those it was calibrated on if None.
     progress: whether to show how far it is, on standard error.
 

@@ -61,7 +61,7 @@ def round_weights(
   steps: Array,
   *,
   sweeps: int,
-  balance: float = 1.0,
+  balance: Array = 1.0,
 ) -> Rounded:
   """Finds codes from which no change of one code to a neighbouring 4-bit code is better.
 
@@ -74,7 +74,7 @@ def round_weights(
     low: bool `[V, R]`, which rows are in 4 bits at each ratio.
     steps: float32 `[N]`, s_n.
     sweeps: passes over all rows; the last ones change little. Static.
-    balance: 1 lets no ratio gain at the cost of another, 0 adds the errors up as they are. Static.
+    balance: 1 lets no ratio gain at the cost of another, 0 adds the errors up as they are.
   """
   # The mean's error is one more ratio at which all channels are in 8 bits.
   moments = jnp.concatenate([moments, jnp.outer(mean, mean)[None]])

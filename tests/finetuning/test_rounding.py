@@ -6,7 +6,7 @@ import pytest
 
 from flexiq_jax.finetuning.rounding import covariance, round_weights
 
-_solve = jax.jit(round_weights, static_argnames=("sweeps", "balance"))
+_solve = jax.jit(round_weights, static_argnames="sweeps")
 
 
 def lower(codes, shifts):

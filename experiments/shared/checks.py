@@ -49,6 +49,7 @@ class Settings:
     search: of the order.
     ratios: 4-bit ratios, ascending.
     tuning: way of finetuning -> its settings, of those that are asked for.
+    reconstruction: what finetuning begins with, where its settings say so.
   """
 
   model_args: dict[str, Any]
@@ -59,6 +60,7 @@ class Settings:
   search: SearchSettings
   ratios: tuple[float, ...]
   tuning: dict[str, Any]
+  reconstruction: ReconstructionSettings
 
 
 def check(config) -> Settings:
@@ -123,6 +125,7 @@ def check(config) -> Settings:
     search=search,
     ratios=_ratios(config.ratios),
     tuning=_tuning(config),
+    reconstruction=_reconstruction(config),
   )
 
 
@@ -197,6 +200,11 @@ def _tuning(config) -> dict[str, Any]:
   if found and config.dynamic:
     raise ValueError("config.tune: finetuning needs static shifts; set config.dynamic=False")
   return found
+
+
+def _reconstruction(config) -> ReconstructionSettings:
+  with field("config.reconstruct", config.reconstruct):
+    return ReconstructionSettings(**config.reconstruct)
 
 
 def _ratios(ratios) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,48 +55,64 @@ class Tuner:
 
   def adaptive(self, start: AdaptiveModel) -> AdaptiveModel:
     """A model finetuned over all ratios, kept as a recipe with its weights."""
-    about = {"model_name": self.inputs.config.model, "seed": self.inputs.config.seed}
-    recipe = recipes.dump(start.recipe(method="start", **about))
-    digest = hashlib.sha256(recipe.encode()).hexdigest()
-    path = self.workdir.path / "finetuned" / self.name / "recipe.json"
-    made = {self.name: to_plain(dataclasses.asdict(self.settings)), "start": digest}
-    if (
-      not trains(self.settings)
-      and path.is_file()
-      and made.items() <= recipes.load(path).settings.items()
-    ):
-      return adaptive.load(path, start.network)
-    batches, _ = self.inputs.calibration_set
-    if trains(self.settings):
-      with self._passes(batches) as passes:
-        model = self._run(
-          self.name,
-          {"recipe": digest},
-          lambda **given: finetuning.finetune(
-            *(start, self._examples, batches, self.settings), passes=passes, **given
-          ),
-        )
-    else:
-      model = self._reconstructed(start, batches)
-    kept = model.recipe(method=self.name, **about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    adaptive.save(path, dataclasses.replace(kept, settings={**kept.settings, **made}), model)
-    return model
+    return self._trained(start) if trains(self.settings) else self._reconstructed(start)
 
-  def _reconstructed(self, start: AdaptiveModel, batches: list[np.ndarray]) -> AdaptiveModel:
-    begin = time.monotonic()
+  def _trained(self, start: AdaptiveModel) -> AdaptiveModel:
+    settings, first = self.settings, start
+    of: dict[str, Any] = {"recipe": self._digest(start)}
+    if settings.reconstruct:
+      # A stage of its own, which other ways share and a resumed run does not repeat.
+      given = self.inputs.settings.reconstruction
+      first = dataclasses.replace(self, name="reconstruct", settings=given).adaptive(start)
+      of["reconstruct"] = to_plain(dataclasses.asdict(given))
+    batches, _ = self.inputs.calibration_set
+    settings = dataclasses.replace(settings, reconstruct=False)
+    model = self._run(
+      self.name,
+      of,
+      lambda **given: finetuning.finetune(
+        *(first, self._examples, batches, settings), source=start.network, **given
+      ),
+    )
+    return self._kept(start, model)
+
+  def _reconstructed(self, start: AdaptiveModel) -> AdaptiveModel:
+    path, made = self._path, self._made(start)
+    if path.is_file() and made.items() <= recipes.load(path).settings.items():
+      return adaptive.load(path, start.network)
+    begin, (batches, _) = time.monotonic(), self.inputs.calibration_set
     with (
       field(f"config.{self.name}", self.inputs.config[self.name]),
-      self._passes(batches) as progress,
+      PassProgress(sum(map(len, batches)), "reconstruction, ") as progress,
     ):
       model, errors = finetuning.reconstruct(start, batches, self.settings, progress)
     # Each layer's squared error, by ratio, over that of nearest rounding.
     plain = {name: {f"{r:g}": e for r, e in each.items()} for name, each in errors.items()}
     self.workdir.event("reconstructed", errors=plain, seconds=time.monotonic() - begin)
-    return model
+    return self._kept(start, model)
 
-  def _passes(self, batches: list[np.ndarray]) -> PassProgress:
-    return PassProgress(sum(map(len, batches)), "reconstruction, ")
+  @property
+  def _path(self) -> Path:
+    return self.workdir.path / "finetuned" / self.name / "recipe.json"
+
+  @property
+  def _about(self) -> dict[str, Any]:
+    return {"model_name": self.inputs.config.model, "seed": self.inputs.config.seed}
+
+  def _digest(self, start: AdaptiveModel) -> str:
+    recipe = recipes.dump(start.recipe(method="start", **self._about))
+    return hashlib.sha256(recipe.encode()).hexdigest()
+
+  def _made(self, start: AdaptiveModel) -> dict[str, Any]:
+    """What a kept recipe says of how it came about."""
+    return {self.name: to_plain(dataclasses.asdict(self.settings)), "start": self._digest(start)}
+
+  def _kept(self, start: AdaptiveModel, model: AdaptiveModel) -> AdaptiveModel:
+    kept, path = model.recipe(method=self.name, **self._about), self._path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {**kept.settings, **self._made(start)}
+    adaptive.save(path, dataclasses.replace(kept, settings=settings), model)
+    return model
 
   def uniform(self, network: Network, model: QModel) -> tuple[Network, QModel]:
     """A uniformly quantized model, finetuned likewise."""

@@ -64,6 +64,7 @@ def finetune(
   batches: Iterable[Array],
   settings: FinetuneSettings,
   *,
+  source: Network | None = None,
   passes: Callable[[str, int], None] | None = None,
   **options: Unpack[Options],
 ) -> tuple[AdaptiveModel, list[dict[str, Any]]]:
@@ -74,6 +75,7 @@ def finetune(
     examples: what it is trained on.
     batches: calibration inputs `[B, ...]`, on which shifts and mean codes are fitted again.
     settings: of the training.
+    source: the float model whose logits are wanted; that of `model` if None.
     passes: where it begins with a reconstruction, that one's `progress`.
     **options: see `Options`.
 
@@ -86,7 +88,7 @@ def finetune(
   if model.dynamic:
     raise ValueError("model: dynamic shifts are chosen at run time; finetune a static model")
   _check(examples, settings, options.get("mesh"))
-  network, source, batches = model.network, model.network, list(batches)
+  network, source, batches = model.network, source or model.network, list(batches)
   if settings.reconstruct:
     model, _ = reconstruct(model, batches, ReconstructionSettings(), passes)
     network = model.network

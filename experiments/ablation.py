@@ -14,6 +14,7 @@ calibration did not use (held out), and on the search images.
 | `evolution` | order by FlexiQ's Algorithm 1, with as many forward passes as `gram` took |
 | `gram` | order by the quadratic model of the output distance instead |
 | `gram_dynamic` | activation shifts chosen at run time |
+| `reconstructed`, `distilled`, `finetuned` | what `config.tune` names, of `gram`'s model, static |
 
 Columns beside the usual ones: `held_out` (top-1 on held-out training images), `distance` and
 `distance_held_out` (the search's distance to the 8-bit model's logits, mean per image), `gain`
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from experiments import curve
-from experiments.shared import pictures, reporting, setup
+from experiments.shared import pictures, reporting, setup, tuned
 from experiments.shared.checks import require
 from experiments.shared.rows import Rows, shares
 from experiments.shared.stages import Stages
@@ -92,11 +93,15 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
   rows = _Rows(stages)
   rows.add("int8", None, lambda x: network.uniform(stages.calibrated.base, x), avg_bits=8.0)
   found, part = _searched(stages), config.ablation
-  for name in part.methods:
+  ways = {tuned.DONE[way]: way for way in inputs.settings.tuning}
+  for name in (*part.methods, *ways):
     if name.startswith("random"):
       groups = dataclasses.replace(inputs.settings.groups, **_GROUPS.get(name, {}))
       grouped = stages.calibrated.group(inputs.selectable, groups)
       model = grouped.ordered(orders.random(grouped.space, config.seed))
+    elif name in ways:
+      settings = inputs.settings.tuning[ways[name]]
+      model = tuned.Tuner(ways[name], settings, inputs, workdir).adaptive(found["gram"])
     else:
       model = found[name.removesuffix("_dynamic")]
       model = dataclasses.replace(model, dynamic=name.endswith("_dynamic"))
@@ -115,9 +120,10 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
 def _searched(stages: Stages) -> dict[str, AdaptiveModel]:
   """The models whose order is searched, each search at most once."""
   methods, settings = stages.config.ablation.methods, stages.inputs.settings
+  of_gram = bool({"gram_dynamic", "evolution"} & {*methods}) or bool(settings.tuning)
   found = {}
   for name in ("greedy", "gram", "evolution"):  # evolution takes what gram took
-    if name in methods or (name == "gram" and {"gram_dynamic", "evolution"} & {*methods}):
+    if name in methods or (name == "gram" and of_gram):
       search = dataclasses.replace(settings.search, method=name)
       if name == "evolution":
         most = _cost(stages.workdir, "gram").get("forwards", 0)
@@ -205,7 +211,8 @@ def _gains(config, folders: Sequence[Path]) -> str:
   """The table of gains over greedy, paired over images, the mean of all runs."""
   cells = []
   ratios = sorted({*config.ablation.ratios, *config.ablation.random_ratios})
-  for method, ratio in itertools.product(config.ablation.methods, ratios):
+  methods = (*config.ablation.methods, *(tuned.DONE[way] for way in config.get("tune", ())))
+  for method, ratio in itertools.product(methods, ratios):
     if method != "greedy" and (found := _gain(folders, method, ratio)):
       gain, error, seeds = found
       times = f"{gain / error:+.1f}" if error else "—"

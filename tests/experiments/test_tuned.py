@@ -43,6 +43,19 @@ def test_rows_of_every_ratio_and_of_uniform_int4(finished):
   assert steps == [2, 4]
 
 
+def test_an_ablation_has_a_row_of_them(compiled, tmp_path):  # noqa: F811
+  ended = start(
+    "--config=configs/ablation.py:of=digits,runlocal",
+    *(*TINY, "--config.experiment=ablation", "--config.ablation.methods=('greedy',)"),
+    *("--config.ablation.held_out=16", "--config.tune=('reconstruct',)"),
+    *(f"--workdir={tmp_path}", compiled),
+  )
+  assert ended.status == 0, ended.error
+  (row,) = (r for r in results(tmp_path) if r["method"] == "reconstructed")
+  assert row["ratio"] == 0.5 and row["gain"] is not None and row["distance_held_out"] > 0
+  assert "| reconstructed | 50 %" in (tmp_path / "report.md").read_text()
+
+
 def test_what_was_finetuned_is_evaluated_and_deployed_by_its_recipe(
   finished,
   compiled,  # noqa: F811

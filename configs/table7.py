@@ -27,9 +27,7 @@ PARTS = (
   ("or the default search", "method=gram"),
   ("+ dynamic extraction", "method=gram_dynamic"),
 )
-_DISTILLED = ("or finetuning by 1,000 images", "method=distilled")
-
-_FINETUNED = (("tune", ("distill",)),)
+_TUNED = ("or finetuning by 1,000 images", "method=distilled")
 
 
 def get_config(arg=None):
@@ -40,7 +38,7 @@ def get_config(arg=None):
   ratio = 0.5 if options.runlocal else 0.75
   parts = Layout(
     title=f"{ratio:.0%} 4-bit".replace("%", " %"),
-    rows=(*PARTS, _DISTILLED),
+    rows=PARTS if options.runlocal else (*PARTS, _TUNED),
     columns=(("ResNet-20", f"base=resnet20,ratio={ratio}"),),
   )
   ratios = (0.5,) if options.runlocal else (0.25, 0.5, 0.75, 1.0)
@@ -62,7 +60,7 @@ def get_config(arg=None):
     {
       "resnet20": sweeps.base(
         file,
-        fields=(("experiment", "ablation"), *_FINETUNED * (not options.runlocal)),
+        fields=(("experiment", "ablation"), ("tune", () if options.runlocal else ("distill",))),
         minutes=0.5 if options.runlocal else 18.0,
         memory=1.5,
       )

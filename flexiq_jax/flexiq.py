@@ -206,7 +206,7 @@ def finetune(
     model: the model; its order and groups stay.
     batches: training examples, as for `quantize`; those it was calibrated on if None. With
       `settings.label_weight`, `(x, labels)`, or an iterable of such pairs.
-    settings: of the training; by default 1,600 steps of 32 examples.
+    settings: of the training; by default a reconstruction, then 1,600 steps of 32 examples.
     prepare: makes the model's input of a batch of examples, `(key, x) -> x`, as augmentation does.
     seed: of everything random in it.
     checkpoint_dir: folder of checkpoints; a run that was stopped goes on from there.

@@ -87,9 +87,8 @@ def _bases(more: str, only: str, small: bool) -> dict:
     found[f"search-{name}"] = base(f"ablation.py:of={file}{more}", 40.0, (ablation, *fields))
   own = (("variants", ()), ("compare", ()), ("random_seeds", (0,)))
   for name, fields in {
-    "distilled": (("tune", ("distill",)),),
-    "reconstructed": (("tune", ("reconstruct",)),),
-    "both": (("tune", ("distill",)), ("distill.reconstruct", True)),
+    "distilled": (("tune", ("reconstruct", "distill")),),
+    "nearest": (("tune", ("distill",)), ("distill.reconstruct", False)),
   }.items():
     found[f"tuned-{name}"] = base(f"resnet20_cifar10.py{only}", 25.0, (*own, *fields))
   compare = ("experiment", "compare")
@@ -164,9 +163,9 @@ def _tables(ratios: tuple[float, ...]) -> dict[str, Layout]:
         (title, f"base=tuned-{name},method=flexiq_{method}")
         for title, name, method in (
           ("post-training", "distilled", "gram"),
-          ("reconstructed, no training", "reconstructed", "reconstructed"),
+          ("reconstructed, no training", "distilled", "reconstructed"),
           ("distilled", "distilled", "distilled"),
-          ("reconstructed, then distilled", "both", "distilled"),
+          ("distilled from nearest rounding", "nearest", "distilled"),
           ("post-training, random order", "distilled", "random"),
         )
       ),

@@ -8,8 +8,8 @@ public, its text gives average gains. Each cell is `configs/ablation.py` at one 
     python run.py --config=configs/table7.py:runlocal      # tiny, offline
 
 Ours, mean of three seeds: 89.2 % by random order and the naive top four bits, 91.3 % by the default
-search (docs/results.md). About eighteen minutes a cell on two free CPU cores, twelve of them the
-finetuning's; an hour in all.
+search (docs/results.md). About six minutes a cell on two free CPU cores, and, by estimate, twelve
+more for its finetuning.
 """
 
 from configs import common

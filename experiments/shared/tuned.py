@@ -6,6 +6,7 @@
 | `distill` | few training images, no labels |
 | `finetune` | the training set, with labels where `label_weight` asks for them |
 
+The last two begin with the first, kept once for both, unless their `reconstruct` is False.
 A folder holds the checkpoints (`steps/`), and the recipe with its weights once they are complete.
 Uniform INT4 with the same images, steps and loss stands beside them (`NAME_int4/`).
 """

@@ -14,7 +14,7 @@ from flexiq_jax.finetuning.examples import Batches, Examples, Prepare
 from flexiq_jax.finetuning.settings import FinetuneSettings
 from flexiq_jax.network import Network
 from flexiq_jax.orders import LEVELS
-from flexiq_jax.quant import exact, straight
+from flexiq_jax.quant import exact, rules, straight
 from flexiq_jax.search import DISTANCES
 from flexiq_jax.training import loop
 
@@ -120,7 +120,9 @@ def teacher(network: Network, prepare: Prepare, outputs: bool = False) -> loop.P
   return run
 
 
-def _compared(rule: Any, outputs: Mapping[str, Array], errors: dict[str, Array]) -> Any:
+def _compared(
+  rule: rules.Rule, outputs: Mapping[str, Array], errors: dict[str, Array]
+) -> rules.Rule:
   """A rule that notes each layer's squared error, relative to the squares of its outputs."""
 
   def run(layer, x, w, contract):

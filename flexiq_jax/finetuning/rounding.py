@@ -61,7 +61,7 @@ def round_weights(
   steps: Array,
   *,
   sweeps: int,
-  balance: Array = 1.0,
+  balance: Array,
 ) -> Rounded:
   """Finds codes from which no change of one code to a neighbouring 4-bit code is better.
 

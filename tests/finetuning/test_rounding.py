@@ -55,7 +55,7 @@ def test_errors_are_those_of_the_outputs(seed):
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("per_output", [False, True])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_single_code_could_be_better(seed, per_output, balance):
   problem = Problem(seed, per_output=per_output)
   codes = np.asarray(problem.solve(balance=balance).codes).astype(int)

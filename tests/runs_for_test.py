@@ -31,6 +31,12 @@ TINY = (
 SMALL = (*TRAINED, *TINY)
 
 
+def several_devices(count: int) -> str:
+  """`XLA_FLAGS` of a process with as many CPU devices, compiled as in this one."""
+  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+  return flags.strip()
+
+
 @dataclasses.dataclass(frozen=True)
 class Ended:
   """How a start ended: exit status, standard output, and the message of a refusal."""

@@ -86,9 +86,11 @@ class Target:
 
     Where it cannot measure, XLA takes one tiling of its own for every matrix product on a GPU, and
     fails where that one does not fit the shape. On a device it tries others and the vendor's
-    library, which takes all. Here the library has to do.
+    library, which takes all. Here the library has to do. Programs are optimized as those of a run
+    are, whatever the tests do with their own.
     """
-    return {"xla_gpu_enable_triton_gemm": False} if self.platform == "gpu" else {}
+    options = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 3}
+    return options if self.platform == "gpu" else {}
 
   @property
   def sharding(self) -> SingleDeviceSharding:

@@ -21,6 +21,7 @@ from flexiq_jax.quant.selectable import selectable
 from flexiq_jax.quant.straight import Scales
 from flexiq_jax.training import loop
 from tests.graph import models_for_test
+from tests.runs_for_test import several_devices
 
 SETTINGS = FinetuneSettings(
   steps=200,
@@ -171,7 +172,7 @@ for a, b in zip(jax.tree.leaves(model.network.params), jax.tree.leaves(one.netwo
 @pytest.mark.slow
 def test_eight_devices_find_what_one_finds():
   root = pathlib.Path(__file__).parent.parent.parent
-  env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
+  env = {"XLA_FLAGS": several_devices(8), "PYTHONPATH": str(root)}
   done = subprocess.run(
     [sys.executable, "-c", DEVICES],
     cwd=root,

@@ -18,7 +18,7 @@ import pytest
 from flexiq_jax import search
 from flexiq_jax.runs import distributed
 from flexiq_jax.runs.workdir import Workdir
-from tests.runs_for_test import SMALL, compiled, start
+from tests.runs_for_test import SMALL, compiled, several_devices, start
 
 ROOT = pathlib.Path(__file__).parents[2]
 __all__ = ["compiled"]
@@ -79,7 +79,7 @@ class Two:
     clean = {n: v for n, v in os.environ.items() if not n.startswith(("JAX_", "SLURM_", "XLA_"))}
     clean |= {
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "XLA_FLAGS": several_devices(devices),
     }
     self.outputs, self.processes = [], []
     for rank in range(2):

@@ -14,6 +14,7 @@ import pytest
 
 from flexiq_jax.network import Network
 from flexiq_jax.search.fitness import Fitness, population_mesh
+from tests.runs_for_test import several_devices
 from tests.search import networks_for_test
 from tests.search.networks_for_test import made
 
@@ -204,11 +205,10 @@ print(json.dumps(out))
 def test_devices_share_a_population():
   """In a process of its own, since the number of devices is a matter of the start."""
   root = pathlib.Path(__file__).parent.parent.parent
-  flags = "--xla_force_host_platform_device_count=8"
   result = subprocess.run(
     (sys.executable, "-W", "error", "-c", _DEVICES),
     cwd=root,
-    env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(root)},
+    env={**os.environ, "XLA_FLAGS": several_devices(8), "PYTHONPATH": str(root)},
     capture_output=True,
     text=True,
   )

@@ -61,6 +61,8 @@ _WAYS = {
 }
 _CALLED = {"ptq": "post-training", "distilled": "distilled", "finetuned": "finetuned"}
 _FIELDS = (("variants", ()), ("compare", ("greedy",)), ("random_seeds", (0,)))
+# Of a distilled cell; table7.py has the same ones, of more seeds.
+DISTILLED = (*_FIELDS, *_WAYS["distilled"][0])
 
 
 def get_config(arg=None):

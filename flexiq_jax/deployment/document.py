@@ -31,7 +31,7 @@ from flexiq_jax.deployment.depthwise import Depthwise
 from flexiq_jax.deployment.layers import Mixed, Plain
 from flexiq_jax.kernels import Activation, Weights
 from flexiq_jax.quant import Low, QLayer
-from flexiq_jax.runs import files
+from flexiq_jax.runs import files, schemas
 
 FORMAT = "flexiq_jax deployed model"
 VERSION = 3
@@ -150,12 +150,12 @@ class Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     found: dict[str, Any] = {"layers": {}, "floats": {}}
     for name, entry in self.arrays.layers.items():
       try:
-        found["layers"][name] = _template(_convert(entry, _Layer), dict(sizes))
+        found["layers"][name] = _template(schemas.convert(entry, _Layer), dict(sizes))
       except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from None
     for path, entry in self.arrays.floats.items():
       try:
-        found["floats"][path] = _struct(_convert(entry, _Array))
+        found["floats"][path] = _struct(schemas.convert(entry, _Array))
       except ValueError as error:
         raise ValueError(f"parameter {path}: {error}") from None
     _require_form("levels", self.arrays.levels, "float32 L", sizes)
@@ -202,7 +202,7 @@ def read(path: Path) -> Document:
   if found.get("sha256") != seal(found) or text != _text(found):
     raise ValueError(f"artifact: {path} is damaged: it is not what was written; {_AGAIN}")
   try:
-    document = _convert(found, Document)
+    document = schemas.convert(found, Document)
     document.template()
   except ValueError as error:
     raise ValueError(f"artifact: {path} is damaged: {error}; {_AGAIN}") from None
@@ -257,14 +257,6 @@ for _kind in _FIELDS:
   _SCHEMAS[_kind] = _schema(_kind, _SCHEMAS)
 _KINDS = {schema: kind for kind, schema in _SCHEMAS.items()}
 _Layer: Any = _SCHEMAS[Mixed] | _SCHEMAS[Plain] | _SCHEMAS[Depthwise]
-
-
-def _convert(found: Any, schema: Any) -> Any:
-  """Converts a value by a schema; every fault is a ValueError."""
-  try:
-    return msgspec.convert(found, schema)
-  except (OverflowError, RecursionError) as error:
-    raise ValueError(str(error)) from None
 
 
 def _template(entry: Any, sizes: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ import numpy as np
 from flexiq_jax.orders.arrangement import groups_per_block, shift_blocks
 from flexiq_jax.orders.schedule import Schedule
 from flexiq_jax.orders.space import Space
-from flexiq_jax.runs import files
+from flexiq_jax.runs import files, schemas
 
 FORMAT = "flexiq_jax recipe"
 VERSION = 2
@@ -162,7 +162,7 @@ def load(path: str | os.PathLike) -> Recipe:
       f"recipe: {path} has version {document.get('version')!r}; this release reads {VERSION}"
     )
   try:
-    read = msgspec.convert(document, _Document)
+    read = schemas.convert(document, _Document)
     recipe = Recipe(
       model=read.model,
       method=read.method,

@@ -37,8 +37,9 @@ def convert(found: Any, schema: Any) -> Any:
 
 def _message(text: str, found: Any) -> str:
   """The message of msgspec, told by the field's value."""
-  text, _, place = text.partition(" - at `$")
-  place = place.rstrip("`").removeprefix(".")
+  told = re.fullmatch(r"(.*?)(?: - at (`key` in )?`\$\.?(.*)`)?", text, re.DOTALL)
+  text, keys, place = told.groups() if told else (text, None, None)
+  place = place or ""
   if known := re.search(r"(unknown|missing required) field `(.*)`", text):
     inside = f"{place}: " if place else ""
     how = "unknown field {!r}" if known[1] == "unknown" else "field {!r} is missing"
@@ -47,6 +48,14 @@ def _message(text: str, found: Any) -> str:
   # Keys of a mapping are not told: what is shown then is the mapping.
   for name, number in re.findall(r"(\w+)|\[(\d+)\]", place.partition("[...]")[0]):
     value = value[int(number) if number else name]
+  shown = f"{'keys of ' if keys else ''}{place or 'the whole'}: {value!r:.80}"
+  if not text.startswith("Expected "):
+    return f"{shown} is not accepted"
   needed = re.sub(r", got .*|^Expected ", "", text)
-  needed = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[0]), needed)
-  return f"{place or 'the whole'}: {value!r:.80}; {needed} is needed"
+  needed = re.sub(r"`([\w |]+)`", lambda words: _in_words(words[1]), needed)
+  return f"{shown}; {needed} is needed"
+
+
+def _in_words(types: str) -> str:
+  """Types of JSON as msgspec names them: `array | null` is "a list or null"."""
+  return " or ".join(_WORDS.get(name, name) for name in types.split(" | "))

@@ -251,7 +251,7 @@ def test_recipe_reproduces_the_rows_without_calibration(finished, tmp_path, comp
   [
     (lambda d: d.update(version=7), "has version 7; this release reads 2"),
     (lambda d: d.update(format="x"), "is not a recipe"),
-    (lambda d: d.pop("order"), "is damaged: Object missing required field `order`"),
+    (lambda d: d.pop("order"), "is damaged: field 'order' is missing"),
     (lambda d: d["settings"]["groups"].update(colour="red"), "settings do not fit this release"),
     (lambda d: d["layers"][0].update(macs=1), "layer conv1 has macs 1 in the recipe and"),
     (lambda d: d["layers"][0].update(name="stem"), "not in the recipe: conv1"),

@@ -4,6 +4,7 @@ msgspec says which type it found and where; a person looks for the value.
 """
 
 import re
+import reprlib
 from typing import Any
 
 import msgspec
@@ -48,9 +49,9 @@ def _message(text: str, found: Any) -> str:
   # Keys of a mapping are not told: what is shown then is the mapping.
   for name, number in re.findall(r"(\w+)|\[(\d+)\]", place.partition("[...]")[0]):
     value = value[int(number) if number else name]
-  shown = f"{'keys of ' if keys else ''}{place or 'the whole'}: {value!r:.80}"
+  shown = f"{'keys of ' if keys else ''}{place or 'the whole'}: {reprlib.repr(value)}"
   if not text.startswith("Expected "):
-    return f"{shown} is not accepted"
+    return f"{shown} is not accepted ({text})"
   needed = re.sub(r", got .*|^Expected ", "", text)
   needed = re.sub(r"`([\w |]+)`", lambda words: _in_words(words[1]), needed)
   return f"{shown}; {needed} is needed"

@@ -246,7 +246,7 @@ def test_what_arrays_a_layer_has_is_as_its_class_says():
     ),
     (
       lambda d, e: e["scale"].update(dtype="object"),
-      "scale.dtype: 'object'; a text",
+      "scale.dtype: 'object'; a text matching regex",
     ),
     (
       lambda d, e: e["weights"].update(block=9),

@@ -138,7 +138,7 @@ def layer(document, number=1):
     (lambda d: layer(d).update(x_shift=True), "layers[1].x_shift: True; a list is needed"),
     (
       lambda d: layer(d).update(in_channels=10**12),
-      "layers[1].in_channels: 1000000000000;",
+      "layers[1].in_channels: 1000000000000; an integer <= 2147483647",
     ),
     (lambda d: layer(d).update(in_channels=10**9), "groups do not hold each channel once"),
     (lambda d: layer(d).update(macs=10**30), "layers[1].macs: 1000"),

@@ -6,10 +6,15 @@ the slices together replace a backend's own convolution where that one is slow o
 * `multiply_add`, for depthwise convolutions: the sum of `slice * w[position]`, one fused loop;
 * `patch_product`, for all others: the slices beside each other times all weights, one matrix
   product (im2col).
+
+The derivative by the weights is slices times the result's derivative: of a depthwise convolution a
+sum of products, of others a matrix product for each position (`differentiable_multiply_add`,
+`differentiable_convolution`).
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,24 +98,81 @@ def differentiable_multiply_add(params: Mapping[str, Any], x: Array, w: Array) -
   return run(x, w)
 
 
+def differentiable_convolution(
+  params: Mapping[str, Any], convolve: Callable[[Array, Array], Array], x: Array, w: Array
+) -> Array:
+  """A convolution without groups, whose derivative by the weights is as fast as it is.
+
+  Left to itself, XLA's CPU backend computes that as a convolution whose window is the whole image:
+  for a window of one pixel it takes up to fifty times as long as the matrix product that it is.
+
+  Args:
+    params: of `conv_general_dilated`.
+    convolve: the convolution, `(x, w) -> y`.
+    x: real values.
+    w: real values.
+  """
+
+  @jax.custom_vjp
+  def run(x, w):
+    return convolve(x, w)
+
+  def backward(saved, g):
+    x, w = saved
+    (by_x,) = jax.vjp(lambda x: convolve(x, w), x)[1](g)
+    last, g, window = _operands_of_weights(params, x, w, g)
+    rows = g.reshape(-1, g.shape[-1])
+    over_rows = (((0,), (0,)), ((), ()))
+    pieces = [piece.reshape(len(rows), -1) for piece in slices(params, last, window)]
+    products = [lax.dot_general(piece, rows, over_rows) for piece in pieces]
+    return by_x, _as_weights(params, jnp.stack(products).reshape(*window, *products[0].shape), w)
+
+  run.defvjp(lambda x, w: (run(x, w), (x, w)), backward)
+  return run(x, w)
+
+
 def _by_weights(params: Mapping[str, Any], x: Array, w: Array, g: Array) -> Array:
   """Derivative of a depthwise convolution by its weights, of w's shape and dtype."""
-  numbers = params["dimension_numbers"]
-  last, weights = _channels_last(params, x.astype(jnp.float32), w)
-  *window, _, outputs = weights.shape
-  last = padded(params, last)
-  repeats = outputs // last.shape[-1]
-  last = jnp.repeat(last, repeats, axis=-1) if repeats > 1 else last
-  g = g.transpose(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
-  products = [piece * g for piece in slices(params, last, window)]
-  # All positions in one loop over the leading dimensions, whose inner loops are long.
+  outputs = w.shape[params["dimension_numbers"].rhs_spec[0]]
+  repeats = outputs // x.shape[params["dimension_numbers"].lhs_spec[1]]
+  if repeats > 1:
+    x = jnp.repeat(x, repeats, axis=params["dimension_numbers"].lhs_spec[1])
+  last, g, window = _operands_of_weights(params, x, w, g)
   add = lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True))
-  zeros = (jnp.zeros((), jnp.float32),) * len(products)
-  sums = lax.reduce(tuple(products), zeros, add, tuple(range(max(1, g.ndim - 2))))
-  if g.ndim > 2:
-    sums = [v.sum(axis=0) for v in lax.optimization_barrier(tuple(sums))]
-  found = jnp.stack(sums).reshape(*window, 1, outputs)
-  order = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+  zero, count = jnp.zeros((), jnp.float32), math.prod(window)
+
+  def of_one(sums, example):
+    x, g = example
+    products = [piece[0] * g for piece in slices(params, x[None], window)]
+    # All positions in one loop over the first dimension, whose inner loops are long.
+    return add(sums, lax.reduce(tuple(products), (zero,) * count, add, (0,))), None
+
+  # One example at a time, which stays in the cache while all positions are visited.
+  start = (jnp.zeros(g.shape[2:], jnp.float32),) * count
+  sums, _ = lax.scan(of_one, start, (last, g))
+  sums = jnp.stack(sums).reshape(*window, -1, outputs).sum(axis=-2, keepdims=True)
+  return _as_weights(params, sums, w)
+
+
+def _operands_of_weights(
+  params: Mapping[str, Any], x: Array, w: Array, g: Array
+) -> tuple[Array, Array, list[int]]:
+  """What the derivative by the weights multiplies.
+
+  Returns:
+    x, float32 `[B, *space, C]` and padded; g as `[B, *out, N]`; the window.
+  """
+  numbers = params["dimension_numbers"]
+  window = [w.shape[d] for d in numbers.rhs_spec[2:]]
+  last, _ = _channels_last(params, x.astype(jnp.float32), w)
+  g = g.transpose(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
+  return padded(params, last), g, window
+
+
+def _as_weights(params: Mapping[str, Any], found: Array, w: Array) -> Array:
+  """`[*window, C/g, N]` in the dimensions and the dtype of the weights."""
+  spec = params["dimension_numbers"].rhs_spec
+  order = (*spec[2:], spec[1], spec[0])
   return found.transpose(np.argsort(order)).astype(w.dtype)
 
 

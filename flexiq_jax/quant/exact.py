@@ -38,6 +38,8 @@ Array = Any
 PLATFORMS = ("cpu", "gpu", "tpu")
 EXACT = 2**24  # float32 counts so far
 _MAGNITUDES = EXACT // 128  # of weights that one float32 sum may add up
+# Of a window, each with a matrix product of its own in derivatives; more make the program long.
+_POSITIONS = 64
 
 
 def platform_of(platform: str | None) -> str:
@@ -177,12 +179,17 @@ def real_product(
 ) -> Array:
   """Contraction of real values, float32; linear in both.
 
-  XLA's CPU backend is slow at depthwise convolutions, and multiply-adds replace them there.
+  XLA's CPU backend is slow at depthwise convolutions, and at derivatives by the weights of all
+  convolutions; others replace them there.
   """
-  if layer.kind == "depthwise" and platform_of(platform) == "cpu":
-    if not jnp.issubdtype(w.dtype, jnp.floating):
-      return unfold.multiply_add(_params(contract), x, w)
-    return unfold.differentiable_multiply_add(_params(contract), x, w)
+  params, real = contract.convolution, jnp.issubdtype(w.dtype, jnp.floating)
+  if params is not None and platform_of(platform) == "cpu":
+    if layer.kind == "depthwise":
+      product = unfold.differentiable_multiply_add if real else unfold.multiply_add
+      return product(params, x, w)
+    if real and layer.groups == 1 and math.prod(layer.window) <= _POSITIONS:
+      convolve = lambda x, w: contract(x, w, jnp.float32)
+      return unfold.differentiable_convolution(params, convolve, x, w)
   return contract(x, w, jnp.float32)
 
 

@@ -62,17 +62,29 @@ def test_under_vmap_over_weights():
     np.testing.assert_array_equal(y, unfold.multiply_add(params, x, one))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_derivatives_are_those_of_the_convolution(case):
-  params, x_shape, w_shape = parameters(**CASES[case])
+def in_two_ways(case, groups, product):
+  """`(value, derivatives)` of a product and of XLA's convolution, on small integers."""
+  params, x_shape, w_shape = parameters(**CASES[case], groups=groups)
   rng = np.random.default_rng(3)
   x = jnp.asarray(rng.integers(-8, 9, x_shape), jnp.float32)
   w = jnp.asarray(rng.integers(-8, 9, w_shape), jnp.float32)
-  y, expected = jax.vjp(lambda x, w: lax.conv_general_dilated(x, w, **params), x, w)
+  convolve = lambda x, w: lax.conv_general_dilated(x, w, **params)
+  y, expected = jax.vjp(convolve, x, w)
   g = jnp.asarray(rng.integers(-8, 9, y.shape), jnp.float32)
-  got, pull = jax.vjp(lambda x, w: unfold.differentiable_multiply_add(params, x, w), x, w)
-  np.testing.assert_array_equal(got, y)
-  for ours, theirs in zip(pull(g), expected(g), strict=True):  # integers: exact in any order
+  got, pull = jax.vjp(lambda x, w: product(params, convolve, x, w), x, w)
+  return (got, *pull(g)), (y, *expected(g))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_of_depthwise_convolutions(case):
+  product = lambda params, _, x, w: unfold.differentiable_multiply_add(params, x, w)
+  for ours, theirs in zip(*in_two_ways(case, 6, product), strict=True):
+    np.testing.assert_array_equal(ours, theirs)  # integers: exact in any order
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_of_other_convolutions(case):
+  for ours, theirs in zip(*in_two_ways(case, 1, unfold.differentiable_convolution), strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
 

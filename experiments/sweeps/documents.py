@@ -1,8 +1,9 @@
 """Writes the tables of docs/ from collected files, and tells where they are stale.
 
-    python -m experiments.sweeps.documents --take runs/table7    # a sweep's rows into docs/tables/
-    python -m experiments.sweeps.documents                       # rewrites the tables in docs/*.md
-    python -m experiments.sweeps.documents --check               # only says which are stale
+    python -m experiments.sweeps.documents --take runs/table7   # a sweep's rows into docs/tables/
+    python -m experiments.sweeps.documents --take runs/table7 --keep    # cells not run keep theirs
+    python -m experiments.sweeps.documents                      # rewrites the tables in docs/*.md
+    python -m experiments.sweeps.documents --check              # only says which are stale
 
 A table stands between `<!-- table: SWEEP/TABLE -->` and `<!-- end of table -->`. Its rows are those
 of `docs/tables/SWEEP.csv`, laid out as the table TABLE of `configs/SWEEP.py`; that of a variant, as
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 from experiments.sweeps import bases
+from experiments.sweeps.plan import plan
 from experiments.sweeps.tables import layouts
 from flexiq_jax.runs import files
 from flexiq_jax.runs.sweeps import collect
@@ -60,18 +62,30 @@ def _source(sweep: str) -> str:
   return whole
 
 
-def take(sweep: Path, folder: Path) -> Path:
+def take(sweep: Path, folder: Path, keep: bool = False) -> Path:
   """Copies the rows of a sweep's folder to those of the documents.
 
+  Args:
+    sweep: the folder, named after the sweep.
+    folder: that holds `SWEEP.csv`.
+    keep: whether cells that are not finished here keep the rows that were taken of them before;
+      those of another config than the cell's now are marked.
+
   Raises:
-    ValueError: rows were made with changes that no commit has.
+    ValueError: rows were made with changes that no commit has, or there are none to keep.
   """
   rows = collect.read_csv(sweep / "results.csv")
   changed = dict.fromkeys(r["cell"] for r in rows if (r.get("commit") or "").endswith("+changes"))
   if changed:
     raise ValueError(f"{', '.join(changed)}: run with uncommitted changes; run them from a commit")
+  path = folder / f"{sweep.name}.csv"
+  if keep:
+    if not path.is_file():
+      raise ValueError(f"keep: there is no {path}; --take without it")
+    cells = plan(bases.load(_source(sweep.name)), sweep)
+    rows = collect.kept(rows, collect.read_csv(path), cells)
   folder.mkdir(exist_ok=True)
-  return files.write_text(folder / f"{sweep.name}.csv", (sweep / "results.csv").read_text())
+  return files.write_text(path, collect.to_csv(rows))
 
 
 def main(argv: list[str]) -> int:
@@ -79,9 +93,12 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description="Tables of docs/ from docs/tables/*.csv.")
   parser.add_argument("--take", type=Path, metavar="RUNS/SWEEP", help="take over a sweep's rows")
   parser.add_argument("--check", action="store_true", help="write nothing; fail where stale")
+  parser.add_argument("--keep", action="store_true", help="with --take: rows of cells not run here")
   options = parser.parse_args(argv)
+  if options.keep and not options.take:
+    parser.error("--keep belongs to --take")
   if options.take:
-    print(take(options.take, DOCS / "tables"))
+    print(take(options.take, DOCS / "tables", options.keep))
   stale = 0
   for path in sorted(DOCS.glob("*.md")):
     old = path.read_text()

@@ -45,7 +45,7 @@ def collect(cells: Sequence[Cell]) -> list[Row]:
     environment = _environment(cell.workdir) if found else {}
     if cell.finished and not found:
       front["reason"] = "finished without a row"
-    of = "" if cell.noted else _config(cell)
+    of = "" if cell.noted else config_name(cell)
     for row in found:
       own = {k: v for k, v in row.items() if v is not None}
       older = of and row.get("config") not in (None, of)
@@ -53,6 +53,27 @@ def collect(cells: Sequence[Cell]) -> list[Row]:
     if not found:
       rows.append(front)
   return rows
+
+
+def kept(rows: Sequence[Row], before: Sequence[Row], cells: Sequence[Cell]) -> list[Row]:
+  """Rows in which cells without numbers have those that they had before.
+
+  Args:
+    rows: as `collect` gives them.
+    before: rows collected earlier.
+    cells: the plan, which says what config a cell has now; rows of another one are marked.
+  """
+  configs = {cell.name: config_name(cell) for cell in cells}
+  old: dict[str, list[Row]] = {}
+  for row in before:
+    if row["status"] == states.Status.FINISHED:
+      same = row.get("config") in (None, configs.get(row["cell"]))
+      old.setdefault(row["cell"], []).append(row if same else {**row, "reason": ANOTHER})
+  found: list[Row] = []
+  for row in rows:
+    without = row["status"] != states.Status.FINISHED
+    found += old.get(row["cell"], [row]) if without else [row]
+  return found
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -89,7 +110,7 @@ def unfinished(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
   }
 
 
-def _config(cell: Cell) -> str:
+def config_name(cell: Cell) -> str:
   """The config that a cell's rows name; empty where it is not known."""
   if not cell.config or "name" not in cell.config:
     return ""

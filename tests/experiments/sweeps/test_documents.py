@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.sweeps import documents
+from flexiq_jax.runs.sweeps import collect
 
 TABLE = "<!-- table: sweep_digits/group_size -->\n{}<!-- end of table -->"
 CSV = """\
@@ -65,3 +66,29 @@ def test_rows_of_no_commit_are_not_taken(tmp_path):
   (sweep / "results.csv").write_text(CSV.format(""))
   taken = documents.take(sweep, tmp_path / "tables")
   assert taken.read_text() == CSV.format("")
+
+
+def test_cells_that_were_not_run_keep_their_rows(tmp_path):
+  folder, sweep = tmp_path / "tables", tmp_path / "sweep_digits"
+  sweep.mkdir()
+  cells = documents.plan(documents.bases.load("configs/sweep_digits.py"), sweep)
+  first, second, third = (cell.name for cell in cells[:3])
+  same = collect.config_name(cells[1])
+  header = "cell,status,reason,method,top1,config,commit\n"
+  results = sweep / "results.csv"
+  results.write_text(
+    f"{header}{first},finished,,float,99.0,old-1,abc\n{second},finished,,float,98.0,{same},abc\n"
+    f"{third},waiting,,,,,\n"
+  )
+  with pytest.raises(ValueError, match=r"keep: there is no .*sweep_digits\.csv"):
+    documents.take(sweep, folder, keep=True)
+  documents.take(sweep, folder)
+  results.write_text(
+    f"{header}{first},waiting,,,,,\n{second},waiting,,,,,\n{third},finished,,float,97.5,x,def\n"
+  )
+  taken = documents.take(sweep, folder, keep=True)
+  assert taken.read_text() == (
+    f"{header}{first},finished,{collect.ANOTHER},float,99.0,old-1,abc\n"
+    f"{second},finished,,float,98.0,{same},abc\n{third},finished,,float,97.5,x,def\n"
+  )
+  assert documents.take(sweep, folder).read_text() == results.read_text()

@@ -79,6 +79,12 @@ def get_config(arg=None):
       ),
       columns=(("0 %", "ratio=0.0"), *curves.columns),
     )
+    whole, int4 = "method=flexiq_distilled,ratio=1.0", "method=uniform_int4_distilled"
+    tables["trained"] = Layout(
+      title="both distilled",
+      rows=(("ResNet-20", "base=distilled"),),
+      columns=(("FlexiQ at 100 %", whole), ("INT4", int4), ("above INT4", whole, "top1", int4)),
+    )
   return sweeps.sweep(
     "table7" + ("_runlocal" if options.runlocal else ""),
     bases,

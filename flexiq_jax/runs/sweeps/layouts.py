@@ -57,8 +57,8 @@ def cells(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str],
 
 def _table(
   layout: Layout, rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[str], list[list[str]], dict[str, None]]:
-  """Header, cells, and what marked numbers are, of which run."""
+) -> tuple[list[str], list[list[str]], dict[str, dict[str, None]]]:
+  """Header, cells, and what marked numbers are: remark -> runs."""
   body, means, index = [], [], Index(rows)
   headings = [column[0] for column in layout.columns]
   for name, condition in heads(layout, rows):
@@ -76,7 +76,9 @@ def _table(
     )
   for name, texts in layout.given:
     body.append([name, *(dict(texts).get(heading, tables.DASH) for heading in headings)])
-  noted = dict.fromkeys(note for line in means for one in line for note in one.noted)
+  noted: dict[str, dict[str, None]] = {}
+  for run, remark in (pair for line in means for one in line for pair in one.noted):
+    noted.setdefault(remark, {})[run] = None
   return [layout.title, *headings], body, noted
 
 
@@ -84,7 +86,8 @@ def markdown(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> str:
   """The table in GitHub's Markdown, and below it what its marks mean."""
   header, body, noted = _table(layout, rows)
   text = tables.markdown_table(header, body)
-  return text + f"\n\n`{_MARK}`: {'; '.join(noted)}." if noted else text
+  remarks = "; ".join(f"{', '.join(runs)}: {remark}" for remark, runs in noted.items())
+  return text + f"\n\n`{_MARK}`: {remarks}." if noted else text
 
 
 def latex(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -121,7 +124,7 @@ class _Found:
   values: list[float]
   runs: int
   missing: list[Mapping[str, Any]]
-  noted: tuple[str, ...]
+  noted: tuple[tuple[str, str], ...]
 
   @property
   def counts(self) -> bool:
@@ -164,7 +167,7 @@ def _found(
     runs=len({row.get("cell") for row in rows}),
     missing=missing,
     noted=tuple(
-      dict.fromkeys(f"{r['cell']}: {r['reason']}" for r in used if values and r.get("reason"))
+      dict.fromkeys((r["cell"], r["reason"]) for r in used if values and r.get("reason"))
     ),
   )
 

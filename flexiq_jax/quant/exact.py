@@ -38,7 +38,8 @@ Array = Any
 PLATFORMS = ("cpu", "gpu", "tpu")
 EXACT = 2**24  # float32 counts so far
 _MAGNITUDES = EXACT // 128  # of weights that one float32 sum may add up
-# Of a window, each with a matrix product of its own in derivatives; more make the program long.
+# Positions of a window; each has a matrix product of its own in derivatives, and many make the
+# program long.
 _POSITIONS = 64
 
 
@@ -179,8 +180,8 @@ def real_product(
 ) -> Array:
   """Contraction of real values, float32; linear in both.
 
-  XLA's CPU backend is slow at depthwise convolutions, and at derivatives by the weights of all
-  convolutions; others replace them there.
+  XLA's CPU backend is slow at depthwise convolutions, and at the derivatives of all convolutions by
+  their weights; `graph.unfold` computes both there.
   """
   params, real = contract.convolution, jnp.issubdtype(w.dtype, jnp.floating)
   if params is not None and platform_of(platform) == "cpu":

@@ -35,7 +35,6 @@ CASES = (  # model, batch, ratios in a step
   ("resnet20", 64, 2),
   ("resnet20", 128, 2),
   ("vit_cifar10", 32, 2),
-  ("mobilenet_v2", 8, 2),
 )
 
 

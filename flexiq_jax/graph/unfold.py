@@ -133,10 +133,10 @@ def differentiable_convolution(
 
 def _by_weights(params: Mapping[str, Any], x: Array, w: Array, g: Array) -> Array:
   """Derivative of a depthwise convolution by its weights, of w's shape and dtype."""
-  outputs = w.shape[params["dimension_numbers"].rhs_spec[0]]
-  repeats = outputs // x.shape[params["dimension_numbers"].lhs_spec[1]]
-  if repeats > 1:
-    x = jnp.repeat(x, repeats, axis=params["dimension_numbers"].lhs_spec[1])
+  numbers = params["dimension_numbers"]
+  outputs, feature = w.shape[numbers.rhs_spec[0]], numbers.lhs_spec[1]
+  repeats = outputs // x.shape[feature]
+  x = jnp.repeat(x, repeats, axis=feature) if repeats > 1 else x
   last, g, window = _operands_of_weights(params, x, w, g)
   add = lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True))
   zero, count = jnp.zeros((), jnp.float32), math.prod(window)

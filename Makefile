@@ -25,8 +25,10 @@ GPU := $(COMPILER)/.installed
 
 PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet
-# Modules that are imported compile themselves; all others need not be.
+# Modules that are imported compile themselves; all others need not be. Where an environment forbids
+# that, every process would compile JAX again: several seconds each.
 INSTALL := $(PIP) install --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow slurm-test docs-tables parity lint format bench device \

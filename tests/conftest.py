@@ -19,8 +19,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # Most of the time of tests goes into compiling small programs for the CPU, which run once: with the
-# first of LLVM's levels that is a fifth less. Without any, sums and products would not be fused as
-# in a run, and less would be said by equal bits.
+# first of LLVM's levels that is a fifth less.
 if os.environ["JAX_PLATFORMS"] == "cpu":
   _level = "--xla_backend_optimization_level=1"
   os.environ["XLA_FLAGS"] = f"{_level} {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -41,19 +40,38 @@ else:
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tests that compare bits of programs that are fused differently: sums and products have to be fused
+# as in a run, which LLVM does from its first level on. All others go without optimization, which
+# takes a sixth less time, and so do the processes that they start.
+OPTIMIZED = (
+  *("deployment/", "finetuning/", "graph/", "orders/", "test_flexiq.py"),
+  *("quant/test_lowering.py", "quant/test_rules.py", "quant/test_straight.py"),
+  "models/test_pretrained.py",  # real sizes: the computation takes longer than compiling
+)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-  """Programs for described devices are not shared: no client could read them back."""
-  if item.get_closest_marker("aot") is None:
-    return (yield)
-  name = "jax_persistent_cache_min_compile_time_secs"
-  before = jax.config.values[name]
-  jax.config.update(name, 1e9)
-  try:
-    return (yield)
-  finally:
-    jax.config.update(name, before)
+  """Sets how programs of a test are compiled, those of its fixtures and processes with them."""
+  described = item.get_closest_marker("aot") is not None
+  path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
+  plain = jax.config.jax_platforms == "cpu" and not described and not path.startswith(OPTIMIZED)
+  settings = {}
+  if plain:
+    settings["jax_disable_most_optimizations"] = True
+  if described:  # programs for described devices are not shared: no client could read them back
+    settings["jax_persistent_cache_min_compile_time_secs"] = 1e9
+  before = {name: jax.config.values[name] for name in settings}
+  with pytest.MonkeyPatch.context() as patch:
+    if plain:
+      patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    try:
+      for name, value in settings.items():
+        jax.config.update(name, value)
+      return (yield)
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture

@@ -48,6 +48,14 @@ def slices(params: Mapping[str, Any], x: Array, window: Sequence[int]) -> list[A
   return pieces
 
 
+def _slice_at(params: Mapping[str, Any], x: Array, start: Array, sizes: Sequence[int]) -> Array:
+  """One of `slices`, `[B, *sizes, C]`, at a position that may be traced."""
+  strides = params["window_strides"]
+  span = [(n - 1) * s + 1 for n, s in zip(sizes, strides, strict=True)]
+  piece = lax.dynamic_slice(x, (0, *start, 0), (x.shape[0], *span, x.shape[-1]))
+  return lax.slice(piece, (0,) * x.ndim, piece.shape, (1, *strides, 1))
+
+
 def padded(params: Mapping[str, Any], x: Array) -> Array:
   """`[B, *space, C]` with zeros around the image and between its pixels; cut where negative."""
   config = [
@@ -122,10 +130,15 @@ def differentiable_convolution(
     (by_x,) = jax.vjp(lambda x: convolve(x, w), x)[1](g)
     last, g, window = _operands_of_weights(params, x, w, g)
     rows = g.reshape(-1, g.shape[-1])
-    over_rows = (((0,), (0,)), ((), ()))
-    pieces = [piece.reshape(len(rows), -1) for piece in slices(params, last, window)]
-    products = [lax.dot_general(piece, rows, over_rows) for piece in pieces]
-    return by_x, _as_weights(params, jnp.stack(products).reshape(*window, *products[0].shape), w)
+
+    def product(start):
+      piece = _slice_at(params, last, start, g.shape[1:-1]).reshape(len(rows), -1)
+      return lax.dot_general(piece, rows, (((0,), (0,)), ((), ())))
+
+    # A loop over the positions: one product takes less time to compile than nine.
+    starts = np.indices(window).reshape(len(window), -1).T * params["rhs_dilation"]
+    products = lax.map(product, jnp.asarray(starts, jnp.int32))
+    return by_x, _as_weights(params, products.reshape(*window, *products.shape[1:]), w)
 
   run.defvjp(lambda x, w: (run(x, w), (x, w)), backward)
   return run(x, w)

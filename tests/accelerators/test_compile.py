@@ -32,25 +32,27 @@ QUICKEST = [
 ]
 
 
-# What runs in every test, models of each job on each target; the rest is marked slow. Compiling for
-# a TPU takes several times as long as for a GPU.
-_ALL, _SOME, _TWO = jobs.MODELS, ("resnet20", "vit_s", "odd"), ("resnet20", "vit_s")
-_SEARCHED = {"h100": [m for m in _ALL if m != "swin_t"], "a100": _TWO, "v5e": _SOME, "v6e": _TWO}
+# What runs in every test, models of each job on each target; the rest is marked slow. What every
+# 8-bit and mixed program becomes test_programs.py looks at, of more models. Compiling convolutions
+# for a TPU takes several times as long as for a GPU.
+_TWO, _TPU = ("resnet20", "vit_s"), ("vit_s", "odd")
 QUICK = {
-  # Of swin_t on an H100 test_programs.py looks at the compiled programs.
-  "inference": {
-    "h100": _SEARCHED["h100"],
-    "a100": _SOME,
-    "v5e": (*_SOME, "mobilenet_v2"),
-    "v6e": _TWO,
+  "inference": {"h100": ("resnet20", "odd"), "a100": ("vit_s",), "v5e": _TPU, "v6e": ("vit_s",)},
+  "calibrate": {"h100": (*_TWO, "odd"), "a100": ("vit_s",), "v5e": _TPU, "v6e": _TPU},
+  "search": {
+    "h100": (*_TWO, "odd", "mobilenet_v2", "resnet50"),
+    "a100": _TWO,
+    "v5e": _TPU,
+    "v6e": _TPU,
   },
-  "calibrate": _SEARCHED,
-  "search": _SEARCHED,
-  "layer_bits": {"h100": ("resnet20", "odd"), "v5e": ("odd",)},
-  "finetune": {"h100": _TWO[:1], "v5e": _TWO[:1]},
-  "train_methods": {"h100": _TWO[:1]},
-  "serve": {"h100": _TWO[:1], "a100": ("vit_s",), "v5e": ("vit_s",)},
+  "layer_bits": {"h100": ("odd",), "v5e": ("odd",)},
+  "finetune": {"h100": ("resnet20",), "v5e": ("vit_s",)},
+  "train_methods": {"h100": ("resnet20",)},
+  "serve": {"h100": ("resnet20",), "a100": ("vit_s",), "v5e": ("vit_s",)},
 }
+
+
+_LARGER = ("resnet20", "efficientnet_lite0")
 
 
 def cases():
@@ -69,6 +71,12 @@ def recorded():
   compiled.clear()
   calls_of.cache_clear()
   training_calls.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def legality_alone():
+  with targets.legality_alone():
+    yield
 
 
 @functools.cache
@@ -149,7 +157,7 @@ _SHARED = {"fold_batch_norm.fold", "weights.compute"}
 
 @pytest.mark.parametrize("name", QUICKEST)
 @pytest.mark.parametrize(
-  "model", ["resnet20", pytest.param("efficientnet_lite0", marks=pytest.mark.slow), "vit_s"]
+  "model", ["odd", "vit_s", *(pytest.param(m, marks=pytest.mark.slow) for m in _LARGER)]
 )
 def test_models_in_bfloat16_compile(model, name):
   target = targets.get(name)

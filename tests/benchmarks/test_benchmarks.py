@@ -155,6 +155,7 @@ def test_ways_of_evaluation_agree_and_nothing_compiles_again(tiny, capsys):
   assert "tiny, random weights: 4 individuals" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_searches_are_compared_level_by_level(tiny):
   lines = []
   plain = SearchSettings(method="evolution", levels=LEVELS, population=6, elites=2, generations=1)

@@ -146,6 +146,7 @@ def test_times_are_measured(capsys):
 
 
 @pytest.mark.aot
+@pytest.mark.slow
 def test_schedules_come_out_of_the_compiler(tmp_path):
   """In a process of its own: libtpu reads where to dump to when it starts."""
   program = """

@@ -141,7 +141,8 @@ def convolution(device, images, size, columns, n, own, copies, innermost=False):
   assert text.count("tpu_custom_call") >= 1
 
 
-@pytest.mark.parametrize("chip", ["v6e", pytest.param("v7x", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v6e", "v7x"])
 def test_long_tiles_compile(device, chip):
   """As many rows as a large batch has: they have to fit into the chip's memory."""
   for shape, requantize in (("vit_b fc1", True), ("vit_b fc2", False)):

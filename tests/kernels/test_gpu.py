@@ -15,6 +15,7 @@ from tests import targets_for_test as targets
 from tests.kernels.gpu_for_test import interpreter, require_hopper
 from tests.kernels.operands_for_test import operands, oracle, raw
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SMALL = Tiles(m=64, n=64, groups=1)
 # (K, N) of layers, at the rows of a batch of 8: DeiT-S, ViT-B, and ResNet-50's convolutions as
 # matmuls (1x1 at 14 x 14, 3x3 at 7 x 7, and the narrowest).
@@ -58,11 +59,11 @@ def test_every_kind_of_boundary_in_one_executable():
 @pytest.mark.parametrize(
   ("m", "n", "blocks", "block", "tiles"),
   [
-    pytest.param(5, 7, 1, 64, SMALL, id="less than one tile of anything"),
+    slow(5, 7, 1, 64, SMALL, id="less than one tile of anything"),
     pytest.param(65, 130, 3, 64, Tiles(m=64, n=192, groups=1), id="one row and columns over"),
     pytest.param(64, 128, 5, 128, Tiles(m=64, n=128), id="two groups, more tiles than buffers"),
-    pytest.param(100, 256, 2, 192, Tiles(m=128, n=256, buffers=3), id="large tiles"),
-    pytest.param(64, 64, 1, 512, SMALL, id="one shift block"),
+    slow(100, 256, 2, 192, Tiles(m=128, n=256, buffers=3), id="large tiles"),
+    slow(64, 64, 1, 512, SMALL, id="one shift block"),
   ],
 )
 def test_sums_at_odd_shapes(m, n, blocks, block, tiles):
@@ -101,7 +102,7 @@ def test_tiles_of_the_other_precision_are_not_read():
   np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("signed", [True, slow(False)])
 def test_sums_with_shifts_chosen_at_run_time(signed):
   for boundary in (100, 256):
     check_sum(*operands(boundary, 64, 64, 2, 128, boundary, signed=signed, dynamic=True))
@@ -137,7 +138,7 @@ def test_prepared_weights_give_the_same():
   np.testing.assert_array_equal(run(x, prepared, epilogue), run(x, w, epilogue))
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ["none", slow("relu"), slow("relu6"), "gelu", "gelu_tanh"])
 def test_epilogue(activation):
   x, w = operands(3, 64, 64, 4, 64, 130)
   rng = np.random.default_rng(0)

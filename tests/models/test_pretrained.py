@@ -16,6 +16,7 @@ from PIL import Image
 from flexiq_jax import models
 
 pytestmark = pytest.mark.data
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def cifar10_test(root, count):
@@ -59,14 +60,8 @@ def top1(name, file, images, labels, batch_size):
   [
     # On all 10,000 images: 91.73, 92.63, 93.39 and 74.21, as documented.
     ("resnet20", "cifar10_resnets/cifar10_resnet20.safetensors", 2000, 91.65),
-    ("resnet32", "cifar10_resnets/cifar10_resnet32.safetensors", 1000, 92.8),
-    pytest.param(
-      "resnet56",
-      "cifar10_resnets/cifar10_resnet56.safetensors",
-      1000,
-      92.6,
-      marks=pytest.mark.slow,
-    ),
+    slow("resnet32", "cifar10_resnets/cifar10_resnet32.safetensors", 1000, 92.8),
+    slow("resnet56", "cifar10_resnets/cifar10_resnet56.safetensors", 1000, 92.6),
     ("vit_cifar10", "vit_cifar10/vit_cifar10.safetensors", 1000, 72.9),
   ],
 )

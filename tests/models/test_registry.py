@@ -44,10 +44,15 @@ PARAMETERS = {
 }
 
 
+@functools.cache
+def whole(name):
+  return nnx.eval_shape(functools.partial(models.create, name))
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_parameter_count_and_spec(name):
   spec = models.MODELS[name]
-  module = nnx.eval_shape(functools.partial(models.create, name))
+  module = whole(name)
   leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
   assert sum(math.prod(leaf.shape) for leaf in leaves) == PARAMETERS[name]
   assert module.input_shape == spec.input_shape
@@ -60,7 +65,7 @@ def test_parameter_count_and_spec(name):
 @pytest.mark.parametrize("name", models.MODELS)
 def test_tiny_variant_is_small_and_of_the_same_class(name):
   spec = models.MODELS[name]
-  full = nnx.eval_shape(functools.partial(models.create, name))
+  full = whole(name)
   tiny = nnx.eval_shape(functools.partial(models.create, name, **spec.tiny))
   size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(tiny)))
   assert type(tiny) is type(full)

@@ -42,11 +42,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tests that compare bits of programs that are fused differently: sums and products have to be fused
 # as in a run, which LLVM does from its first level on. All others go without optimization, which
-# takes a sixth less time, and so do the processes that they start.
+# takes a sixth less time, and so do the processes that they start; but where the computation takes
+# longer than compiling it takes more.
 OPTIMIZED = (
   *("deployment/", "finetuning/", "graph/", "orders/", "test_flexiq.py"),
   *("quant/test_lowering.py", "quant/test_rules.py", "quant/test_straight.py"),
-  "models/test_pretrained.py",  # real sizes: the computation takes longer than compiling
+  *("experiments/", "models/test_pretrained.py"),  # for their time
 )
 
 

@@ -47,7 +47,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 OPTIMIZED = (
   *("deployment/", "finetuning/", "graph/", "orders/", "test_flexiq.py"),
   *("quant/test_lowering.py", "quant/test_rules.py", "quant/test_straight.py"),
-  *("experiments/", "models/test_pretrained.py"),  # for their time
+  *("experiments/", "runs/test_distributed.py", "search/gram/test_loop.py"),  # for their time, too
+  "models/test_pretrained.py",
 )
 
 

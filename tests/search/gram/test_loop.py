@@ -65,6 +65,8 @@ def test_stopped_search_goes_on_as_if_nothing_had_happened(options, tmp_path):
     workdir, lines = Workdir(folder), []
 
     def show(line):
+      if line.endswith("% of the examples"):
+        return  # comes by the clock, on a slow machine alone
       lines.append(line)
       if len(lines) == stop:
         raise Stop

@@ -52,9 +52,6 @@ QUICK = {
 }
 
 
-_LARGER = ("resnet20", "efficientnet_lite0")
-
-
 def cases():
   """Every job of every model on every target."""
   for name in targets.NAMES:
@@ -153,6 +150,9 @@ def test_jobs_run_what_they_say():
 
 
 _SHARED = {"fold_batch_norm.fold", "weights.compute"}
+
+
+_LARGER = ("resnet20", "efficientnet_lite0")
 
 
 @pytest.mark.parametrize("name", QUICKEST)

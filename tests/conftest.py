@@ -27,6 +27,8 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 import jax
 import pytest
 
+from tests.configured_for_test import configured
+
 try:
   import hypothesis
 except ImportError:  # the tests that run on a lent accelerator do without
@@ -55,25 +57,20 @@ OPTIMIZED = (
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
   """Sets how programs of a test are compiled, those of its fixtures and processes with them."""
-  described = item.get_closest_marker("aot") is not None
-  path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
-  plain = jax.config.jax_platforms == "cpu" and not described and not path.startswith(OPTIMIZED)
-  settings = {}
-  if plain:
-    settings["jax_disable_most_optimizations"] = True
-  if described:  # programs for described devices are not shared: no client could read them back
-    settings["jax_persistent_cache_min_compile_time_secs"] = 1e9
-  before = {name: jax.config.values[name] for name in settings}
-  with pytest.MonkeyPatch.context() as patch:
-    if plain:
-      patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    try:
-      for name, value in settings.items():
-        jax.config.update(name, value)
+  aot = item.get_closest_marker("aot")
+  if aot:
+    # Programs for described devices are not shared: no client could read them back.
+    settings = {"persistent_cache_min_compile_time_secs": 1e9}
+    if aot.kwargs.get("legality_alone"):
+      settings["exec_time_optimization_effort"] = -1.0  # half the time of compiling for a TPU
+    with configured(**settings):
       return (yield)
-    finally:
-      for name, value in before.items():
-        jax.config.update(name, value)
+  path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
+  if jax.config.jax_platforms != "cpu" or path.startswith(OPTIMIZED):
+    return (yield)
+  with configured(disable_most_optimizations=True), pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    return (yield)
 
 
 @pytest.fixture

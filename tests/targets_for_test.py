@@ -4,11 +4,9 @@ TPUs need libtpu; GPUs need XLA's CUDA plugin and NVIDIA's assembler, which `mak
 into a folder of their own (see Makefile).
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -124,18 +122,6 @@ def get(name: str) -> Target:
   config = _GPU.format(**_GPUS[name])
   options = {"target_config": config, "topology": "1x1x4"}
   return Target(name, _topology("XLA's CUDA plugin", "", platform="cuda", **options))
-
-
-@contextlib.contextmanager
-def legality_alone() -> Iterator[None]:
-  """TPU compilers try less hard to make programs fast: half the time where none of them runs."""
-  name = "jax_exec_time_optimization_effort"
-  before = jax.config.values[name]
-  jax.config.update(name, -1.0)
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
 
 
 def _topology(needs: str, *arguments: Any, **options: Any) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from tests.accelerators.hlo_for_test import products
 from tests.accelerators.recorder_for_test import recording
 from tests.layers_for_test import conv
 
-pytestmark = pytest.mark.aot
+pytestmark = pytest.mark.aot(legality_alone=True)
 
 JOBS = {
   "inference": jobs.inference,
@@ -68,12 +68,6 @@ def recorded():
   compiled.clear()
   calls_of.cache_clear()
   training_calls.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def legality_alone():
-  with targets.legality_alone():
-    yield
 
 
 @functools.cache

@@ -13,22 +13,15 @@ from flexiq_jax.quant.grouping import LowSettings
 from tests import targets_for_test as targets
 from tests.deployment.deployed_for_test import WIDE, made
 
-pytestmark = pytest.mark.aot
+pytestmark = pytest.mark.aot(legality_alone=True)
 CHIPS = ("v5e", "v5p", "v6e", "v7x")
 CASES = [c if c == "v5e" else pytest.param(c, marks=pytest.mark.slow) for c in CHIPS]
 BATCH = 8
-BLOCKS = 3  # of DeiT-S, whose twelve are alike: one between its neighbours
-
-
-@pytest.fixture(autouse=True)
-def legality_alone():
-  with targets.legality_alone():
-    yield
 
 
 @pytest.fixture(scope="module")
 def deit():
-  """DeiT-S: the arrays of one real block stand for those of all."""
+  """DeiT-S: the arrays of one real block stand for those of all twelve."""
   settings = LowSettings(group_size=128, shift_block=128, whole_heads=True)
   apply, params = models.functional(models.create("deit_s", seed=0, depth=1))
   x = np.zeros((1, 224, 224, 3), np.float32)
@@ -37,8 +30,8 @@ def deit():
   own = flexiq.quantize(network, [x + 0.5], names=names, settings=settings)
   one = deployment.deploy(own, x, granule=128)
   name = lambda n, i: n.replace("blocks/0", f"blocks/{i}")
-  repeated = lambda d: {name(n, i): v for n, v in d.items() for i in range(BLOCKS)}
-  whole = nnx.eval_shape(lambda: models.create("deit_s", depth=BLOCKS))
+  repeated = lambda d: {name(n, i): v for n, v in d.items() for i in range(12)}
+  whole = nnx.eval_shape(lambda: models.create("deit_s"))
   folded, shapes = deployment.fold_shapes(*models.functional(whole), x)
   layers = {
     n: d.replace(feeds=name(d.feeds, n.split("/")[1])) if isinstance(d, Mixed) else d
@@ -65,9 +58,9 @@ def text_of(deployed, shape, chip):
 @pytest.mark.parametrize("chip", CASES)
 def test_whole_model_compiles(deit, chip):
   text = text_of(deit, (BATCH, 224, 224, 3), chip)
-  assert all(deit.layers[f"blocks/{i}/attn/proj"].order is None for i in range(BLOCKS))
+  assert all(deit.layers[f"blocks/{i}/attn/proj"].order is None for i in range(12))
   # Four products in each block; operands of the three that no product feeds are prepared.
-  assert text.count('custom_call_target="tpu_custom_call"') == BLOCKS * (4 + 3)
+  assert text.count('custom_call_target="tpu_custom_call"') == 12 * (4 + 3)
 
 
 def test_a_model_whose_windows_slide_compiles():

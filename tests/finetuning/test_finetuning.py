@@ -257,16 +257,16 @@ def test_distances_count_relative_to_those_before_the_training(start):
     apart = np.square(np.asarray(start.model(x, ratio)) - np.asarray(start.network.float(x)))
     assert value == pytest.approx(apart.sum(axis=1).mean(), rel=1e-4)
   assert unit[0] < unit[-1]
-  for ratio in (0.0, 1.0):
+  for ratio, value in ((0.0, unit[0]), (1.0, unit[-1])):
     one = dataclasses.replace(settings, anchors=(), ratios=(ratio,))
     _, log = finetuning.finetune(start.model, examples, start.batches, one)
     assert log[0]["loss"] == pytest.approx(1.0, rel=1e-4)
-  value, half = unit[-1], dataclasses.replace(one, balance=0.5)
-  _, log = finetuning.finetune(start.model, examples, start.batches, half)
-  assert log[0]["loss"] == pytest.approx(np.sqrt(value), rel=1e-4)
-  plain = dataclasses.replace(one, balance=0.0)
-  _, log = finetuning.finetune(start.model, examples, start.batches, plain)
-  assert log[0]["loss"] == log[0]["loss_drawn"] == pytest.approx(value, rel=1e-4)
+    half = dataclasses.replace(one, balance=0.5)
+    _, log = finetuning.finetune(start.model, examples, start.batches, half)
+    assert log[0]["loss"] == pytest.approx(np.sqrt(value), rel=1e-4)
+    plain = dataclasses.replace(one, balance=0.0)
+    _, log = finetuning.finetune(start.model, examples, start.batches, plain)
+    assert log[0]["loss"] == log[0]["loss_drawn"] == pytest.approx(value, rel=1e-4)
 
 
 def test_outputs_of_layers_count_relative_to_their_squares():

@@ -16,6 +16,7 @@ from flexiq_jax import graph, models
 from flexiq_jax.quant.rules import float_rule
 from tests.graph import models_for_test
 from tests.layers_for_test import CASES
+from tests.marks_for_test import slow
 
 SPEC = jax.ShapeDtypeStruct
 
@@ -70,7 +71,6 @@ def family(name):
   return apply, models_for_test.randomize(params), x
 
 
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SMALL = ("nnx", "linen", "plain", "residual", "tokens")
 FAMILIES = ("resnet8", "vit_s", "swin_t")
 

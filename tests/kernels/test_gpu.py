@@ -14,8 +14,8 @@ from flexiq_jax.kernels.gpu.tiling import SHARED, Tiles, choose_tiles
 from tests import targets_for_test as targets
 from tests.kernels.gpu_for_test import interpreter, require_hopper
 from tests.kernels.operands_for_test import operands, oracle, raw
+from tests.marks_for_test import slow
 
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SMALL = Tiles(m=64, n=64, groups=1)
 # (K, N) of layers, at the rows of a batch of 8: DeiT-S, ViT-B, and ResNet-50's convolutions as
 # matmuls (1x1 at 14 x 14, 3x3 at 7 x 7, and the narrowest).

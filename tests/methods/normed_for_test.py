@@ -13,6 +13,7 @@ from flexiq_jax.methods import Examples, Start
 from flexiq_jax.network import Network
 from flexiq_jax.quant import calibration
 from flexiq_jax.quant.calibration import RangeSettings
+from tests.configured_for_test import configured
 from tests.methods.starts_for_test import MAIN, Batches, start_of
 
 CLASSES, IMAGES = 4, 48
@@ -88,19 +89,13 @@ def start(folder, **changes) -> Start:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
   """Keeps compiled programs on disk, since each method that starts compiles the same ones."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_disable_most_optimizations": True,  # programs are compiled once and run a few times
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
+  with configured(
+    compilation_cache_dir=str(tmp_path_factory.mktemp("compiled")),
+    persistent_cache_min_compile_time_secs=0.0,
+    persistent_cache_min_entry_size_bytes=-1,
+  ):
+    compilation_cache.reset_cache()
+    yield
   compilation_cache.reset_cache()
 
 

@@ -14,9 +14,9 @@ from flax import nnx
 from PIL import Image
 
 from flexiq_jax import models
+from tests.marks_for_test import slow
 
 pytestmark = pytest.mark.data
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def cifar10_test(root, count):

@@ -76,7 +76,7 @@ def test_stopped_search_goes_on_as_if_nothing_had_happened(options, tmp_path):
 
   whole, rows, lines = start(tmp_path / "whole")
   assert len(lines) == len(rows) + 1  # and what a measurement costs
-  for stop in range(3, len(lines) + 1, 3):
+  for stop in range(3, len(lines) + 1, 2):
     folder = tmp_path / f"stopped{stop}"
     with pytest.raises(Stop):
       start(folder, stop)

@@ -173,20 +173,26 @@ def field(name: str, known: Container[str] = ()) -> Iterator[None]:
 
 
 def _model_args(text: str, spec: models.ModelSpec) -> dict[str, Any]:
+  """Arguments as a call of the model has them; `tiny`, before the others, is a small model."""
+  accepted = "is not name=value with a Python number, string or tuple"
+  try:
+    call = ast.parse(f"_({text})", mode="eval").body
+  except (SyntaxError, ValueError):
+    raise ValueError(f"{text!r} {accepted}") from None
+  if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+    raise ValueError(f"{text!r} {accepted}")
   args: dict[str, Any] = {}
-  for part in re.split(r",(?![^(\[]*[)\]])", text):  # commas outside of brackets
-    name, equals, value = (p.strip() for p in part.partition("="))
-    if not name:
-      continue
-    if name == "tiny" and not equals:
-      args |= spec.tiny
-      continue
+  for given in call.args:
+    if ast.unparse(given) != "tiny":
+      raise ValueError(f"{ast.unparse(given)!r} {accepted}")
+    args |= spec.tiny
+  for given in call.keywords:
     try:
-      args[name] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      raise ValueError(
-        f"{part.strip()!r} is not name=value with a Python number, string or tuple"
-      ) from None
+      if given.arg is None:
+        raise ValueError
+      args[given.arg] = ast.literal_eval(given.value)
+    except ValueError:
+      raise ValueError(f"{ast.unparse(given)!r} {accepted}") from None
   return args
 
 

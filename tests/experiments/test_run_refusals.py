@@ -101,6 +101,10 @@ def test_config_files_that_raise_are_told_with_their_line(tmp_path, text, messag
     ("experiment", "flexi", "experiment: 'flexi' is not one of curve"),
     ("model", "resnet9", "model: model 'resnet9' is unknown; did you mean resnet8"),
     ("model_args", "width", "model_args: 'width' is not name=value with a Python number"),
+    ("model_args", "width=8)", "model_args: 'width=8)' is not name=value"),
+    ("model_args", "width=wide", "model_args: 'width=wide' is not name=value"),
+    ("model_args", "width=8)(", "model_args: 'width=8)(' is not name=value"),
+    ("model_args", "**{'width': 8}", "model_args: \"**{'width': 8}\" is not name=value"),
     (
       "model_args",
       "depth=3",

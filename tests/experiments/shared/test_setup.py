@@ -37,6 +37,10 @@ def test_model_arguments_are_python_values():
     "width": 8,
     "depths": (1,),
   }
+  stages = ((1, 8, 1, 1), (4, 16, 2, 1))
+  nested = config(model="mobilenet_digits", model_args=f"stages={stages},last_channels=32")
+  found = setup.describe(nested).settings.model_args
+  assert found == {"stages": stages, "last_channels": 32}
 
 
 def test_keep8_and_friends():

@@ -46,13 +46,14 @@ from flexiq_jax.runs import process
 from flexiq_jax.serving import server, workloads
 
 MODEL, SHAPE, SIZES = "mobilenet_digits", (8, 8, 1), (1, 8, 32)
+STAGES = ((1, 8, 1, 1), (4, 16, 2, 1), (4, 24, 1, 2))  # smaller than the demonstration's
 WAITS = (0.0, 0.005)  # LitServe's batch_timeout
 
 
 def make(folder: pathlib.Path) -> None:
   """Deploys the model with random weights."""
   images = np.random.default_rng(0).random((16, *SHAPE), np.float32)
-  function = models.functional(models.create(MODEL))
+  function = models.functional(models.create(MODEL, stages=STAGES))
   model = flexiq.quantize(*function, images, progress=False)
   made = deployment.deploy(model, model.network.example, levels=(0.0, 0.5, 1.0), granule=2)
   artifact.save(folder, made, name=MODEL)
@@ -60,7 +61,7 @@ def make(folder: pathlib.Path) -> None:
 
 def load(folder: str | os.PathLike) -> deployment.Runner:
   """The runner of the artifact, with all sizes compiled."""
-  apply, shapes = models.functional(models.create(MODEL))
+  apply, shapes = models.functional(models.create(MODEL, stages=STAGES))
   x = jax.ShapeDtypeStruct((1, *SHAPE), np.float32)
   runner = deployment.Runner(artifact.load(folder, apply, shapes, x), sizes=SIZES)
   for size in SIZES:

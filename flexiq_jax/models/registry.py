@@ -203,10 +203,10 @@ MODELS: dict[str, ModelSpec] = {
   "resnet50": _resnet("bottleneck", 3, 4, 6, 3),
   "mobilenet_digits": _cifar(
     functools.partial(
-      MobileNetV2, stages=((1, 8, 1, 1), (4, 16, 2, 1), (4, 24, 1, 2)), last_channels=64
+      MobileNetV2, stages=((1, 8, 1, 1), (4, 16, 3, 2), (4, 24, 2, 1)), last_channels=64
     ),
     {"stages": ((1, 8, 1, 1),), "last_channels": 16},
-    "Sandler et al. 2018 at four blocks; set for scikit-learn's digits, distorted",
+    "Sandler et al. 2018 at six blocks; set for scikit-learn's digits, distorted",
     input_size=8,
     channels=1,
     mean=(0.25,),

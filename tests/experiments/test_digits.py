@@ -67,10 +67,13 @@ def test_demo_shows_what_the_method_is_worth(tmp_path):
     assert row["images"] == "4450"
   (int8,), (int4,) = found["uniform_int8", ""], found["uniform_int4", ""]
   assert int8 > 75 and int8 - int4 > 1.5
+  above_greedy = []
   for ratio in ("0.5", "0.75"):
     (searched,), random = found["flexiq_gram", ratio], found["flexiq_random", ratio]
     assert searched > np.mean(random) + np.std(random, ddof=1)
     assert int4 < searched
+    above_greedy.append(searched - found["flexiq_greedy", ratio][0])
+  assert np.mean(above_greedy) > 0
   text = (tmp_path / "report.md").read_text()
   assert f"Top-1 is {int8:.2f} % in 8 bits and {int4:.2f} % in uniform INT4." in text
   assert "`flexiq_gram`: FlexiQ, Gram search" in text

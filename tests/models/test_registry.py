@@ -23,7 +23,7 @@ PARAMETERS = {
   "resnet18": 11_689_512,
   "resnet34": 21_797_672,
   "resnet50": 25_557_032,
-  "mobilenet_digits": 10_858,
+  "mobilenet_digits": 19_674,
   "mobilenet_v2": 3_504_872,
   "mobilenet_v2_tf": 3_504_872 - 17_056,  # Each norm has two vectors, each bias is one.
   "efficientnet_lite0": 4_652_008,

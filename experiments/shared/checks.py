@@ -174,25 +174,28 @@ def field(name: str, known: Container[str] = ()) -> Iterator[None]:
 
 def _model_args(text: str, spec: models.ModelSpec) -> dict[str, Any]:
   """Arguments as a call of the model has them; `tiny`, before the others, is a small model."""
-  accepted = "is not name=value with a Python number, string or tuple"
+
+  def unreadable(part: str) -> ValueError:
+    return ValueError(f"{part!r} is not name=value with a Python number, string or tuple")
+
   try:
     call = ast.parse(f"_({text})", mode="eval").body
   except (SyntaxError, ValueError):
-    raise ValueError(f"{text!r} {accepted}") from None
+    raise unreadable(text) from None
   if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-    raise ValueError(f"{text!r} {accepted}")
+    raise unreadable(text)  # brackets that close the call early
   args: dict[str, Any] = {}
   for given in call.args:
     if ast.unparse(given) != "tiny":
-      raise ValueError(f"{ast.unparse(given)!r} {accepted}")
+      raise unreadable(ast.unparse(given))
     args |= spec.tiny
   for given in call.keywords:
+    if given.arg is None:  # **
+      raise unreadable(ast.unparse(given))
     try:
-      if given.arg is None:
-        raise ValueError
       args[given.arg] = ast.literal_eval(given.value)
     except ValueError:
-      raise ValueError(f"{ast.unparse(given)!r} {accepted}") from None
+      raise unreadable(ast.unparse(given)) from None
   return args
 
 

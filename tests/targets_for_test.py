@@ -93,6 +93,15 @@ class Target:
     return options if self.platform == "gpu" else {}
 
   @property
+  def legality(self) -> dict[str, Any]:
+    """Options where it counts that a program compiles, and not what becomes of it: a quarter less.
+
+    All of XLA's own passes run; LLVM's and the assembler's optimizations do not.
+    """
+    options = {"xla_backend_optimization_level": 0, "xla_gpu_disable_gpuasm_optimizations": True}
+    return self.options | options if self.platform == "gpu" else {}
+
+  @property
   def sharding(self) -> SingleDeviceSharding:
     return SingleDeviceSharding(self.devices[0])
 

@@ -92,7 +92,7 @@ def compile_all(calls, target, options=None):
       lowered = call.lower(target)
       program = hash(lowered.as_text()), target.name, str(options)
       if program not in compiled:
-        lowered.compile(target.options if options is None else options)
+        lowered.compile(target.legality if options is None else options)
         compiled.add(program)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
       failed.append(f"{call.name}: {str(error).strip()[:400]}")
@@ -188,7 +188,7 @@ def test_every_form_of_a_population_compiles_on_several_devices(form, model, nam
     target.placed((jax.ShapeDtypeStruct((1, *logits.shape), logits.dtype),), same),
     target.placed((m.model, network.params), same),
   )
-  jax.jit(run).lower(*sum(arguments, ())).compile(target.options)
+  jax.jit(run).lower(*sum(arguments, ())).compile(target.legality)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
@@ -222,7 +222,7 @@ def test_influence_on_the_divergence_compiles(exact_logits, name):
   z = jax.eval_shape(network.float, m.images)
   arguments = (m.model, network.params, np.zeros(m.space.total, bool), m.images, z)
   key, number = jax.random.key(0), np.int32(0)
-  jax.jit(run).lower(*target.placed((*arguments, key, number))).compile(target.options)
+  jax.jit(run).lower(*target.placed((*arguments, key, number))).compile(target.legality)
 
 
 @pytest.mark.parametrize("name", QUICKEST)

@@ -66,11 +66,11 @@ def pytest_runtest_protocol(item):
   """Sets how programs of a test are compiled, those of its fixtures and processes with them."""
   aot = item.get_closest_marker("aot")
   if aot:
-    # Programs for described devices are not shared: no client could read them back.
-    settings = {"persistent_cache_min_compile_time_secs": 1e9}
+    # Programs for described devices are not shared: no client could read them back. What these
+    # tests compute on the CPU is little; how devices' programs are made stands in their options.
+    settings = {"persistent_cache_min_compile_time_secs": 1e9, "disable_most_optimizations": True}
     if aot.kwargs.get("legality_alone"):
       settings["exec_time_optimization_effort"] = -1.0  # half the time of compiling for a TPU
-      settings["disable_most_optimizations"] = True  # what these tests compute on the CPU is little
     with configured(**settings):
       return (yield)
   path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()

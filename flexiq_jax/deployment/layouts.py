@@ -174,7 +174,7 @@ def pack(layer: Layer, q: QLayer, layout: Layout, outputs: np.ndarray | None = N
   codes = value >> np.repeat(w_shift, layout.block, axis=0)
   return Weights(
     w8=jnp.asarray(w8, jnp.int8),
-    w4=kernels.pack(jnp.asarray(codes, jnp.int8)),
+    w4=jnp.asarray(kernels.pack(codes)),
     x_shift=jnp.asarray(x_shift),
     w_shift=jnp.asarray(w_shift),
     block=layout.block,

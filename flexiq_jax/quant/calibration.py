@@ -173,10 +173,10 @@ def quantize_layer(
   bits: int = 8,
 ) -> rules.QLayer:
   """Quantizes one layer whose activation scale is known."""
-  w = layer.canonical(jnp.asarray(w, jnp.float32))
+  w = layer.canonical(np.asarray(w, np.float32))
   codes, scale = _quantize_weights(w, bits, settings.weight, settings.percentile)
   q = rules.QLayer(
-    w=layer.native(codes),
+    w=jnp.asarray(layer.native(np.asarray(codes))),
     w_scale=scale.reshape(-1),
     x_scale=jnp.asarray(x_scale, jnp.float32),
     bits=bits,

@@ -223,7 +223,7 @@ def lower(layer: Layer, q: rules.QLayer, cut: Cut, settings: LowSettings) -> rul
   w, _ = _weight_codes(layer, q)
   group = _per_channel(cut.channels, np.arange(len(cut.channels)))
   e = np.broadcast_to(weight_shifts(layer, q, cut, settings)[:, None], w.shape)
-  low = np.asarray(lowering.lower_weights(w, e)) << e
+  low = lowering.lower_weights(w, e) << e
   bias = np.zeros((len(cut.channels), layer.out_channels), np.int64)
   if settings.bias_correction:
     means = [lowering.mean_units(mean)[:, None] for mean in (cut.x_mean, cut.low_mean)]

@@ -49,11 +49,13 @@ def unused_bits(r: Array, signed: bool = True) -> Array:
 
 
 def lower_weights(q: Array, e: Array) -> Array:
-  """8-bit weight codes -> 4-bit codes, rounded half to even (int32)."""
+  """8-bit weight codes -> 4-bit codes, rounded half to even, int32 (NumPy in, NumPy out)."""
+  # NumPy compiles nothing, which takes longer than the arithmetic of a layer.
+  xp = np if isinstance(q, np.ndarray) and isinstance(e, np.ndarray) else jnp
   # Not exp2, which some backends only approximate.
-  step = jnp.left_shift(jnp.int32(1), jnp.asarray(e, jnp.int32)).astype(jnp.float32)
+  step = xp.left_shift(xp.int32(1), xp.asarray(e, xp.int32)).astype(xp.float32)
   lo, hi = low_range()
-  return jnp.clip(jnp.round(jnp.asarray(q, jnp.float32) / step), lo, hi).astype(jnp.int32)
+  return xp.clip(xp.round(xp.asarray(q, xp.float32) / step), lo, hi).astype(xp.int32)
 
 
 def lower_activations(q: Array, e: Array, signed: bool = True) -> Array:

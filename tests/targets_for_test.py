@@ -94,7 +94,7 @@ class Target:
 
   @property
   def legality(self) -> dict[str, Any]:
-    """Options where it counts that a program compiles, and not what becomes of it: a quarter less.
+    """Options where it counts that a program compiles, and not what becomes of it: a fifth less.
 
     All of XLA's own passes run; LLVM's and the assembler's optimizations do not.
     """

@@ -12,7 +12,7 @@ Array = Any
 
 
 def pack(codes: Array) -> Array:
-  """4-bit codes -8..7 `[K, ...]`, of any integer type -> int8 `[K/2, ...]`.
+  """4-bit codes -8..7 `[K, ...]`, of any integer type -> int8 `[K/2, ...]` (NumPy in, NumPy out).
 
   Raises:
     ValueError: an odd number of rows.

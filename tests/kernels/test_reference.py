@@ -21,6 +21,9 @@ def test_pack_and_unpack_are_inverse_and_in_the_documented_order():
   packed = packing.pack(jnp.asarray(codes))
   assert packed.dtype == jnp.int8 and packed.shape == (3, 5)
   np.testing.assert_array_equal(packing.unpack(packed), codes)
+  of_numpy = packing.pack(codes)
+  assert isinstance(of_numpy, np.ndarray) and of_numpy.dtype == np.int8
+  np.testing.assert_array_equal(of_numpy, packed)
   np.testing.assert_array_equal(np.asarray(packed)[:, 0] & 15, codes[0::2, 0] & 15)
   with pytest.raises(ValueError, match="codes: 3 rows"):
     packing.pack(jnp.zeros((3, 2), jnp.int32))

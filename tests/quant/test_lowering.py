@@ -65,6 +65,9 @@ def test_weights_round_half_to_even(e):
   q = all_codes(True)
   want = [lowered_exactly(v, e, True, half_even=True) for v in q]
   np.testing.assert_array_equal(lowering.lower_weights(q, e), want)
+  of_numpy = lowering.lower_weights(q, np.asarray(e))
+  assert isinstance(of_numpy, np.ndarray) and of_numpy.dtype == np.int32
+  np.testing.assert_array_equal(of_numpy, want)
 
 
 @pytest.mark.parametrize("e", SHIFTS)

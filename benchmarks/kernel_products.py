@@ -16,7 +16,7 @@ from flexiq_jax.quant import LowSettings
 # Channels in a group and a shift block: what the chip's matrix unit takes at once in 4 bits, as far
 # as a model's layers have so many.
 MODELS = {
-  "deit_s": {"v5e": 384, "v6e": 384},
+  "deit_s": {"v5e": 384, "v6e": 768},
   "vit_b": {"v5e": 256, "v6e": 768},
   "resnet50": {"v5e": 256, "v6e": 512},
 }

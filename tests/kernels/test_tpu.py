@@ -225,6 +225,23 @@ def test_tiles_of_wide_units(m, k, n, granule, expected):
   assert (tiles.m, tiles.n) == expected
 
 
+@pytest.mark.parametrize(
+  ("k", "block", "expected"),
+  [
+    (3072, 3072, 1536),  # nothing but ends of shift blocks is a boundary
+    (3072, 768, 768),
+    (1536, 768, 768),
+    (2048, 512, 512),
+    (1536, 384, 768),  # two shift blocks: one alone is short for the unit
+    (1024, 128, 512),
+    (384, 384, 384),
+    (1920, 640, 128),
+  ],
+)
+def test_blocks_of_wide_units_end_where_boundaries_are(k, block, expected):
+  assert tpu.choose_tiles(25216, k, 768, block, WIDE).k == expected
+
+
 @pytest.mark.parametrize("kind", ["TPU v5 lite", WIDE])
 @pytest.mark.parametrize(("m", "k", "n"), [(25216, 768, 3072), (1576, 384, 1152), (392, 640, 64)])
 def test_chosen_tiles_fit(kind, m, k, n):

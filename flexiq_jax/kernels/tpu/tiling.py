@@ -76,8 +76,13 @@ def choose_tiles(
       rows = pixel_rows(window, k // window.steps(copies), columns, kind)
       return Tiles(m=rows, n=columns, k=block)
     return Tiles(m=window_rows(window, m), n=columns, k=block)
-  long = (1536, 1024, 768, 512) if wide(kind) else ()
-  fits = lambda t: k % t == 0 and (block % t == 0 or (t in (256, *long) and t % block == 0))
+  long = ()
+  if wide(kind):
+    # A boundary inside a block costs both precisions there: a block spans several shift blocks only
+    # where one is too short for the matrix unit.
+    long = (1536, 1024, 768, 512) if block >= 512 else (768, 512, 1024, 1536)
+  spans = (256, *long) if block < 512 else ()
+  fits = lambda t: k % t == 0 and (block % t == 0 or (t in spans and t % block == 0))
   block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
   if wide(kind):
     block_n = wide_columns(up(n, LANES), granule)

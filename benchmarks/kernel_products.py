@@ -17,7 +17,7 @@ from flexiq_jax.quant import LowSettings
 # as a model's layers have so many.
 MODELS = {
   "deit_s": {"v5e": 384, "v6e": 768},
-  "vit_b": {"v5e": 256, "v6e": 768},
+  "vit_b": {"v5e": 256, "v6e": 1536},
   "resnet50": {"v5e": 256, "v6e": 512},
 }
 BATCHES = (8, 128)

@@ -34,6 +34,7 @@ def export(
   *,
   platforms: Sequence[str] = PLATFORMS,
   implementation: str = "reference",
+  kind: str | None = None,
 ) -> jax_export.Exported:
   """A deployed model as `call(weights, x, ratio) -> y`.
 
@@ -43,6 +44,7 @@ def export(
     platforms: of `cpu`, `cuda` and `tpu`.
     implementation: of the mixed matmul. The reference runs on all platforms; a kernel can only be
       exported for its own platform.
+    kind: the TPU that kernels are exported for (see `kernels.mixed_matmul`).
 
   Returns:
     The export; `weights` are those of `flat`.
@@ -56,9 +58,9 @@ def export(
     raise ValueError(
       f"implementation: {implementation!r} for platforms {', '.join(platforms)}; one is accepted"
     )
-  kernel = {"implementation": implementation}
+  kernel: dict[str, str | None] = {"implementation": implementation}
   if implementation != "reference":
-    kernel["platform"] = {"cuda": "gpu"}.get(platforms[0], platforms[0])
+    kernel |= {"platform": {"cuda": "gpu"}.get(platforms[0], platforms[0]), "kind": kind}
   _, tree = jax.tree.flatten(deployed)
   names = list(flat(deployed))
 
@@ -84,6 +86,7 @@ def save(
   *,
   platforms: Sequence[str] = PLATFORMS,
   implementation: str = "reference",
+  kind: str | None = None,
 ) -> Path:
   """Writes `model.bin` (serialized StableHLO) and `weights.npz`; arguments as for `export`.
 
@@ -93,11 +96,12 @@ def save(
     x: shape and dtype of the batch.
     platforms: of `cpu`, `cuda` and `tpu`.
     implementation: of the mixed matmul.
+    kind: the TPU that kernels are exported for.
 
   Returns:
     The folder.
   """
-  exported = export(deployed, x, platforms=platforms, implementation=implementation)
+  exported = export(deployed, x, platforms=platforms, implementation=implementation, kind=kind)
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   arrays: dict[str, Any] = {name: np.asarray(a) for name, a in flat(deployed).items()}

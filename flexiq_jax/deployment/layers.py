@@ -254,7 +254,7 @@ def _granule(d: Mixed, **kernel: Any) -> int:
     return d.channels
   from flexiq_jax.kernels import tpu
 
-  by_rule = tpu.choose_tiles(1, k, n, d.weights.block, tpu.device_kind()).k
+  by_rule = tpu.choose_tiles(1, k, n, d.weights.block, kernel.get("kind") or tpu.device_kind()).k
   # Whichever tiles the layer takes in the end, what they read must have been written.
   shapes = (kernel.get("tuned") or {}).items()
   same = [tiles.k for s, tiles in shapes if (s.k, s.n, s.block) == (k, n, d.weights.block)]

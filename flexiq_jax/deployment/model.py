@@ -62,7 +62,7 @@ def apply(deployed: Deployed, x: Any, level: Array, **kernel: Any) -> Any:
     deployed: the model.
     x: input(s) `[B, ...]`.
     level: int32 `[]`, which of `deployed.levels`; traced, so that one executable serves all.
-    **kernel: `implementation`, `platform` and `tuned` of `kernels.mixed_matmul`.
+    **kernel: `implementation`, `platform`, `kind` and `tuned` of `kernels.mixed_matmul`.
 
   Returns:
     What the float model returns.

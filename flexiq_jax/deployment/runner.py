@@ -37,6 +37,7 @@ class Runner:
     implementation: str | None = None,
     tuning: str | os.PathLike[str] | None = None,
     platform: str | None = None,
+    kind: str | None = None,
   ) -> None:
     """Starts at the first level.
 
@@ -47,6 +48,7 @@ class Runner:
       tuning: folder of measured tiles (see `kernels.tile_files`); None takes those that come with
         the project for this kind of device, where there are any; `rule` takes tiles by rule.
       platform: cpu, gpu or tpu, for which the model is compiled; None is JAX's default backend.
+      kind: the TPU that kernels are compiled for (see `kernels.mixed_matmul`).
 
     Raises:
       ValueError: sizes that are no positive integers, or no tiles of this device in the folder.
@@ -63,8 +65,8 @@ class Runner:
     @jax.jit
     def run(deployed, x, level):
       self.traces += 1
-      kernel = {"implementation": implementation, "platform": platform, "tuned": tuned}
-      return apply(deployed, x, level, **kernel)
+      where = {"implementation": implementation, "platform": platform, "kind": kind}
+      return apply(deployed, x, level, **where, tuned=tuned)
 
     self._run = run
     self._levels = np.asarray(deployed.levels)

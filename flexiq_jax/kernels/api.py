@@ -32,6 +32,7 @@ def mixed_matmul(
   window: Window | None = None,
   implementation: str | None = None,
   platform: str | None = None,
+  kind: str | None = None,
   tuned: Mapping[tile_files.Shape, tile_files.Tiles] | None = None,
   interpret: Any = False,
 ) -> Array | Activations:
@@ -46,6 +47,8 @@ def mixed_matmul(
     implementation: a name of the table above; None chooses (see `choose_implementation`).
     platform: cpu, gpu or tpu, where the program is compiled or exported for a platform other than
       the present one; None is the default backend.
+    kind: the TPU that a kernel is compiled for, as `jax.Device.device_kind` has it; None is the
+      present one, and where there is none one whose tiles every generation takes.
     tuned: tiles measured on the device (`tile_files.read`); other shapes take tiles by rule, and
       the reference has none.
     interpret: run a kernel in interpret mode, on a CPU: True, or for `gpu` the parameters of JAX's
@@ -55,7 +58,8 @@ def mixed_matmul(
     `[M, N]` of dtype `epilogue.out`; with `epilogue.requantize` the next layer's operands.
 
   Raises:
-    ValueError: operands do not fit each other, or the implementation is unknown.
+    ValueError: operands do not fit each other, the implementation is unknown, or the kind is none
+      of a TPU.
     NotImplementedError: the named implementation cannot run here, or cannot take these operands.
   """
   platform = platform or jax.default_backend()
@@ -76,6 +80,10 @@ def mixed_matmul(
       f"implementation: {name!r} does not run on {platform}; use None, 'reference', or interpret"
     )
   kernel = functools.partial(_kernel(name), interpret=interpret) if interpret else _shared(name)
+  if name == "tpu":
+    if kind is not None and tile_files.implementation(kind) != "tpu":
+      raise ValueError(f"kind: {kind!r} has no TPU kernel; one as 'TPU v6 lite' is accepted")
+    kernel = functools.partial(kernel, kind=kind)
   if window is None:
     return kernel(x, w, epilogue, tiles=tile_files.choose(tuned, x, w))
   if name != "tpu":
@@ -145,7 +153,7 @@ def choose_implementation(w: Any, platform: str | None = None) -> str:
 @functools.cache
 def _shared(name: str) -> Callable[..., Any]:
   """A kernel that is traced and lowered once for all layers of one shape in a program."""
-  static = ("tiles", "window") if name == "tpu" else ("tiles",)
+  static = ("tiles", "window", "kind") if name == "tpu" else ("tiles",)
   return jax.jit(_kernel(name), static_argnames=static)
 
 

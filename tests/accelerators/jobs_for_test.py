@@ -182,7 +182,9 @@ def layer_bits(m: Made, platform: str) -> None:
   runs.measure(network.apply, network.params, rule, [m.images])
 
 
-def serve(m: Made, platform: str, implementation: str | None = None) -> None:
+def serve(
+  m: Made, platform: str, implementation: str | None = None, kind: str | None = None
+) -> None:
   """A deployed model at all batch sizes, at a ratio that changes."""
   network = network_for(m, platform)
   granule = {"gpu": 64, "tpu": 128}[platform]
@@ -191,7 +193,8 @@ def serve(m: Made, platform: str, implementation: str | None = None) -> None:
   grouped = here.group(selectable(network.layers), settings)
   model = grouped.ordered(np.arange(grouped.space.total))
   deployed = deployment.deploy(model, m.images[:1], granule=granule)
-  runner = deployment.Runner(deployed, implementation=implementation, platform=platform)
+  where = {"implementation": implementation, "platform": platform, "kind": kind}
+  runner = deployment.Runner(deployed, **where)
   for size in SIZES:
     runner(np.zeros((size, *m.images.shape[1:]), np.float32))
   runner.switch(1.0)

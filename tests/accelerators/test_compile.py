@@ -102,9 +102,11 @@ def compile_all(calls, target, options=None):
 @pytest.mark.parametrize(("job", "model", "name"), [*cases()])
 def test_a_job_compiles(job, model, name):
   target = targets.get(name)
-  # The kernel for GPUs is one for Hopper.
-  reference = job == "serve" and name in ("a100", "a6000")
-  options = {"implementation": "reference"} if reference else {}
+  options = {}
+  if job == "serve" and target.platform == "tpu":
+    options = {"kind": target.devices[0].device_kind}
+  elif job == "serve" and name != "h100":  # the kernel for GPUs is one for Hopper
+    options = {"implementation": "reference"}
   calls = calls_of(job, model, target.platform, **options)
   assert calls
   compile_all(calls, target)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flexiq_jax import kernels
-from flexiq_jax.kernels import Activations, Epilogue, Requantize, reference, tpu
+from flexiq_jax.kernels import Activations, Epilogue, Requantize, Weights, reference, tpu
 from tests.kernels.operands_for_test import operands, oracle, raw
 
 SMALL = tpu.Tiles(m=64, n=128, k=128)
@@ -207,6 +207,25 @@ def test_shapes_without_a_kernel_are_refused_and_chosen_around():
   assert kernels.choose_implementation(w, "tpu") == "tpu"
   with pytest.raises(NotImplementedError, match=r"tiles\.k: 256 with K = 384"):
     tpu.mixed_matmul(*operands(0, 4, 128, 3, 128, 8), raw(128), tiles=tpu.Tiles(m=64, n=128, k=256))
+
+
+def test_kinds_of_tpus():
+  """A program for no TPU in particular fits into the least memory, one for a TPU into its own."""
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+  x = Activations(of("int8", 4, 8192), of("int4", 4, 8192), of("int32"))
+  w = (of("int8", 8192, 8192), of("int8", 4096, 8192), of("int32", 1), of("int32", 1, 8192))
+  options = {"implementation": "tpu", "interpret": True}
+  run = lambda kind: jax.eval_shape(
+    lambda x, w: kernels.mixed_matmul(x, w, raw(8192), kind=kind, **options),
+    *(x, Weights(*w, block=8192)),
+  )
+  assert run("TPU v5 lite").shape == (4, 8192)
+  for kind in (None, "TPU v5p", "TPU7x"):
+    with pytest.raises(NotImplementedError, match=r"K = 8192 and N = 8192 take 1\d\d MiB on the"):
+      run(kind)
+  for kind in ("TPU v4", "v6e", "NVIDIA H100"):
+    with pytest.raises(ValueError, match=f"kind: '{kind}' has no TPU kernel; one as 'TPU v6 lite'"):
+      run(kind)
 
 
 @pytest.mark.parametrize(

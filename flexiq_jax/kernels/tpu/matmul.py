@@ -36,7 +36,9 @@ from flexiq_jax.kernels.tpu.tiling import (
 from flexiq_jax.kernels.windows import Window
 
 Array = Any
-VMEM = 120 * 2**20  # of the generations' on-chip memory the most that one of them has
+# Bytes of on-chip memory: v5e and v6e have twice that of v5p and v7x.
+VMEM = {True: 128 * 2**20, False: 63 * 2**20}
+PORTABLE = "TPU v5"  # tiles for it every generation takes
 
 
 def mixed_matmul(
@@ -49,7 +51,7 @@ def mixed_matmul(
   kind: str | None = None,
   interpret: bool = False,
 ) -> Array | Activations:
-  """See `api.mixed_matmul`; `kind` is the TPU that the kernel is made for, None: the present one.
+  """See `api.mixed_matmul`, also for `kind`.
 
   Any M and N: rows are padded to a multiple of 64 and outputs to one of 128 here, which copies;
   weights that are padded when they are packed, and batches that give such an M, are not copied.
@@ -91,6 +93,12 @@ def mixed_matmul(
     unsigned=bool(w.offset),
     wide=wide(kind),
   )
+  held, room = sweep.vmem + sweep.spilled, VMEM["lite" in kind]
+  if held > room:
+    raise NotImplementedError(
+      f"w: K = {k} and N = {columns} take {held / 2**20:.0f} MiB on the chip, a {kind} has "
+      f"{room >> 20}; split the outputs, or use the reference"
+    )
   # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
   boundary = jnp.clip(x.boundary, 0, k // w.steps)
   scalars = jnp.stack([boundary, jnp.int32(0) if requantize is None else requantize.boundary])
@@ -114,11 +122,6 @@ def mixed_matmul(
 def _build(sweep: Sweep):
   """The pallas_call for one set of static facts."""
   (m, k, n), tiles = sweep.shape, sweep.tiles
-  if sweep.vmem > VMEM:
-    raise NotImplementedError(
-      f"w: K = {k} and N = {n} take {sweep.vmem / 2**20:.0f} MiB on the chip, {VMEM >> 20} at "
-      "most; split the outputs, or use the reference"
-    )
   column = lambda i, j, *_: (0, j)
   vectors = [pl.BlockSpec((size, tiles.n), column) for _, size in sweep.vectors]
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
@@ -167,9 +170,9 @@ def _build(sweep: Sweep):
 
 
 def device_kind() -> str:
-  """The TPU that tiles are chosen for: the present one, or a v5e where a program is exported."""
+  """The TPU that tiles are chosen for: the present one; `PORTABLE` where there is none."""
   device = jax.devices()[0]
-  return device.device_kind if device.platform == "tpu" else "TPU v5 lite"
+  return device.device_kind if device.platform == "tpu" else PORTABLE
 
 
 def _pad(a: Array, axis: int, size: int) -> Array:

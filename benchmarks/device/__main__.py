@@ -1,6 +1,7 @@
 """python -m benchmarks.device: see the head of the package; `make device` calls it."""
 
 import argparse
+import math
 import pathlib
 import shlex
 import signal
@@ -24,8 +25,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args.steps = steps.named([name for name in args.steps.split(",") if name])
   except ValueError as error:
     parser.error(str(error))
-  if args.budget is not None and args.budget < 0:
+  if args.budget is not None and not 0 <= args.budget < math.inf:
     parser.error(f"--budget: {args.budget}; 0 or more is accepted")
+  try:
+    args.out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    parser.error(f"--out: {args.out}: {error.strerror}; a folder that can be made is accepted")
   return args
 
 

@@ -10,6 +10,7 @@ import time
 import jax
 import pytest
 
+from benchmarks.device import __main__ as command_line
 from benchmarks.device import driver, present, records, report, steps
 from benchmarks.device.context import Context
 from benchmarks.device.driver import Job
@@ -206,3 +207,23 @@ def test_environment_of_steps(tmp_path, monkeypatch):
   assert env["PYTHONPATH"] == os.pathsep.join([str(tmp_path), "before", str(wheel)])
   assert env["JAX_PLATFORMS"] == "cuda,cpu" and env["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
   assert driver.environment(pathlib.Path("out"), "tpu")["JAX_PLATFORMS"] == "tpu,cpu"
+
+
+@pytest.mark.parametrize(
+  ("arguments", "told"),
+  [
+    (["--steps", "ceilings,foo"], "--steps: foo; of ceilings, "),
+    (["--budget", "-1"], "--budget: -1.0; 0 or more is accepted"),
+    (["--budget", "nan"], "--budget: nan; 0 or more is accepted"),
+    (["--out", "file/device"], "--out: file/device: Not a directory; a folder that can be made"),
+  ],
+)
+def test_bad_arguments_are_told_before_anything_runs(
+  arguments, told, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("file").touch()
+  with pytest.raises(SystemExit) as ended:
+    command_line.parse(arguments)
+  assert ended.value.code == 2
+  assert told in capsys.readouterr().err

@@ -28,6 +28,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     The path of the PNG file.
   """
   FigureCanvasAgg(figure)
+  # Otherwise it is laid out four times: for the frame and for the drawing of each file.
+  figure.draw_without_rendering()
+  figure.set_layout_engine("none")
   path = Path(path)
   frame = {"bbox_inches": "tight", "pad_inches": 0.12}
   figure.savefig(path, metadata={"Software": None}, **frame)

@@ -240,8 +240,8 @@ def requantize(consumer: Mixed, level: Array, **kernel: Any) -> Requantize:
   )
 
 
-def _implementation(d: Mixed, implementation=None, platform=None, **_) -> str:
-  return implementation or kernels.choose_implementation(d.weights, platform)
+def _implementation(d: Mixed, implementation=None, platform=None, kind=None, **_) -> str:
+  return implementation or kernels.choose_implementation(d.weights, platform, kind)
 
 
 def _granule(d: Mixed, **kernel: Any) -> int:

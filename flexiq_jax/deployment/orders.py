@@ -24,6 +24,7 @@ def by_pixel(
   *,
   implementation: str | None = None,
   platform: str | None = None,
+  kind: str | None = None,
   **_: Any,
 ) -> bool:
   """Whether rows go by pixel: where windows slide and the TPU kernel takes all images side by side.
@@ -34,7 +35,8 @@ def by_pixel(
     traced: the model at this batch.
     images: of the batch.
     implementation: of the mixed matmul, as the next.
-    platform: see `kernels.mixed_matmul`.
+    platform: see `kernels.mixed_matmul`, also for the next.
+    kind: a TPU.
   """
   if wiring.dynamic or wiring.between:  # these keep the rows of an example together
     return False
@@ -47,7 +49,7 @@ def by_pixel(
       return False
     if not d.slides:
       continue
-    if (implementation or kernels.choose_implementation(d.weights, platform)) != "tpu":
+    if (implementation or kernels.choose_implementation(d.weights, platform, kind)) != "tpu":
       return False
     from flexiq_jax.kernels import tpu
 

@@ -63,7 +63,7 @@ def mixed_matmul(
     NotImplementedError: the named implementation cannot run here, or cannot take these operands.
   """
   platform = platform or jax.default_backend()
-  name = implementation or choose_implementation(w, platform)
+  name = implementation or choose_implementation(w, platform, kind)
   if isinstance(w, Weights):
     operands.check(x, w, epilogue)
     windows.check(x, w, window)
@@ -131,19 +131,25 @@ def quantize_lower(
   )
 
 
-def choose_implementation(w: Any, platform: str | None = None) -> str:
+def choose_implementation(w: Any, platform: str | None = None, kind: str | None = None) -> str:
   """The fastest implementation that can run a layer.
 
   Args:
-    w: the layer's weights; kernels take shift blocks of whole register tiles only.
+    w: the layer's weights; kernels take shift blocks of whole register tiles only, the one for
+      TPUs weights that fit on the chip.
     platform: cpu, gpu or tpu; None is the default backend. For a platform other than the present
       one, a device generation that has a kernel is assumed.
+    kind: see `mixed_matmul`.
   """
   platform = platform or jax.default_backend()
   present = jax.devices()[0] if platform == jax.default_backend() else None
   if platform == "tpu" and w.block // w.steps % 128 == 0:
-    kind = present.device_kind.lower() if present else ""
-    return "reference" if any(old in kind for old in _OLD_TPUS) else "tpu"
+    from flexiq_jax.kernels import tpu
+
+    kind = kind or tpu.device_kind()
+    new = not any(old in kind.lower() for old in _OLD_TPUS)
+    k, n = w.w8.shape
+    return "tpu" if new and tpu.fits(k, n, kind) else "reference"
   if platform == "gpu" and w.block % 64 == 0 and w.taps == 1:
     hopper = present is None or getattr(present, "compute_capability", "") == "9.0"
     return "gpu" if hopper else "reference"

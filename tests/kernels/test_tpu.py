@@ -209,23 +209,66 @@ def test_shapes_without_a_kernel_are_refused_and_chosen_around():
     tpu.mixed_matmul(*operands(0, 4, 128, 3, 128, 8), raw(128), tiles=tpu.Tiles(m=64, n=128, k=256))
 
 
+def shapes(k, n):
+  """Operands that are shapes alone."""
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+  x = Activations(of("int8", 4, k), of("int4", 4, k), of("int32"))
+  w = (of("int8", k, n), of("int8", k // 2, n), of("int32", 1), of("int32", 1, n))
+  return x, Weights(*w, block=k)
+
+
 def test_kinds_of_tpus():
   """A program for no TPU in particular fits into the least memory, one for a TPU into its own."""
-  of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
-  x = Activations(of("int8", 4, 8192), of("int4", 4, 8192), of("int32"))
-  w = (of("int8", 8192, 8192), of("int8", 4096, 8192), of("int32", 1), of("int32", 1, 8192))
-  options = {"implementation": "tpu", "interpret": True}
   run = lambda kind: jax.eval_shape(
-    lambda x, w: kernels.mixed_matmul(x, w, raw(8192), kind=kind, **options),
-    *(x, Weights(*w, block=8192)),
+    lambda x, w: kernels.mixed_matmul(
+      *(x, w, raw(8192)), implementation="tpu", interpret=True, kind=kind
+    ),
+    *shapes(8192, 8192),
   )
   assert run("TPU v5 lite").shape == (4, 8192)
   for kind in (None, "TPU v5p", "TPU7x"):
-    with pytest.raises(NotImplementedError, match=r"K = 8192 and N = 8192 take 1\d\d MiB on the"):
+    with pytest.raises(NotImplementedError, match="K = 8192 and N = 8192 do not fit into the 63 M"):
       run(kind)
   for kind in ("TPU v4", "v6e", "NVIDIA H100"):
     with pytest.raises(ValueError, match=f"kind: '{kind}' has no TPU kernel; one as 'TPU v6 lite'"):
       run(kind)
+
+
+def test_tiles_that_do_not_fit_are_refused():
+  tiles = tpu.Tiles(m=4096, n=1024, k=1024)
+  run = lambda x, w: tpu.mixed_matmul(x, w, raw(8192), tiles=tiles, kind="TPU v6 lite")
+  with pytest.raises(NotImplementedError, match="tiles: 4096 x 1024 and weights of K = 8192 and N"):
+    jax.eval_shape(run, *shapes(8192, 8192))
+
+
+@pytest.mark.parametrize(
+  ("k", "n", "kind", "expected"),
+  [
+    (4096, 4096, "TPU v5p", "tpu"),  # VGG-16's second dense layer
+    (8192, 8192, "TPU v5 lite", "tpu"),
+    (8192, 8192, None, "reference"),
+    (25088, 4096, "TPU v6 lite", "reference"),  # and its first
+  ],
+)
+def test_weights_that_do_not_fit_are_left_to_the_reference(k, n, kind, expected):
+  _, w = shapes(k, n)
+  assert kernels.choose_implementation(w, "tpu", kind) == expected
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v5p", WIDE, "TPU7x"])
+@pytest.mark.parametrize(("k", "n"), [(768, 3072), (4096, 4096), (12288, 512), (4608, 512)])
+def test_chosen_tiles_fit_on_the_chip(kind, k, n):
+  tiles = tpu.choose_tiles(25216, k, n, k, kind)
+  whole = sweep(
+    shape=(25216, k, tpu.up(n, tiles.n)),
+    tiles=tiles,
+    block=k,
+    out="float32",
+    dynamic=True,
+    vectors=tuple((name, 1) for name in ("scale", "bias", "correction", "offsets", "shift")),
+    wide=tpu.wide(kind),
+  )
+  assert whole.vmem + whole.spilled <= (128 if "lite" in kind else 63) * 2**20
 
 
 @pytest.mark.parametrize(
@@ -307,5 +350,5 @@ def test_weights_beyond_the_chip_are_refused():
   w = dataclasses.replace(
     w, w8=wide(w.w8, n), w4=wide(w.w4, n), w_shift=jnp.zeros((1, n), jnp.int32)
   )
-  with pytest.raises(NotImplementedError, match="w: K = 128 and N = 1048576 take"):
+  with pytest.raises(NotImplementedError, match="w: K = 128 and N = 1048576 do not fit into"):
     tpu.mixed_matmul(x, w, raw(n), interpret=True)

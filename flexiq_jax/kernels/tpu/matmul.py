@@ -30,14 +30,13 @@ from flexiq_jax.kernels.tpu.tiling import (
   check_tiles,
   check_window,
   choose_tiles,
+  memory,
   up,
   wide,
 )
 from flexiq_jax.kernels.windows import Window
 
 Array = Any
-# Bytes of on-chip memory: v5e and v6e have twice that of v5p and v7x.
-VMEM = {True: 128 * 2**20, False: 63 * 2**20}
 PORTABLE = "TPU v5"  # tiles for it every generation takes
 
 
@@ -93,11 +92,11 @@ def mixed_matmul(
     unsigned=bool(w.offset),
     wide=wide(kind),
   )
-  held, room = sweep.vmem + sweep.spilled, VMEM["lite" in kind]
+  held, room = sweep.vmem + sweep.spilled, memory(kind)
   if held > room:
     raise NotImplementedError(
-      f"w: K = {k} and N = {columns} take {held / 2**20:.0f} MiB on the chip, a {kind} has "
-      f"{room >> 20}; split the outputs, or use the reference"
+      f"tiles: {tiles.m} x {tiles.n} and weights of K = {k} and N = {columns} take "
+      f"{held / 2**20:.0f} MiB on the chip, a {kind} has {room >> 20}; use smaller tiles"
     )
   # Beyond K there is nothing to fetch: a boundary that is wrong must not reach other memory.
   boundary = jnp.clip(x.boundary, 0, k // w.steps)

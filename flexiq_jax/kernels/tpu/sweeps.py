@@ -6,7 +6,18 @@ import math
 import jax.numpy as jnp
 
 from flexiq_jax.kernels.tpu.epilogues import epilogue_rows
-from flexiq_jax.kernels.tpu.tiling import LANES, ROWS, Tiles, borders, div, least, margin, most, up
+from flexiq_jax.kernels.tpu.tiling import (
+  LANES,
+  ROWS,
+  Tiles,
+  borders,
+  div,
+  least,
+  margin,
+  most,
+  spilled,
+  up,
+)
 from flexiq_jax.kernels.windows import Window, neighbours
 
 _CODE = 8192  # bundles of one turn through a tile, about
@@ -148,8 +159,8 @@ class Sweep:
 
   @property
   def spilled(self) -> int:
-    """Bytes of on-chip memory for what the compiler's registers do not hold, at most."""
-    return 2**24 if self.wide else 2**23
+    """See `tiling.spilled`."""
+    return spilled(self.wide)
 
   def product_rows(self, side: int) -> int:
     """Rows that one product takes in the program, in 4 bits (side 0) or in 8.

@@ -13,7 +13,9 @@ LANES = 128
 ROWS = 64  # rows of an int4 register tile
 _IMAGES = 5184  # rows of a tile of whole images, at most
 _PIXELS = 2**16  # rows of a tile of pixels whose images are innermost, at most
-# Bytes of its codes and sums, at most: v5e and v6e have twice the memory of others on the chip.
+# Bytes on the chip, of which v5e and v6e have twice as many as others, and of these what codes and
+# sums of a tile of pixels take at most.
+_MEMORY = {True: 128 * 2**20, False: 63 * 2**20}
 _HELD = {True: 88 * 2**20, False: 40 * 2**20}
 
 
@@ -62,8 +64,8 @@ def choose_tiles(
     copies: see `operands.Weights`; read with a window.
 
   Raises:
-    NotImplementedError: shift blocks or a K that are no multiples of 128, or images of a size that
-      no tile fits.
+    NotImplementedError: shift blocks or a K that are no multiples of 128, images of a size that no
+      tile fits, or weights that do not fit on the chip.
   """
   if block % LANES or k % LANES:
     raise NotImplementedError(
@@ -84,18 +86,53 @@ def choose_tiles(
   spans = (256, *long) if block < 512 else ()
   fits = lambda t: k % t == 0 and (block % t == 0 or (t in spans and t % block == 0))
   block_k = next(t for t in (*long, 256, 384, 128) if fits(t))
+  columns = up(n, LANES)
+  block_n = wide_columns(columns, granule) if wide(kind) else tile_columns(columns)
+  held = rows_held(k, columns, block_n, kind)
+  if not held:
+    raise NotImplementedError(
+      f"w: K = {k} and N = {n} do not fit into the {memory(kind) >> 20} MiB on the chip of a "
+      f"{kind}; split the outputs, or use the reference"
+    )
   if wide(kind):
-    block_n = wide_columns(up(n, LANES), granule)
-    return Tiles(m=wide_rows(m, k), n=block_n, k=block_k)
-  block_n = tile_columns(up(n, LANES))
+    return Tiles(m=min(wide_rows(m, k), held), n=block_n, k=block_k)
   # As many sums as a tile of 1024 x 1024 has: filling the matrix unit pays off, code stays short.
-  steps = -(-m // min(2048, 2**20 // block_n))
+  steps = -(-m // min(2048, 2**20 // block_n, held))
   return Tiles(m=up(-(-m // steps), ROWS), n=block_n, k=block_k)
 
 
 def wide(kind: str) -> bool:
   """Whether a generation's matrix unit is 256 x 256 and erf is in hardware: v6e and v7x."""
   return "v5" not in kind.lower()
+
+
+def memory(kind: str) -> int:
+  """Bytes on the chip of a generation."""
+  return _MEMORY["lite" in kind]
+
+
+def spilled(wide: bool) -> int:
+  """Bytes of these for what the compiler's registers do not hold, at most."""
+  return 2**24 if wide else 2**23
+
+
+def rows_held(k: int, n: int, columns: int, kind: str) -> int:
+  """Rows of a tile that fit on the chip beside the layer's weights, a multiple of 64.
+
+  Args:
+    k: rows of w.
+    n: outputs, a multiple of 128.
+    columns: outputs of a tile.
+    kind: the device, as for `choose_tiles`.
+  """
+  room = memory(kind) - spilled(wide(kind)) - k * n * 3 // 2 - 2**20  # and vectors
+  # x in both precisions, results of float32 and row shifts twice, sums once.
+  return max(0, room // (3 * k + 12 * columns + 8 * LANES)) // ROWS * ROWS
+
+
+def fits(k: int, n: int, kind: str) -> bool:
+  """Whether a layer's weights leave room for a tile."""
+  return rows_held(k, up(n, LANES), LANES, kind) > 0
 
 
 def window_rows(window: Window, m: int | None = None) -> int:

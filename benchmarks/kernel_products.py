@@ -13,8 +13,8 @@ from flexiq_jax.kernels import Window, tpu
 from flexiq_jax.network import Network
 from flexiq_jax.quant import LowSettings
 
-# Channels in a group and a shift block: what the chip's matrix unit takes at once in 4 bits, as far
-# as a model's layers have so many.
+# Channels in a group and a shift block, as far as a layer has so many: what v5e's matrix unit takes
+# at once in 4 bits, or more; on v6e a block of K, as long as pays.
 MODELS = {
   "deit_s": {"v5e": 384, "v6e": 768},
   "vit_b": {"v5e": 256, "v6e": 1536},

@@ -81,6 +81,11 @@ class Target:
     return "gpu" if self.name in _GPUS else "tpu"
 
   @property
+  def kind(self) -> str:
+    """As `jax.Device.device_kind` has it."""
+    return self.devices[0].device_kind
+
+  @property
   def options(self) -> dict[str, Any]:
     """Options of the compiler.
 

@@ -45,15 +45,14 @@ def deit():
 def text_of(deployed, shape, chip):
   """What the compiler made of a deployed model for a batch."""
   target = targets.get(chip)
-  placed, kind = target.placed, target.devices[0].device_kind
-  x, ratio = (placed(jax.ShapeDtypeStruct(s, jnp.float32)) for s in (shape, ()))
+  x, ratio = (target.placed(jax.ShapeDtypeStruct(s, jnp.float32)) for s in (shape, ()))
 
   @jax.jit
   def run(deployed, x, ratio):
     level = deployed.level(ratio)
-    return deployment.apply(deployed, x, level, platform="tpu", kind=kind)
+    return deployment.apply(deployed, x, level, platform="tpu", kind=target.kind)
 
-  return run.lower(placed(deployed), x, ratio).compile().as_text()
+  return run.lower(target.placed(deployed), x, ratio).compile().as_text()
 
 
 @pytest.mark.parametrize("chip", CASES)

@@ -28,6 +28,8 @@ PIP := -m pip --disable-pip-version-check --quiet
 # Modules that are imported compile themselves; all others need not be. Where an environment forbids
 # that, every process would compile JAX again: several seconds each.
 INSTALL := $(PIP) install --no-compile
+# A file's tests go to one worker: they share what is set up once, and what is traced and compiled.
+BY_FILE := --dist loadfile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -42,7 +44,7 @@ demo: $(RUN) ## train, quantize and report on the digits; about a minute on two 
 	@echo "report: runs/digits/report.md"
 
 test: $(DEV) $(GPU) ## the tests that a commit has to pass; minutes
-	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --durations=40 -m "not slow and not parity"
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) $(BY_FILE) --durations=40 -m "not slow and not parity"
 
 test-slow: $(DEV) $(GPU) ## the tests that take minutes each; with FLEXIQ_DATA, on real weights and images
 	JAX_PLATFORMS=cpu $(PY) -m pytest -m "slow and not parity"

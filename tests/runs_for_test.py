@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import pathlib
 import sys
 import warnings
 from unittest import mock
@@ -14,6 +15,7 @@ from absl import logging
 from absl.testing import flagsaver
 
 import run
+from flexiq_jax.runs.plots import drawing
 
 DIGITS = "--config=configs/digits.py:runlocal"
 # Two selectable layers: little to compile.
@@ -46,8 +48,11 @@ class Ended:
   error: str
 
 
-def start(*arguments: str) -> Ended:
-  """Runs `python run.py ARGUMENTS`."""
+def start(*arguments: str, pictures: bool = False) -> Ended:
+  """Runs `python run.py ARGUMENTS`.
+
+  Files of pictures are empty unless asked for: drawing them takes a third of a small run.
+  """
   out, err = io.StringIO(), io.StringIO()
   argv = ["run.py", *map(str, arguments)]
   status, message, verbosity = 0, "", logging.get_verbosity()
@@ -56,6 +61,7 @@ def start(*arguments: str) -> Ended:
     flagsaver.flagsaver(),
     warnings.catch_warnings(),
     mock.patch.object(sys, "argv", argv),  # overrides of a config are looked up there
+    mock.patch.object(drawing, "save", drawing.save if pictures else _leave_empty),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(err),
   ):
@@ -68,6 +74,13 @@ def start(*arguments: str) -> Ended:
   logging.set_verbosity(verbosity)
   jax.config.update("jax_default_matmul_precision", precision)  # a run asks for float32
   return Ended(status, out.getvalue(), err.getvalue() + message)
+
+
+def _leave_empty(_, path: pathlib.Path) -> pathlib.Path:
+  """In place of `drawing.save`."""
+  for kind in (".png", ".pdf"):
+    path.with_suffix(kind).touch()
+  return path
 
 
 @pytest.fixture(scope="session")

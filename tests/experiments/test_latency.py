@@ -41,7 +41,7 @@ def ran(tmp_path_factory):
     *(f"--workdir={workdir}", f"--config.latency.profiles=('{files}/profile.json',)"),
     f"--config.latency.schedules={files}/kernels.json",
   )
-  ended = start(*arguments)
+  ended = start(*arguments, pictures=True)
   assert (ended.status, ended.error) == (0, "")
   return workdir, arguments, profile
 

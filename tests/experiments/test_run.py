@@ -38,7 +38,8 @@ def events(workdir, name):
 def finished(tmp_path_factory, compiled):
   """Workdir of the whole digits run, and what it printed."""
   workdir = tmp_path_factory.mktemp("finished")
-  ended = start(*TRAINED, "--config.variants=('naive',)", f"--workdir={workdir}", compiled)
+  variants = "--config.variants=('naive',)"
+  ended = start(*TRAINED, variants, f"--workdir={workdir}", compiled, pictures=True)
   assert ended.status == 0, ended
   return workdir, ended
 

@@ -101,7 +101,7 @@ def nine(tmp_path_factory, accuracy, compared):
     *("fig9", f"--workdir={workdir}", f"--config.serving.accuracy={accuracy}"),
     *(f"--config.fig9.layerwise={compared}", f"--config.fig9.systems={systems}"),
   )
-  ended = start(*arguments)
+  ended = start(*arguments, pictures=True)
   assert (ended.status, ended.error) == (0, "")
   return workdir, arguments
 

@@ -214,7 +214,7 @@ def anneal(
     start: bool `[T]`, a reachable mask; its last group is not a frozen one.
     limits: for each chain how many groups may be on another side than in the base: how far from it
       the model is trusted. T is no limit.
-    steps: length of a chain; None is 40 T, in 20,000..200,000.
+    steps: length of a chain; None is 40 T, in 20,000..200,000, and 400 T below 50 groups.
 
   Returns:
     The best mask of each chain, bool `[C, T]`, and their predicted distances, float64 `[C]`, none
@@ -233,7 +233,9 @@ def anneal(
       f"limits: {list(limits)}; expected at least one, and none below {flips.sum()}, the groups "
       "that differ between start and base"
     )
-  steps = min(max(40 * space.total, 20_000), 200_000) if steps is None else steps
+  if steps is None:
+    total = space.total
+    steps = min(max(40 * total, min(20_000, 400 * total)), 200_000)
   if steps < 1:
     raise ValueError(f"steps: {steps}; expected at least 1")
 

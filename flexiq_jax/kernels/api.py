@@ -21,7 +21,6 @@ from flexiq_jax.kernels.windows import Window
 
 Array = Any
 IMPLEMENTATIONS = ("tpu", "gpu", "reference")
-_OLD_TPUS = ("v2", "v3", "v4")  # no int8 products
 
 
 def mixed_matmul(
@@ -132,7 +131,7 @@ def quantize_lower(
 
 
 def choose_implementation(w: Any, platform: str | None = None, kind: str | None = None) -> str:
-  """The fastest implementation that can run a layer.
+  """The fastest implementation that is known to run a layer.
 
   Args:
     w: the layer's weights; kernels take shift blocks of whole register tiles only, the one for
@@ -147,9 +146,9 @@ def choose_implementation(w: Any, platform: str | None = None, kind: str | None 
     from flexiq_jax.kernels import tpu
 
     kind = kind or tpu.device_kind()
-    new = not any(old in kind.lower() for old in _OLD_TPUS)
     k, n = w.w8.shape
-    return "tpu" if new and tpu.fits(k, n, kind) else "reference"
+    known = tile_files.implementation(kind) == "tpu"
+    return "tpu" if known and tpu.fits(k, n, kind) else "reference"
   if platform == "gpu" and w.block % 64 == 0 and w.taps == 1:
     hopper = present is None or getattr(present, "compute_capability", "") == "9.0"
     return "gpu" if hopper else "reference"

@@ -248,9 +248,11 @@ def test_tiles_that_do_not_fit_are_refused():
     (8192, 8192, "TPU v5 lite", "tpu"),
     (8192, 8192, None, "reference"),
     (25088, 4096, "TPU v6 lite", "reference"),  # and its first
+    (4096, 4096, "TPU v4", "reference"),  # no int8 products
+    (4096, 4096, "TPU v9", "reference"),  # who knows
   ],
 )
-def test_weights_that_do_not_fit_are_left_to_the_reference(k, n, kind, expected):
+def test_what_no_kernel_is_known_to_run_is_left_to_the_reference(k, n, kind, expected):
   _, w = shapes(k, n)
   assert kernels.choose_implementation(w, "tpu", kind) == expected
 

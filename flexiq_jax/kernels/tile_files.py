@@ -22,8 +22,8 @@ VERSION = 1
 SHIPPED = Path(__file__).parent / "tiles"  # files that come with the project
 Tiles = gpu.Tiles | tpu.Tiles
 
-# Device kinds as JAX names them -> kernel. The first pattern found in the name rules. TPUs before v5
-# have no int8 products.
+# Device kinds as JAX names them -> kernel. The first pattern found in the name rules.
+# TPUs before v5 have no int8 products.
 DEVICES: tuple[tuple[str, str], ...] = (
   (r"TPU v5", "tpu"),  # "TPU v5 lite" is a v5e, "TPU v5" and "TPU v5p" are v5p
   (r"TPU v6", "tpu"),

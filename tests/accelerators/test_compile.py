@@ -26,10 +26,6 @@ JOBS = {
   "serve": jobs.serve,
   "train_methods": jobs.train_methods,
 }
-QUICKEST = [
-  pytest.param(name, marks=[] if name in ("h100", "v5e") else [pytest.mark.slow])
-  for name in targets.NAMES
-]
 
 
 # What runs in every test: each job on each of four accelerators, of the models named here; the rest
@@ -51,6 +47,17 @@ QUICK = {
   "train_methods": {"h100": _RESNET, "a100": _RESNET, "v5e": _ODD, "v6e": _ODD},
   "serve": {"h100": _RESNET, "a100": _VIT, "v5e": _VIT, "v6e": _VIT},
 }
+
+
+_FOUR = ("h100", "a100", "v5e", "v6e")
+
+
+def pairs(quick):
+  """Every model on every target; slow are those that `quick`, model -> targets, does not name."""
+  for model, names in quick.items():
+    for name in targets.NAMES:
+      marks = [] if name in names else [pytest.mark.slow]
+      yield pytest.param(model, name, marks=marks, id=f"{model}-{name}")
 
 
 def cases():
@@ -149,20 +156,19 @@ def test_jobs_run_what_they_say():
 _SHARED = {"fold_batch_norm.fold", "weights.compute"}
 
 
-_LARGER = ("resnet20", "efficientnet_lite0")
+_BFLOAT16 = {"odd": _FOUR, "vit_s": ("h100", "v5e"), "resnet20": (), "efficientnet_lite0": ()}
 
 
-@pytest.mark.parametrize("name", QUICKEST)
-@pytest.mark.parametrize(
-  "model", ["odd", "vit_s", *(pytest.param(m, marks=pytest.mark.slow) for m in _LARGER)]
-)
+@pytest.mark.parametrize(("model", "name"), [*pairs(_BFLOAT16)])
 def test_models_in_bfloat16_compile(model, name):
   target = targets.get(name)
   calls = calls_of("inference", model, target.platform, "bfloat16")
   compile_all([call for call in calls if "run" in call.name], target)
 
 
-@pytest.mark.parametrize("model", ["resnet20", "vit_s", "odd"])
+@pytest.mark.parametrize(
+  "model", ["vit_s", *(pytest.param(m, marks=pytest.mark.slow) for m in ("resnet20", "odd"))]
+)
 def test_quantized_layers_compile_with_the_compilers_own_tiles(model):
   """Without the vendor's library; float products of some shapes do not (see `Target.options`)."""
   target = targets.get("h100")
@@ -170,8 +176,7 @@ def test_quantized_layers_compile_with_the_compilers_own_tiles(model):
   compile_all([c for c in calls if c.name.endswith(("uniform", "mixed"))], target, options={})
 
 
-@pytest.mark.parametrize("name", QUICKEST)
-@pytest.mark.parametrize("model", ["resnet20", pytest.param("vit_s", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("model", "name"), [*pairs({"resnet20": _FOUR, "vit_s": ()})])
 @pytest.mark.parametrize("form", fitness.FORMS)
 def test_every_form_of_a_population_compiles_on_several_devices(form, model, name):
   target, m = targets.get(name), jobs.made(model)
@@ -214,10 +219,10 @@ def test_convolutions_in_parts_compile(stride, name, parts):
   assert found == [("__cudnn$convForward", ("s8", "s8"), "f32")] * (2 * parts)
 
 
-@pytest.mark.parametrize("name", QUICKEST)
+@pytest.mark.parametrize(("model", "name"), [*pairs({"resnet20": ("h100", "v5e")})])
 @pytest.mark.parametrize("exact_logits", [False, True])
-def test_influence_on_the_divergence_compiles(exact_logits, name):
-  target, m = targets.get(name), jobs.made("resnet20")
+def test_influence_on_the_divergence_compiles(exact_logits, model, name):
+  target, m = targets.get(name), jobs.made(model)
   network = jobs.network_for(m, target.platform)
   run = influence.influence_pass(
     network.apply, m.space, "kl", exact_logits=exact_logits, platform=target.platform
@@ -228,8 +233,14 @@ def test_influence_on_the_divergence_compiles(exact_logits, name):
   jax.jit(run).lower(*target.placed((*arguments, key, number))).compile(target.legality)
 
 
-@pytest.mark.parametrize("name", QUICKEST)
-@pytest.mark.parametrize("model", ["resnet20", "mobilenet_v2", "vit_cifar10"])
+_TRAINED = {
+  "resnet20": ("h100", "a100"),
+  "mobilenet_v2": ("h100", "v5e"),
+  "vit_cifar10": ("h100", "v5e", "v6e"),
+}
+
+
+@pytest.mark.parametrize(("model", "name"), [*pairs(_TRAINED)])
 def test_training_compiles(model, name):
   target = targets.get(name)
   compile_all(training_calls(model), target)

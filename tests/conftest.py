@@ -49,8 +49,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests that compute for longer than they compile, as slow ones do. All others go without
 # optimization, and so do the processes that they start.
 OPTIMIZED = (
-  *("experiments/", "runs/test_distributed.py", "search/gram/test_loop.py"),
-  "models/test_pretrained.py",
+  *("experiments/", "models/test_pretrained.py", "runs/test_distributed.py"),
+  *("search/gram/test_loop.py", "search/gram/test_surrogate.py", "search/test_run.py"),
   "search/test_fitness.py",  # expects a distance of exactly 0; without optimization it is 6e-16
 )
 # Tests that compare bits of programs that are fused differently. MLIR's emitter fuses sums and

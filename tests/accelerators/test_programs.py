@@ -15,13 +15,10 @@ NAMES = [name for name in targets.NAMES if name != "v7x"]
 
 
 def cases(models):
-  """All on an H100, some on others; the rest is marked slow."""
-  some = {"v5e": ("resnet20", "mobilenet_v2", "vit_s", "odd")}
-  some |= dict.fromkeys(("a100", "v6e"), ("resnet20", "odd"))
+  """All on four accelerators; the rest is marked slow."""
   for name in NAMES:
     for model in models:
-      quick = name == "h100" or model in some.get(name, ())
-      marks = [] if quick else [pytest.mark.slow]
+      marks = [] if name in ("h100", "a100", "v5e", "v6e") else [pytest.mark.slow]
       yield pytest.param(model, name, marks=marks, id=f"{model}-{name}")
 
 

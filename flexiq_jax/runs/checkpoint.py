@@ -6,6 +6,7 @@ needs to be safe:
   - a step counts only if it was written to its end; what a kill left behind is ignored;
   - the tree is stored flat, under the path of each leaf, and compared with the template by name,
     shape and dtype before anything is read, so that a wrong template is one clear message;
+  - leaves are compared with checksums of what was saved: Orbax does not see all damage;
   - leaves are stored as host arrays: a checkpoint says nothing about devices. Typed keys
     (`jax.random.key`) are stored as their key data.
 
@@ -17,6 +18,8 @@ import errno
 import io
 import json
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +32,7 @@ from flexiq_jax.runs import files, interruption
 
 # Bytes that Orbax writes beside the arrays, generously.
 _PER_LEAF, _PER_STEP = 2**10, 2**17
+_CHECKSUMS = "leaf_checksums"  # beside the metadata of a step; steps of older releases have none
 # Files that are there only when both items of a step are complete.
 _COMPLETE = ("_CHECKPOINT_METADATA", "tree/_METADATA", "tree/manifest.ocdbt", "metadata/metadata")
 
@@ -113,7 +117,7 @@ class Checkpoints:
     Args:
       step: a number, 0 or more, that is not saved yet.
       tree: pytree of arrays, typed keys and Python numbers.
-      metadata: anything JSON can hold.
+      metadata: anything JSON can hold, under any name but "leaf_checksums".
 
     Raises:
       ValueError: the step is saved already, or a leaf is neither array nor number.
@@ -134,7 +138,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           # Orbax refuses arrays without elements; the template knows all there is to know of them.
           tree=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
-          metadata=ocp.args.JsonSave(metadata or {}),
+          metadata=ocp.args.JsonSave((metadata or {}) | {_CHECKSUMS: _checksums(arrays)}),
         ),
         force=True,  # without it a step below the newest one is skipped silently
       )
@@ -177,6 +181,10 @@ class Checkpoints:
           tree=ocp.args.StandardRestore(empty), metadata=ocp.args.JsonRestore()
         ),
       )
+      metadata = dict(read.metadata)
+      saved, found = metadata.pop(_CHECKSUMS, {}), _checksums(read.tree)
+      if wrong := [name for name in saved if found[name] != saved[name]]:
+        raise ValueError(f"leaf '{min(wrong)}' is not what was saved")
     except _MismatchError as error:
       raise ValueError(str(error)) from None
     except Exception as error:  # Orbax and TensorStore have no common base class
@@ -184,7 +192,7 @@ class Checkpoints:
       raise ValueError(f"{where} cannot be read{advice}: {error}") from error
     restored = [_from_host(read.tree.get(name), leaf) for name, leaf in leaves]
     tree = jax.tree.unflatten(jax.tree.structure(template), restored)
-    return Restored(step, tree, read.metadata)
+    return Restored(step, tree, metadata)
 
   def _numbered(self) -> list[int]:
     return sorted(int(p.name) for p in self.directory.iterdir() if p.is_dir() and p.name.isdigit())
@@ -224,6 +232,11 @@ def unpack(template: Any, data: bytes) -> tuple[Any, Any]:
     ]
     metadata = json.loads(str(stored["metadata"]))
   return jax.tree.unflatten(jax.tree.structure(template), leaves), metadata
+
+
+def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+  """CRC-32 of the values of each array that has any."""
+  return {name: zlib.crc32(array.tobytes()) for name, array in arrays.items() if array.size}
 
 
 class _MismatchError(Exception):

@@ -306,6 +306,8 @@ def test_stopped_run_goes_on_where_it_was(finished, tmp_path, compiled):
   assert len(events(tmp_path, "result")) < len(rows(workdir))
   assert not (tmp_path / "finished").exists()
   assert start(*same).status == 0
+  losses = lambda folder: [e["loss"] for e in events(folder, "train")]
+  assert losses(tmp_path) == losses(workdir)
   assert (tmp_path / "results.csv").read_text() == (workdir / "results.csv").read_text()
   assert (tmp_path / "recipe.json").read_text() == (workdir / "recipe.json").read_text()
   # Nothing that was complete has been computed again.

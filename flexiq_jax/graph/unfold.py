@@ -8,8 +8,8 @@ the slices together replace a backend's own convolution where that one is slow o
   product (im2col).
 
 The derivative by the weights is slices times the result's derivative: of a depthwise convolution a
-sum of products, of others a matrix product for each position (`differentiable_multiply_add`,
-`differentiable_convolution`).
+sum of products, of one pixel a matrix product (`differentiable_multiply_add`,
+`differentiable_pointwise`).
 """
 
 import itertools
@@ -46,14 +46,6 @@ def slices(params: Mapping[str, Any], x: Array, window: Sequence[int]) -> list[A
     limits = (x.shape[0], *stops, x.shape[-1])
     pieces.append(lax.slice(x, (0, *starts, 0), limits, (1, *strides, 1)))
   return pieces
-
-
-def _slice_at(params: Mapping[str, Any], x: Array, start: Array, sizes: Sequence[int]) -> Array:
-  """One of `slices`, `[B, *sizes, C]`, at a position that may be traced."""
-  strides = params["window_strides"]
-  span = [(n - 1) * s + 1 for n, s in zip(sizes, strides, strict=True)]
-  piece = lax.dynamic_slice(x, (0, *start, 0), (x.shape[0], *span, x.shape[-1]))
-  return lax.slice(piece, (0,) * x.ndim, piece.shape, (1, *strides, 1))
 
 
 def padded(params: Mapping[str, Any], x: Array) -> Array:
@@ -106,13 +98,13 @@ def differentiable_multiply_add(params: Mapping[str, Any], x: Array, w: Array) -
   return run(x, w)
 
 
-def differentiable_convolution(
+def differentiable_pointwise(
   params: Mapping[str, Any], convolve: Callable[[Array, Array], Array], x: Array, w: Array
 ) -> Array:
-  """A convolution without groups, whose derivative by the weights is as fast as it is.
+  """A convolution of one pixel, without groups; its derivative by the weights is a matrix product.
 
-  Left to itself, XLA's CPU backend computes that as a convolution whose window is the whole image:
-  for a window of one pixel it takes up to fifty times as long as the matrix product that it is.
+  Left to itself, XLA's CPU backend computes that as a convolution whose window is the whole image,
+  which takes up to fifty times as long. For larger windows it is the faster way.
 
   Args:
     params: of `conv_general_dilated`.
@@ -129,16 +121,9 @@ def differentiable_convolution(
     x, w = saved
     (by_x,) = jax.vjp(lambda x: convolve(x, w), x)[1](g)
     last, g, window = _operands_of_weights(params, x, w, g)
-    rows = g.reshape(-1, g.shape[-1])
-
-    def product(start):
-      piece = _slice_at(params, last, start, g.shape[1:-1]).reshape(len(rows), -1)
-      return lax.dot_general(piece, rows, (((0,), (0,)), ((), ())))
-
-    # A loop over the positions: one product takes less time to compile than nine.
-    starts = np.indices(window).reshape(len(window), -1).T * params["rhs_dilation"]
-    products = lax.map(product, jnp.asarray(starts, jnp.int32))
-    return by_x, _as_weights(params, products.reshape(*window, *products.shape[1:]), w)
+    (seen,) = slices(params, last, window)
+    product = jnp.matmul(seen.reshape(-1, seen.shape[-1]).T, g.reshape(-1, g.shape[-1]))
+    return by_x, _as_weights(params, product.reshape(*window, *product.shape), w)
 
   run.defvjp(lambda x, w: (run(x, w), (x, w)), backward)
   return run(x, w)

@@ -38,9 +38,6 @@ Array = Any
 PLATFORMS = ("cpu", "gpu", "tpu")
 EXACT = 2**24  # float32 counts so far
 _MAGNITUDES = EXACT // 128  # of weights that one float32 sum may add up
-# Positions of a window; each has a matrix product of its own in derivatives, and many make the
-# program long.
-_POSITIONS = 64
 
 
 def platform_of(platform: str | None) -> str:
@@ -180,17 +177,17 @@ def real_product(
 ) -> Array:
   """Contraction of real values, float32; linear in both.
 
-  XLA's CPU backend is slow at depthwise convolutions, and at the derivatives of all convolutions by
-  their weights; `graph.unfold` computes both there.
+  XLA's CPU backend is slow at depthwise convolutions, and at derivatives by the weights of those
+  whose window is one pixel; `graph.unfold` computes both there.
   """
   params, real = contract.convolution, jnp.issubdtype(w.dtype, jnp.floating)
   if params is not None and platform_of(platform) == "cpu":
     if layer.kind == "depthwise":
       product = unfold.differentiable_multiply_add if real else unfold.multiply_add
       return product(params, x, w)
-    if real and layer.groups == 1 and math.prod(layer.window) <= _POSITIONS:
+    if real and layer.groups == 1 and math.prod(layer.window) == 1:
       convolve = lambda x, w: contract(x, w, jnp.float32)
-      return unfold.differentiable_convolution(params, convolve, x, w)
+      return unfold.differentiable_pointwise(params, convolve, x, w)
   return contract(x, w, jnp.float32)
 
 

@@ -62,9 +62,9 @@ def test_under_vmap_over_weights():
     np.testing.assert_array_equal(y, unfold.multiply_add(params, x, one))
 
 
-def in_two_ways(case, groups, product):
+def in_two_ways(product, **case):
   """`(value, derivatives)` of a product and of XLA's convolution, on small integers."""
-  params, x_shape, w_shape = parameters(**CASES[case], groups=groups)
+  params, x_shape, w_shape = parameters(**case)
   rng = np.random.default_rng(3)
   x = jnp.asarray(rng.integers(-8, 9, x_shape), jnp.float32)
   w = jnp.asarray(rng.integers(-8, 9, w_shape), jnp.float32)
@@ -78,13 +78,14 @@ def in_two_ways(case, groups, product):
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_of_depthwise_convolutions(case):
   product = lambda params, _, x, w: unfold.differentiable_multiply_add(params, x, w)
-  for ours, theirs in zip(*in_two_ways(case, 6, product), strict=True):
+  for ours, theirs in zip(*in_two_ways(product, **CASES[case]), strict=True):
     np.testing.assert_array_equal(ours, theirs)  # integers: exact in any order
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_derivatives_of_other_convolutions(case):
-  for ours, theirs in zip(*in_two_ways(case, 1, unfold.differentiable_convolution), strict=True):
+def test_derivatives_of_convolutions_of_one_pixel(case):
+  case = CASES[case] | {"groups": 1, "window": (1,) * len(CASES[case].get("size", (7, 8)))}
+  for ours, theirs in zip(*in_two_ways(unfold.differentiable_pointwise, **case), strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
 

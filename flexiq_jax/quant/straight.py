@@ -209,20 +209,22 @@ def finetune_rule(
 
 def _stand_in(layer, contract, platform, x, w, scales, mask, own) -> Array:
   """The real-valued function whose derivatives are taken; nobody computes its value."""
-  shifts = own.shifts
+  shifts, w_scale = own.shifts, per_output(layer, scales.w)
   x_codes = quantizer.quantize(x, scales.x, own.bits, own.signed)
-  x_real = _through(x.astype(jnp.float32) / scales.x, x_codes, own.bits, own.signed)
+  x_inside = _inside(x, scales.x, own.bits, own.signed)
   w_codes = _weight_codes(layer, w, scales.w, own.bits)
-  steps = w.astype(jnp.float32) / per_output(layer, scales.w)
-  w_real = _through(steps, w_codes, own.bits, True)
+  w_inside = _inside(w, w_scale, own.bits, True)
+  w_real = _real(w, w_scale, w_codes, w_inside)
   correction = None
   if mask is not None:
     channels = mask[shifts.group]
-    e = layer.x_vector(shifts.x, x.shape)
-    x_low = _through_low(x_real, x_codes, e, lowering.lower_activations(x_codes, e, own.signed))
-    x_real = jnp.where(layer.x_vector(channels, x.shape), x_low, x_real)
+    e, low = layer.x_vector(shifts.x, x.shape), layer.x_vector(channels, x.shape)
+    x_low = lowering.lower_activations(x_codes, e, own.signed) << e
+    x_inside &= ~low | _inside_low(x_codes, x_low, e)
+    x_codes = jnp.where(low, x_low, x_codes)
     e = layer.native(jnp.broadcast_to(_canonical_shifts(layer, shifts), _canonical_shape(layer)))
-    w_low = _through_low(w_real, w_codes, e, lowering.lower_weights(w_codes, e))
+    w_low = lowering.lower_weights(w_codes, e) << e
+    w_low = _real(w, w_scale, w_low, w_inside & _inside_low(w_codes, w_low, e))
     if shifts.x_mean is not None:
       sums = [layer.canonical(v).sum(axis=2) for v in (w_real, w_low)]  # [g, C/g, N/g]
       means = [
@@ -231,27 +233,32 @@ def _stand_in(layer, contract, platform, x, w, scales, mask, own) -> Array:
       ]
       correction = (means[0] * sums[0] - means[1] * sums[1]).sum(axis=1).reshape(-1)
     w_real = jnp.where(layer.w_vector(channels), w_low, w_real)
-  # Scales go into the operands: after the product, their derivatives would take its value.
-  operands = x_real * scales.x, w_real * per_output(layer, scales.w)
-  y = exact.real_product(layer, *operands, contract, platform)
+  y = exact.real_product(layer, _real(x, scales.x, x_codes, x_inside), w_real, contract, platform)
   if correction is not None:
-    y += layer.y_vector(correction * scales.w * scales.x, y.shape)
+    y += layer.y_vector(correction * scales.x, y.shape)
   return y
 
 
-def _through(steps: Array, codes: Array, bits: int, signed: bool) -> Array:
-  """Codes as real numbers: the derivative by `steps` is one, and none where they saturate."""
+def _real(v: Array, scale: Array, codes: Array, inside: Array) -> Array:
+  """`scale * codes`: its derivative by v is one inside, by the scale `codes - v / scale` there.
+
+  Outside, where the codes saturate, they are none and `codes`.
+  """
+  v = v.astype(jnp.float32)
+  held = jnp.where(inside, v, 0.0)
+  return held + scale * jax.lax.stop_gradient(codes - held / scale)
+
+
+def _inside(v: Array, scale: Array, bits: int, signed: bool) -> Array:
+  """Whether codes of real values do not saturate."""
   lo, hi = quantizer.code_range(bits, signed)
-  held = jnp.clip(steps, lo - 0.5, hi + 0.5)
-  return held + jax.lax.stop_gradient(codes - held)
+  steps = v.astype(jnp.float32) / scale
+  return (steps >= lo - 0.5) & (steps <= hi + 0.5)
 
 
-def _through_low(real: Array, codes: Array, e: Array, low: Array) -> Array:
-  """The same for codes that are lowered (`low << e`), which saturate, too."""
-  value = low << e
-  inside = 2 * jnp.abs(value - codes) <= (1 << e)
-  passed = jnp.where(inside, real, jax.lax.stop_gradient(real))
-  return passed + jax.lax.stop_gradient(value - passed)
+def _inside_low(codes: Array, low: Array, e: Array) -> Array:
+  """The same of codes that are lowered, with `low` as 8-bit codes."""
+  return 2 * jnp.abs(low - codes) <= (1 << e)
 
 
 def _weight_codes(layer: Layer, w: Array, scale: Array, bits: int) -> Array:

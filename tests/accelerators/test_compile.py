@@ -31,12 +31,11 @@ JOBS = {
 # What runs in every test: each job on each of four accelerators, of the models named here; the rest
 # is marked slow. What mixed programs become test_programs.py looks at, of all models. Compiling
 # convolutions for a TPU takes several times as long as for a GPU.
-_TWO, _TPU = ("resnet20", "vit_s"), ("vit_s", "odd")
 _VIT, _ODD, _RESNET = ("vit_s",), ("odd",), ("resnet20",)
 QUICK = {
-  "inference": {"h100": ("resnet20", "odd"), "a100": _VIT, "v5e": _TPU, "v6e": _VIT},
-  "calibrate": {"h100": (*_TWO, "odd"), "a100": _VIT, "v5e": _TPU, "v6e": _TPU},
-  "search": {"h100": (*_TWO, "odd", "mobilenet_v2"), "a100": _RESNET, "v5e": _TPU, "v6e": _TPU},
+  "inference": {"h100": _ODD, "a100": _VIT, "v5e": _ODD, "v6e": _VIT},
+  "calibrate": {"h100": ("resnet20", "odd"), "a100": _VIT, "v5e": _ODD, "v6e": _VIT},
+  "search": {"h100": ("vit_s", "odd", "mobilenet_v2"), "a100": _RESNET, "v5e": _ODD, "v6e": _VIT},
   "layer_bits": {"h100": _ODD, "a100": _ODD, "v5e": _ODD, "v6e": _ODD},
   "finetune": {"h100": _RESNET, "a100": _RESNET, "v5e": _VIT, "v6e": _VIT},
   "train_methods": {"h100": _RESNET, "a100": _RESNET, "v5e": _ODD, "v6e": _ODD},

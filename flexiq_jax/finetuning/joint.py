@@ -200,7 +200,9 @@ def _train(
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,
-    prepare=teacher(source or network, examples.prepare, settings.output_weight > 0),
+    prepare=teacher(
+      source or network, examples.prepare, settings.output_weight > 0, settings.mixup
+    ),
     parts=parts_of(settings, masks),
   )
   trained = jax.device_get(state.params)

@@ -62,10 +62,28 @@ if jax.__version_info__ >= (0, 11):
   )
 
 
+_optimized: bool | None = None  # how the programs in memory were compiled
+
+
+def keep_apart(optimized: bool):
+  """Forgets programs that were compiled in the other way.
+
+  In memory JAX finds them by their function alone, and would take those of an earlier test. A run
+  in this process and one in another then begin with initial weights that differ in their last bits.
+  """
+  global _optimized
+  if _optimized not in (None, optimized):
+    jax.clear_caches()
+  _optimized = optimized
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
   """Sets how programs of a test are compiled, those of its fixtures and processes with them."""
+  path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
   aot = item.get_closest_marker("aot")
+  optimized = path.startswith(OPTIMIZED) or bool(item.get_closest_marker("slow"))
+  keep_apart(optimized and not aot)
   if aot:
     # Programs for described devices are not shared: no client could read them back. What these
     # tests compute on the CPU is little; how devices' programs are made stands in their options.
@@ -74,8 +92,6 @@ def pytest_runtest_protocol(item):
       settings["exec_time_optimization_effort"] = -1.0  # half the time of compiling for a TPU
     with configured(**settings):
       return (yield)
-  path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
-  optimized = path.startswith(OPTIMIZED) or item.get_closest_marker("slow")
   if jax.config.jax_platforms != "cpu" or optimized:
     return (yield)
   with configured(disable_most_optimizations=True), pytest.MonkeyPatch.context() as patch:

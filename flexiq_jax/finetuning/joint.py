@@ -200,9 +200,7 @@ def _train(
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,
-    prepare=teacher(
-      source or network, examples.prepare, settings.output_weight > 0, settings.mixup
-    ),
+    prepare=teacher(source or network, examples.prepare, settings.output_weight > 0),
     parts=parts_of(settings, masks),
   )
   trained = jax.device_get(state.params)

@@ -20,7 +20,7 @@ from flexiq_jax.training import loop
 
 Array = Any
 # What the random numbers of a step are folded with.
-_PREPARE, _RATIO, _MIXUP = 0, 1, 2
+_PREPARE, _RATIO = 0, 1
 # Examples on which distances are measured before the training.
 _MEASURED = 64
 
@@ -39,8 +39,7 @@ def distances(
   Returns:
     Ratios `[R]`, ascending from 0 to 1, and the mean distance at each, float32 `[R]`, above 0.
   """
-  prepare = jax.jit(teacher(source, examples.prepare, mixup=settings.mixup))
-  apart = jax.jit(DISTANCES[settings.loss])
+  prepare, apart = jax.jit(teacher(source, examples.prepare)), jax.jit(DISTANCES[settings.loss])
   count = max(1, _MEASURED // settings.batch_size)
   data = Batches(examples, settings.batch_size, count, seed=0, sharding=None)
   found = np.zeros(len(LEVELS))
@@ -98,28 +97,15 @@ def objective(
   return loss
 
 
-def teacher(
-  network: Network, prepare: Prepare, outputs: bool = False, mixup: float = 0.0
-) -> loop.Prepare:
+def teacher(network: Network, prepare: Prepare, outputs: bool = False) -> loop.Prepare:
   """`(key, (examples, labels)) -> (inputs, float logits, outputs of the layers, labels)`.
 
   Outputs are layer name -> the float model's product, before a bias; none unless asked for.
-
-  Args:
-    network: the float model.
-    prepare: makes inputs of examples.
-    outputs: whether outputs are asked for.
-    mixup: as in `FinetuneSettings`.
-
-  Raises:
-    ValueError: inputs that are to be mixed are no real numbers.
   """
 
   def run(key, batch):
     examples, labels = batch
     x = prepare(jax.random.fold_in(key, _PREPARE), examples)
-    if mixup:
-      x = _mixed(jax.random.fold_in(key, _MIXUP), x, mixup)
     found: dict[str, Array] = {}
 
     def real(layer, x, w, contract):
@@ -132,19 +118,6 @@ def teacher(
     return x, z, found, labels
 
   return run
-
-
-def _mixed(key: Array, x: Array, concentration: float) -> Array:
-  """Each example's mean with one that is drawn, the greater weight its own."""
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(
-      f"mixup: {concentration} for inputs of {x.dtype}; real inputs can be mixed, 0 for others"
-    )
-  keys = jax.random.split(key)
-  share = jax.random.beta(keys[0], concentration, concentration, (len(x),))
-  share = jnp.maximum(share, 1 - share).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-  other = x[jax.random.permutation(keys[1], len(x))]
-  return share * x + (1 - share) * other
 
 
 def _compared(

@@ -51,9 +51,6 @@ class FinetuneSettings:
     output_weight: weight of the layers' outputs beside it: their squared errors, relative to the
       squares of the float model's outputs, mean over layers.
     label_weight: weight of the cross-entropy with labels beside it; 0 needs no labels.
-    mixup: every input is a mean of two of the batch, whose weights are drawn from a beta
-      distribution with this number twice (Zhang et al., "mixup", 2018), 1 being uniform; 0 mixes
-      nothing. The float model sees the same; there are no labels for it.
     every: steps between checkpoints, each with an entry in the log.
     refit: steps between two fits of extraction shifts and mean codes, a multiple of `every`; 0 fits
       them once, at the end.
@@ -72,7 +69,6 @@ class FinetuneSettings:
   balance: float = 0.0
   output_weight: float = 0.0
   label_weight: float = 0.0
-  mixup: float = 0.0
   every: int = 100
   refit: int = 400
   reconstruct: bool = True
@@ -84,10 +80,9 @@ class FinetuneSettings:
       require(self, field, is_whole(getattr(self, field), 0), "an integer from 0")
     for field in ("learning_rate", "other_learning_rate", "scale_learning_rate"):
       require_positive(self, field)
-    for field in ("output_weight", "label_weight", "mixup"):
+    for field in ("output_weight", "label_weight"):
       value = getattr(self, field)
       require(self, field, is_real(value) and value >= 0, "a number from 0")
-    require(self, "mixup", not (self.mixup and self.label_weight), "0 where label_weight is not")
     require(self, "warmup", self.warmup < self.steps, f"fewer than steps ({self.steps})")
     for field in ("steps", "refit"):
       fits = getattr(self, field) % self.every == 0

@@ -209,8 +209,6 @@ def test_traced_masks_are_the_schedules(start):
     ({"learning_rate": float("nan")}, "learning_rate is nan"),
     ({"output_weight": -1}, "output_weight is -1; a number from 0"),
     ({"balance": 1.5}, "balance is 1.5; a number in 0..1"),
-    ({"mixup": float("inf")}, "mixup is inf; a number from 0"),
-    ({"mixup": 1.0, "label_weight": 0.5}, "mixup is 1.0; 0 where label_weight is not"),
     ({"steps": 250, "every": 100}, "steps is 250; a multiple of every"),
     ({"ratios": (0.5, 1.5)}, r"ratios is \(0.5, 1.5\); a tuple of numbers in 0..1"),
     ({"anchors": 0.5}, "anchors is 0.5"),
@@ -289,28 +287,6 @@ def test_outputs_of_layers_count_relative_to_their_squares():
   apart = np.square(np.asarray(model(x, 1.0)) - wanted).reshape(64, 2, 6).mean(axis=(0, 2))
   relative = apart / np.square(wanted).reshape(64, 2, 6).mean(axis=(0, 2))
   assert losses[1] - losses[0] == pytest.approx(1000.0 * relative.mean(), rel=1e-3)
-
-
-def test_mixed_inputs_lie_between_two_and_nearer_to_their_own(start):
-  network, inputs = start.network, start.examples.inputs[:16]
-  twice = lambda key, x: 2 * x
-  prepare = objective.teacher(network, twice, mixup=1.0)
-  x, z, _, labels = prepare(jax.random.key(3), (inputs, None))
-  own, mixed = (np.asarray(v, np.float64).reshape(16, -1) for v in (2 * inputs, x))
-  shares = []
-  for i, row in enumerate(mixed):
-    away, others = row - own[i], own - own[i]
-    along = others @ away / np.maximum((others**2).sum(axis=1), 1e-30)
-    left = np.abs(away - along[:, None] * others).max(axis=1)
-    other = left.argmin()
-    assert left[other] < 1e-5
-    shares.append(along[other])
-  assert labels is None and -1e-6 < min(shares) < 0.2 and 0.3 < max(shares) <= 0.5
-  np.testing.assert_allclose(z, network.float(x), atol=1e-5)
-  again, *_ = prepare(jax.random.key(3), (inputs, None))
-  np.testing.assert_array_equal(x, again)
-  with pytest.raises(ValueError, match=r"mixup: 1\.0 for inputs of int32; real inputs"):
-    prepare(jax.random.key(0), (np.arange(3, dtype=np.int32), None))
 
 
 def test_weights_move_in_steps_of_their_channel(start):

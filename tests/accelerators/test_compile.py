@@ -38,7 +38,7 @@ QUICK = {
   "search": {"h100": ("vit_s", "odd", "mobilenet_v2"), "a100": _RESNET, "v5e": _ODD, "v6e": _VIT},
   "layer_bits": {"h100": _ODD, "a100": _ODD, "v5e": _ODD, "v6e": _ODD},
   "finetune": {"h100": _RESNET, "a100": _RESNET, "v5e": _VIT, "v6e": _VIT},
-  "train_methods": {"h100": _RESNET, "a100": _RESNET, "v5e": _ODD, "v6e": _ODD},
+  "train_methods": {"h100": _RESNET, "a100": _RESNET, "v5e": _VIT, "v6e": _VIT},
   "serve": {"h100": _RESNET, "a100": _VIT, "v5e": _VIT, "v6e": _VIT},
 }
 

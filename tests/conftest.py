@@ -82,7 +82,8 @@ def pytest_runtest_protocol(item):
   """Sets how programs of a test are compiled, those of its fixtures and processes with them."""
   path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
   aot = item.get_closest_marker("aot")
-  optimized = path.startswith(OPTIMIZED) or bool(item.get_closest_marker("slow"))
+  slow = item.get_closest_marker("slow") is not None
+  optimized = jax.config.jax_platforms != "cpu" or path.startswith(OPTIMIZED) or slow
   keep_apart(optimized and not aot)
   if aot:
     # Programs for described devices are not shared: no client could read them back. What these
@@ -92,7 +93,7 @@ def pytest_runtest_protocol(item):
       settings["exec_time_optimization_effort"] = -1.0  # half the time of compiling for a TPU
     with configured(**settings):
       return (yield)
-  if jax.config.jax_platforms != "cpu" or optimized:
+  if optimized:
     return (yield)
   with configured(disable_most_optimizations=True), pytest.MonkeyPatch.context() as patch:
     patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

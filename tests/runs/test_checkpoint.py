@@ -117,23 +117,21 @@ def test_a_damaged_step_is_named(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, "bfloat16", bool])
 def test_damage_that_orbax_does_not_see_is_told(tmp_path, dtype):
-  values = np.asarray(jnp.arange(64).astype(dtype).reshape(8, 8))
+  tree = {"other": np.ones(3), "values": np.asarray(jnp.arange(64).astype(dtype).reshape(8, 8))}
   with Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(4, {"other": np.ones(3), "values": values}, {"epoch": 2})
-    assert checkpoints.restore_latest({"other": np.ones(3), "values": values}).metadata == {
-      "epoch": 2
-    }
-    (metadata,) = (tmp_path / "4").rglob("metadata/metadata")
+    checkpoints.save(4, tree, {"epoch": 2})
+    assert checkpoints.restore_latest(tree).metadata == {"epoch": 2}
+    metadata = tmp_path / "4/metadata/metadata"
     saved = json.loads(metadata.read_text())
     saved["leaf_checksums"]["values"] ^= 1
     metadata.write_text(json.dumps(saved))
     message = r"4 cannot be read; remove it .*: leaf 'values' is not what was saved"
     with pytest.raises(ValueError, match=message):
-      checkpoints.restore_latest({"other": np.ones(3), "values": values})
+      checkpoints.restore_latest(tree)
     del saved["leaf_checksums"]  # as older releases have it
     metadata.write_text(json.dumps(saved))
-    restored = checkpoints.restore_latest({"other": np.ones(3), "values": values})
-    np.testing.assert_array_equal(restored.tree["values"], values)
+    restored = checkpoints.restore_latest(tree)
+    np.testing.assert_array_equal(restored.tree["values"], tree["values"])
 
 
 # After a read that failed, Orbax's other reads report to an event loop that is gone.

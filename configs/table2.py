@@ -91,6 +91,8 @@ def get_config(arg=None):
   rows = tuple((title, f"network={name}") for name, (_, title, *_) in models.items())
   tables = {way: _top1(way, ways, rows) for way in ways}
   tables["drops"] = _drops(ways, rows)
+  here = tuple((title, f"network={name}") for name, (_, title, *rest) in models.items() if rest)
+  tables["headline"] = _headline(ways, here)
   name = "table2" + "_folder" * options.folder + "_runlocal" * options.runlocal
   return sweeps.sweep(name, bases, tables=tables)
 
@@ -111,6 +113,29 @@ def _top1(way: str, ways: Collection[str], rows: tuple) -> Layout:
       *(() if trained else (("greedy, 50 %", of("flexiq_greedy", 0.5)),)),
     ),
     average="average",
+  )
+
+
+def _headline(ways: Collection[str], rows: tuple) -> Layout:
+  """The models that a CPU evaluates, and what distillation adds where nothing is left in 8 bits."""
+  distilled = tuple(
+    (f"{name}, distilled", _of("distilled", ways, method, ratio))
+    for name, method, ratio in (
+      ("100 %", "flexiq_distilled", 1.0),
+      ("INT4", "uniform_int4_distilled", None),
+    )
+    if "distilled" in ways
+  )
+  return Layout(
+    title="model",
+    rows=rows,
+    columns=(
+      ("float", _untrained(ways, "method=float")),
+      ("INT8", _untrained(ways, "method=uniform_int8")),
+      *((f"{100 * r:g} %", _of("ptq", ways, "flexiq_gram", r)) for r in (0.25, 0.5, 0.75, 1.0)),
+      ("INT4", _untrained(ways, "method=uniform_int4")),
+      *distilled,
+    ),
   )
 
 

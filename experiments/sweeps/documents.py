@@ -1,8 +1,8 @@
-"""Writes the tables of docs/ from collected files, and tells where they are stale.
+"""Writes the tables of README.md and docs/ from collected files, and tells where they are stale.
 
     python -m experiments.sweeps.documents --take runs/table7   # a sweep's rows into docs/tables/
     python -m experiments.sweeps.documents --take runs/table7 --keep    # cells not run keep theirs
-    python -m experiments.sweeps.documents                      # rewrites the tables in docs/*.md
+    python -m experiments.sweeps.documents                      # rewrites all tables
     python -m experiments.sweeps.documents --check              # only says which are stale
 
 A table stands between `<!-- table: SWEEP/TABLE -->` and `<!-- end of table -->`. Its rows are those
@@ -90,7 +90,7 @@ def take(sweep: Path, folder: Path, keep: bool = False) -> Path:
 
 def main(argv: list[str]) -> int:
   """Does what the arguments say; returns the exit status."""
-  parser = argparse.ArgumentParser(description="Tables of docs/ from docs/tables/*.csv.")
+  parser = argparse.ArgumentParser(description="Tables of documents from docs/tables/*.csv.")
   parser.add_argument("--take", type=Path, metavar="RUNS/SWEEP", help="take over a sweep's rows")
   parser.add_argument("--check", action="store_true", help="write nothing; fail where stale")
   parser.add_argument("--keep", action="store_true", help="with --take: rows of cells not run here")
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
   if options.take:
     print(take(options.take, DOCS / "tables", options.keep))
   stale = 0
-  for path in sorted(DOCS.glob("*.md")):
+  for path in (bases.ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
     old = path.read_text()
     new = rendered(old, DOCS / "tables")
     if new == old:

@@ -1,5 +1,7 @@
 """Tables of documents are those of their collected rows."""
 
+import re
+
 import pytest
 
 from experiments.sweeps import documents
@@ -22,6 +24,14 @@ def folder(tmp_path):
 def test_docs_are_those_of_their_rows():
   """Where this fails: python -m experiments.sweeps.documents."""
   assert documents.main(["--check"]) == 0
+
+
+def test_every_number_of_the_results_has_its_cell():
+  """What was carried by hand belongs to docs/measurements.md."""
+  text = (documents.DOCS / "results.md").read_text()
+  assert text.count("<!-- table:") >= 8
+  by_hand = re.sub(r"<!-- table:.*?<!-- end of table -->", "", text, flags=re.DOTALL)
+  assert not re.findall(r"^\|.*|\d\.\d", by_hand, flags=re.MULTILINE)
 
 
 def test_a_table_is_written_and_found_stale(folder):

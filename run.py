@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
       layers = experiment.describe(config)
       print("\n".join((*_fields(config.to_dict(), "config"), "", layers)))
       return
-    from experiments.shared import setup
+    from experiments.shared import identity, setup
 
     process.enable_compilation_cache(_CACHE.value)
     process.full_precision()
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     named = Path(_WORKDIR.value or setup.default_workdir(config, overrides))
     with distributed.folder(named) as folder:
       workdir = Workdir(folder)
-      plain = config.to_dict()
+      plain = identity.plain(config)
       # A workdir that is finished, or of another run, is told at once; --overrule may change it, so
       # that comes after all checks. A run whose inputs are wrong leaves no config behind.
       begun = (folder / "config.json").is_file()

@@ -15,6 +15,7 @@ import numpy as np
 from experiments import curve, deploy
 from experiments.server import sources
 from experiments.server.sources import Sources
+from experiments.shared import identity
 from experiments.shared.checks import field, require
 from experiments.shared.served import load_artifact
 from flexiq_jax import deployment, serving
@@ -98,7 +99,7 @@ def _deploy(inputs: Sources, command: str) -> Path:
   folder = sources.deployed_at(inputs.config)
   print(f"deploying {inputs.config.model}: {folder}", flush=True)
   workdir = Workdir(folder)
-  workdir.config(inputs.made.config.to_dict())
+  workdir.config(identity.plain(inputs.made.config))
   with workdir.held():
     if workdir.finished is None:
       deploy.run(inputs.made, workdir, command)

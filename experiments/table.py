@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments import ablation, compare
-from experiments.shared import setup
+from experiments.shared import identity, setup
 from experiments.shared.checks import is_seed, require
 from flexiq_jax.runs import distributed, process
 from flexiq_jax.runs.workdir import Workdir
@@ -41,7 +41,7 @@ def run(inputs: setup.Inputs, workdir: Workdir, command: str) -> Path:
     part = _part(config, seed)
     with distributed.folder(workdir.path / f"seed{seed}") as folder:
       one = Workdir(folder)
-      one.config(part.to_dict())
+      one.config(identity.plain(part))
       one.about = setup.provenance(part)
       if distributed.agree(not one.finished):
         with one.held():

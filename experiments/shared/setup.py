@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.shared import identity
 from experiments.shared.checks import Settings, check, field
 from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
@@ -218,7 +219,7 @@ def provenance(config) -> dict[str, str]:
   return {
     "model": config.model,
     "data": data_name(config),
-    "config": f"{config.name}-{files.digest(config.to_dict())}",
+    "config": f"{config.name}-{files.digest(identity.plain(config))}",
     "commit": commit,
   }
 

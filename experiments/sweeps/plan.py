@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.shared import identity
 from experiments.shared.checks import check, field, is_seed
 from experiments.sweeps import bases, computed, needs
 from flexiq_jax.runs import files
@@ -65,7 +66,7 @@ def _cell(name: str, base_name: str, base, chosen: Mapping[str, Any], run, folde
     command=bases.command(base.config, {**dict(base.fields), **chosen}, workdir),
     folder=bases.ROOT,
     labels={"base": base_name, **dict(base.labels), **{k: _plain(v) for k, v in chosen.items()}},
-    config=files.to_plain(run.to_dict()),
+    config=files.to_plain(identity.plain(run)),
     minutes=float(base.minutes),
     memory=float(base.memory),
     gpus=base.gpus,

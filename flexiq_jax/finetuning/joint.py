@@ -162,6 +162,7 @@ def _train(
   kept = {q.name: straight.kept(q, model[q.name], cuts.get(q.name), low) for q in layers}
   start = {name: straight.Scales(q.x_scale, q.w_scale) for name, q in model.items()}
   params = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
+  first, share = params, settings.interpolate
   whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
   shared = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   if whole is not None:
@@ -185,6 +186,9 @@ def _train(
     found = {k: v / max(counts.get(k.removeprefix("loss_"), 1.0), 1.0) for k, v in totals.items()}
     return {"epoch": epoch.epoch, "step": epoch.step, "loss": epoch.loss, **found}
 
+  given = dataclasses.asdict(settings) | {"seed": seed}
+  del given["interpolate"]  # the training is the same
+
   state, log = loop.train(
     objective(network, start, masks, settings, unit),
     params,
@@ -196,14 +200,18 @@ def _train(
     epochs=settings.steps // settings.every,
     seed=seed,
     entry=entry,
-    run=files.to_plain({"finetune": dataclasses.asdict(settings) | {"seed": seed}, **(run or {})}),
+    run=files.to_plain({"finetune": given, **(run or {})}),
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,
     prepare=teacher(source or network, examples.prepare, settings.output_weight > 0),
     parts=parts_of(settings, masks),
   )
-  trained = jax.device_get(state.params)
+  # Float64 and rounded once, so that the end itself is the end, bit for bit.
+  trained = jax.tree.map(
+    lambda a, b: ((1 - share) * np.float64(a) + share * np.float64(b)).astype(b.dtype),
+    *jax.device_get((first, state.params)),
+  )
   return (trained["params"], scales_of(start, trained["log_scales"])), log
 
 

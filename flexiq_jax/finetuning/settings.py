@@ -55,6 +55,10 @@ class FinetuneSettings:
     refit: steps between two fits of extraction shifts and mean codes, a multiple of `every`; 0 fits
       them once, at the end.
     reconstruct: whether the weights are rounded by the layers' outputs first (`reconstruct`).
+    interpolate: how far from where it started to where training led the result lies, for all that
+      was trained, above 0; 1 is the end. Low ratios lose with the square of the way, and the first
+      half of it wins most of what high ratios win (Wortsman et al., "Robust fine-tuning of
+      zero-shot models", 2022). Of a finished training another value takes no further step.
   """
 
   steps: int = 1600
@@ -72,6 +76,7 @@ class FinetuneSettings:
   every: int = 100
   refit: int = 400
   reconstruct: bool = True
+  interpolate: float = 1.0
 
   def __post_init__(self):
     for field in ("steps", "batch_size", "every"):
@@ -83,6 +88,8 @@ class FinetuneSettings:
     for field in ("output_weight", "label_weight"):
       value = getattr(self, field)
       require(self, field, is_real(value) and value >= 0, "a number from 0")
+    value = self.interpolate
+    require(self, "interpolate", is_real(value) and 0 < value <= 1, "a number above 0, up to 1")
     require(self, "warmup", self.warmup < self.steps, f"fewer than steps ({self.steps})")
     for field in ("steps", "refit"):
       fits = getattr(self, field) % self.every == 0

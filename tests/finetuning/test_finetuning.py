@@ -113,6 +113,26 @@ def test_files_give_the_model_again_to_the_bit(start, tuned):
     assert np.array_equal(model(start.batches[0], ratio), again(start.batches[0], ratio))
 
 
+def test_the_result_may_lie_on_the_way_and_needs_no_second_training(start, tuned):
+  end, log, folder = tuned
+  half, again = finetuning.finetune(
+    *(start.model, start.examples, start.batches),
+    dataclasses.replace(SETTINGS, interpolate=0.5),
+    checkpoint_dir=folder / "steps",
+    progress=lambda entry: pytest.fail(f"trained again: {entry}"),
+  )
+  assert again == log
+  halves = jax.tree.map(lambda a, b: (a + b) / 2, start.network.params, end.network.params)
+  for old, new in zip(jax.tree.leaves(halves), jax.tree.leaves(half.network.params), strict=True):
+    np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-7)
+  for name, q in half.model.items():
+    both = start.model.model[name].x_scale, end.model[name].x_scale
+    np.testing.assert_allclose(q.x_scale, np.sqrt(both[0] * both[1]), rtol=1e-5)
+  # Three quarters of what is to be won where losses are quadratic, for a quarter of the harm.
+  near, far, made = (start.distance(m, 1.0) for m in (end, start.model, half))
+  assert near < made < near + 0.5 * (far - near)
+
+
 def test_shift_blocks_keep_their_shifts_in_common():
   made = make(shift_block=4)
   trained = jax.tree.map(lambda a: 1.1 * a, made.network.params)
@@ -209,6 +229,8 @@ def test_traced_masks_are_the_schedules(start):
     ({"learning_rate": float("nan")}, "learning_rate is nan"),
     ({"output_weight": -1}, "output_weight is -1; a number from 0"),
     ({"balance": 1.5}, "balance is 1.5; a number in 0..1"),
+    ({"interpolate": 0.0}, "interpolate is 0.0; a number above 0, up to 1"),
+    ({"interpolate": float("nan")}, "interpolate is nan"),
     ({"steps": 250, "every": 100}, "steps is 250; a multiple of every"),
     ({"ratios": (0.5, 1.5)}, r"ratios is \(0.5, 1.5\); a tuple of numbers in 0..1"),
     ({"anchors": 0.5}, "anchors is 0.5"),

@@ -34,6 +34,17 @@ def test_every_number_of_the_results_has_its_cell():
   assert not re.findall(r"^\|.*|\d\.\d", by_hand, flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize("path", sorted((documents.DOCS / "tables").glob("*.csv")), ids=str)
+def test_kept_rows_are_of_the_config_that_a_cell_has_now_or_are_marked(path, tmp_path):
+  """A field that came later and changes nothing belongs to `identity.LATER`."""
+  cells = documents.plan(documents.bases.load(documents._source(path.stem)), tmp_path)
+  now = {cell.name: collect.config_name(cell) for cell in cells}
+  kept = [row for row in collect.read_csv(path) if row.get("config")]
+  assert kept
+  other = {row["cell"] for row in kept if row["config"] != now.get(row["cell"])}
+  assert other == {row["cell"] for row in kept if row["reason"] == collect.ANOTHER}
+
+
 def test_a_table_is_written_and_found_stale(folder):
   old = f"before\n\n{TABLE.format('')}\n\nafter\n"
   new = documents.rendered(old, folder)

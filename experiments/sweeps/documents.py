@@ -42,7 +42,7 @@ def rendered(text: str, folder: Path) -> str:
 
   def table(match: re.Match) -> str:
     sweep, name = match[2], match[3]
-    found = layouts(bases.load(_source(sweep)))
+    found = layouts(bases.load(config_of(sweep)))
     if name not in found:
       raise ValueError(f"table {sweep}/{name}: configs/{sweep}.py has {', '.join(found)}")
     path = folder / f"{sweep}.csv"
@@ -53,7 +53,7 @@ def rendered(text: str, folder: Path) -> str:
   return _MARK.sub(table, text)
 
 
-def _source(sweep: str) -> str:
+def config_of(sweep: str) -> str:
   """The config of a sweep by its name, which a variant has after its last underscore."""
   name, _, variant = sweep.rpartition("_")
   whole = f"configs/{sweep}.py"
@@ -82,7 +82,7 @@ def take(sweep: Path, folder: Path, keep: bool = False) -> Path:
   if keep:
     if not path.is_file():
       raise ValueError(f"keep: there is no {path}; --take without it")
-    cells = plan(bases.load(_source(sweep.name)), sweep)
+    cells = plan(bases.load(config_of(sweep.name)), sweep)
     rows = collect.kept(rows, collect.read_csv(path), cells)
   folder.mkdir(exist_ok=True)
   return files.write_text(path, collect.to_csv(rows))

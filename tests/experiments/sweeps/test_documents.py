@@ -37,7 +37,7 @@ def test_every_number_of_the_results_has_its_cell():
 @pytest.mark.parametrize("path", sorted((documents.DOCS / "tables").glob("*.csv")), ids=str)
 def test_kept_rows_are_of_the_config_that_a_cell_has_now_or_are_marked(path, tmp_path):
   """A field that came later and changes nothing belongs to `identity.LATER`."""
-  cells = documents.plan(documents.bases.load(documents._source(path.stem)), tmp_path)
+  cells = documents.plan(documents.bases.load(documents.config_of(path.stem)), tmp_path)
   now = {cell.name: collect.config_name(cell) for cell in cells}
   kept = [row for row in collect.read_csv(path) if row.get("config")]
   assert kept

@@ -34,7 +34,9 @@ def test_every_number_of_the_results_has_its_cell():
   assert not re.findall(r"^\|.*|\d\.\d", by_hand, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", sorted((documents.DOCS / "tables").glob("*.csv")), ids=str)
+@pytest.mark.parametrize(
+  "path", sorted((documents.DOCS / "tables").glob("*.csv")), ids=lambda path: path.stem
+)
 def test_kept_rows_are_of_the_config_that_a_cell_has_now_or_are_marked(path, tmp_path):
   """A field that came later and changes nothing belongs to `identity.LATER`."""
   cells = documents.plan(documents.bases.load(documents.config_of(path.stem)), tmp_path)

@@ -21,6 +21,7 @@ mobile model 6 to 35 minutes post-training on two free CPU cores, four times tha
 Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or more a cell.
 """
 
+import dataclasses
 from collections.abc import Collection
 
 from configs import common
@@ -117,26 +118,15 @@ def _top1(way: str, ways: Collection[str], rows: tuple) -> Layout:
 
 
 def _headline(ways: Collection[str], rows: tuple) -> Layout:
-  """The models that a CPU evaluates, and what distillation adds where nothing is left in 8 bits."""
-  distilled = tuple(
-    (f"{name}, distilled", _of("distilled", ways, method, ratio))
-    for name, method, ratio in (
-      ("100 %", "flexiq_distilled", 1.0),
-      ("INT4", "uniform_int4_distilled", None),
-    )
-    if "distilled" in ways
+  """Post-training, and what distillation adds where everything is in 4 bits."""
+  before, way = _top1("ptq", ways, rows), "distilled"
+  after = (
+    ("100 %, distilled", _of(way, ways, _WAYS[way][1], 1.0)),
+    ("INT4, distilled", _of(way, ways, _int4(way))),
   )
-  return Layout(
-    title="model",
-    rows=rows,
-    columns=(
-      ("float", _untrained(ways, "method=float")),
-      ("INT8", _untrained(ways, "method=uniform_int8")),
-      *((f"{100 * r:g} %", _of("ptq", ways, "flexiq_gram", r)) for r in (0.25, 0.5, 0.75, 1.0)),
-      ("INT4", _untrained(ways, "method=uniform_int4")),
-      *distilled,
-    ),
-  )
+  kept = (column for column in before.columns if column[0] not in ("images", "greedy, 50 %"))
+  columns = (*kept, *(after if way in ways else ()))
+  return dataclasses.replace(before, columns=columns, average="")
 
 
 def _drops(ways: Collection[str], rows: tuple) -> Layout:

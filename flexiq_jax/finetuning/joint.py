@@ -162,7 +162,7 @@ def _train(
   kept = {q.name: straight.kept(q, model[q.name], cuts.get(q.name), low) for q in layers}
   start = {name: straight.Scales(q.x_scale, q.w_scale) for name, q in model.items()}
   params = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
-  first, share = params, settings.interpolate
+  first = params
   whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
   shared = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   if whole is not None:
@@ -207,11 +207,8 @@ def _train(
     prepare=teacher(source or network, examples.prepare, settings.output_weight > 0),
     parts=parts_of(settings, masks),
   )
-  # Float64 and rounded once, so that the end itself is the end, bit for bit.
-  trained = jax.tree.map(
-    lambda a, b: ((1 - share) * np.float64(a) + share * np.float64(b)).astype(b.dtype),
-    *jax.device_get((first, state.params)),
-  )
+  end, begin = jax.device_get((state.params, first))
+  trained: Any = optax.incremental_update(end, begin, settings.interpolate)
   return (trained["params"], scales_of(start, trained["log_scales"])), log
 
 

@@ -81,7 +81,7 @@ def prepare(config) -> setup.Inputs:
   """
   _check(config)
   inputs = setup.prepare(config)
-  tuned.require_data(inputs.settings.tuning, inputs.calibration)
+  tuned.require(inputs)
   return inputs
 
 

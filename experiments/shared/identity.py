@@ -7,7 +7,12 @@ field that came later is left out while it has the value that stands for what ru
 from typing import Any
 
 # Field -> its value that changes nothing.
-LATER = {"distill.interpolate": 1.0, "finetune.interpolate": 1.0}
+LATER = {
+  "distill.crop": 0,
+  "distill.interpolate": 1.0,
+  "finetune.crop": 0,
+  "finetune.interpolate": 1.0,
+}
 
 
 def plain(config) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.shared.checks import field
 from experiments.shared.setup import Inputs
-from flexiq_jax import adaptive, data, finetuning
+from flexiq_jax import adaptive, data, finetuning, models
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.finetuning import ImageSettings
 from flexiq_jax.network import Network
@@ -32,7 +34,7 @@ from flexiq_jax.quant import QModel
 from flexiq_jax.runs.files import to_plain
 from flexiq_jax.runs.progress import PassProgress, Progress
 from flexiq_jax.runs.workdir import Workdir
-from flexiq_jax.training import augment
+from flexiq_jax.training import augment, random_crop
 
 # Rows are named after what was done to their models; ways are those of `checks.TUNING`.
 DONE = {"reconstruct": "reconstructed", "distill": "distilled", "finetune": "finetuned"}
@@ -72,7 +74,7 @@ class Tuner:
       self.name,
       of,
       lambda **given: finetuning.finetune(
-        *(first, self._examples, batches, settings), source=start.network, **given
+        *(first, self.examples, batches, settings), source=start.network, **given
       ),
     )
     return self._kept(start, model)
@@ -121,7 +123,7 @@ class Tuner:
       f"{self.name}_int4",
       {},
       lambda **given: finetuning.finetune_uniform(
-        *(network, model, self._examples, self.settings), **given
+        *(network, model, self.examples, self.settings), **given
       ),
     )
 
@@ -154,7 +156,8 @@ class Tuner:
     return found
 
   @functools.cached_property
-  def _examples(self) -> finetuning.Examples:
+  def examples(self) -> finetuning.Examples:
+    """What is trained on, images uint8 `[n, H, W, C]`, and how a batch of them is prepared."""
     source, preprocess = self.inputs.calibration, self.inputs.settings.preprocess
     settings = self.settings
     count = settings.images or len(source)
@@ -168,11 +171,14 @@ class Tuner:
           parts.append(images[rows])
           progress.update(len(rows))
       images = np.concatenate(parts)
-    return finetuning.Examples(
-      images,
-      labels,
-      lambda key, x: preprocess.normalize(augment(key, x, settings.augmentation)),
-    )
+
+    def prepare(key, x):
+      x = augment(key, x, settings.augmentation)
+      if settings.crop:
+        x = random_crop(jax.random.fold_in(key, 1), x, settings.crop)
+      return preprocess.normalize(x)
+
+    return finetuning.Examples(images, labels, prepare)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,13 +207,14 @@ def trains(settings: Any) -> bool:
   return isinstance(settings, ImageSettings)
 
 
-def require_data(tuning: Mapping[str, Any], source: data.Source) -> None:
-  """Refuses settings that ask for more images than there are.
+def require(inputs: Inputs) -> None:
+  """Refuses settings that the images or the model do not allow.
 
   Raises:
     ValueError: names the field.
   """
-  for name, settings in tuning.items():
+  source = inputs.calibration
+  for name, settings in inputs.settings.tuning.items():
     if not trains(settings):
       continue
     if settings.images > len(source):
@@ -220,3 +227,20 @@ def require_data(tuning: Mapping[str, Any], source: data.Source) -> None:
         f"config.{name}.batch_size: {settings.batch_size}; 1..{images} is accepted, the images "
         "trained on"
       )
+    if settings.crop:
+      _require_size(inputs.module, f"config.{name}.crop", settings.crop)
+
+
+def _require_size(module: Any, name: str, size: int) -> None:
+  """Refuses parts of images that the model cannot take."""
+  height, width, channels = module.input_shape
+  if size > min(height, width):
+    raise ValueError(f"{name}: {size}; 0..{min(height, width)} is accepted, the model's images")
+  apply, params = models.functional(module)
+  try:
+    jax.eval_shape(apply, params, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32))
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"{name}: {size}, but the model takes images of {height} x {width} pixels alone; 0 is "
+      "accepted"
+    ) from error

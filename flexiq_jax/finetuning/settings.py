@@ -107,14 +107,19 @@ class ImageSettings(FinetuneSettings):
   Attributes:
     images: training images, the first of the draw that calibration begins; 0 takes all.
     augmentation: as in `training.TrainSettings`.
+    crop: side in pixels of a square part of each image, drawn anew every time, which is trained on
+      in its place; 0 takes all of it. A step costs less by the share of the pixels. For models that
+      take images of any size.
   """
 
   images: int = 1000
   augmentation: str = "crop_flip"
+  crop: int = 0
 
   def __post_init__(self):
     super().__post_init__()
-    require(self, "images", is_whole(self.images, 0), "an integer from 0")
+    for field in ("images", "crop"):
+      require(self, field, is_whole(getattr(self, field), 0), "an integer from 0")
     check_one_of("augmentation", self.augmentation, AUGMENTATIONS)
 
 

@@ -9,6 +9,7 @@ from flexiq_jax.training.settings import (
   augment,
   is_real,
   is_whole,
+  random_crop,
   require,
   require_positive,
 )
@@ -19,6 +20,7 @@ __all__ = [
   "augment",
   "is_real",
   "is_whole",
+  "random_crop",
   "require",
   "require_positive",
 ]

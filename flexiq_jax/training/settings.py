@@ -134,6 +134,27 @@ def make_optimizer(
   )
 
 
+def random_crop(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
+  """A square part of every image, each at a place of its own.
+
+  Args:
+    key: random key.
+    images: `[B, H, W, C]`.
+    size: side of the part, at most H and W.
+
+  Returns:
+    `[B, size, size, C]`, of the same dtype.
+  """
+  count, *sides, channels = images.shape
+  most = jnp.asarray([sides]) - size + 1
+  offsets = jax.random.randint(key, (count, 2), 0, most)
+
+  def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (size, size, channels))
+
+  return jax.vmap(crop)(images, offsets)
+
+
 def augment(key: jax.Array, images: jax.Array, augmentation: str) -> jax.Array:
   """Augments a batch; every image draws its own offsets and its own flip.
 

@@ -1,7 +1,12 @@
 """Finetuned models as stages of a run: their rows, their files, and what is refused."""
 
+import jax
+import numpy as np
 import pytest
 
+from configs import common
+from experiments import curve
+from experiments.shared import tuned
 from flexiq_jax.runs.workdir import Workdir
 from tests.runs_for_test import DIGITS, TINY, compiled, start  # noqa: F401
 
@@ -80,6 +85,30 @@ def test_what_was_finetuned_is_evaluated_and_deployed_by_its_recipe(
       assert row["logit_error"] < 0.2 and row["top1"] == again["flexiq_distill", row["ratio"]]
 
 
+def test_parts_of_images_are_trained_on(tmp_path):
+  config = common.other("digits", "runlocal")
+  config.tune, config.distill.crop = ("distill",), 4
+  config.distill.update(images=24, batch_size=8, augmentation="none")
+  inputs = curve.prepare(config)
+  settings = inputs.settings.tuning["distill"]
+  examples = tuned.Tuner("distill", settings, inputs, Workdir(tmp_path)).examples
+  whole = inputs.settings.preprocess.normalize(examples.inputs)
+  parts = examples.prepare(jax.random.key(0), examples.inputs)
+  assert whole.shape == (24, 8, 8, 1) and parts.shape == (24, 4, 4, 1)
+  for part, image in zip(np.asarray(parts), np.asarray(whole), strict=True):
+    windows = np.lib.stride_tricks.sliding_window_view(image[..., 0], (4, 4))
+    assert (windows == part[..., 0]).all(axis=(2, 3)).any()
+
+
+def test_parts_of_images_that_the_model_cannot_take():
+  config = common.other("vit_cifar10", "runlocal")
+  config.tune, config.distill.crop = ("distill",), 16
+  config.distill.update(images=24, batch_size=8)
+  message = r"config\.distill\.crop: 16, but the model takes images of 32 x 32 pixels alone"
+  with pytest.raises(ValueError, match=message):
+    curve.prepare(config)
+
+
 def test_recipe_without_its_weights_is_refused_before_anything_runs(finished, tmp_path):
   path = tmp_path / "recipe.json"
   path.write_bytes((finished / "finetuned/distill/recipe.json").read_bytes())
@@ -102,6 +131,7 @@ def test_recipe_without_its_weights_is_refused_before_anything_runs(finished, tm
     ("--config.distill.batch_size=25", "config.distill.batch_size: 25; 1..24 is accepted"),
     ("--config.distill.anchors=(0.0,2.0)", "config.distill.anchors is (0.0, 2.0)"),
     ("--config.distill.augmentation=cutout", "config.distill.augmentation: 'cutout'"),
+    ("--config.distill.crop=9", "config.distill.crop: 9; 0..8 is accepted, the model's images"),
     ("--config.reconstruct.sweeps=0", "config.reconstruct.sweeps is 0; an integer from 1"),
     ("--config.dynamic", "config.tune: finetuning needs static shifts"),
   ],

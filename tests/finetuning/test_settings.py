@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flexiq_jax.finetuning import FinetuneSettings
+from flexiq_jax.finetuning import FinetuneSettings, ImageSettings
 
 SETTINGS = FinetuneSettings(steps=200, every=50, refit=100)
 
@@ -29,3 +29,15 @@ SETTINGS = FinetuneSettings(steps=200, every=50, refit=100)
 def test_settings_that_make_no_sense(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"images": -1}, "images is -1; an integer from 0"),
+    ({"crop": 12.5}, "crop is 12.5; an integer from 0"),
+  ],
+)
+def test_settings_of_images_that_make_no_sense(changes, message):
+  with pytest.raises(ValueError, match=message):
+    ImageSettings(**changes)

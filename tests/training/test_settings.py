@@ -13,6 +13,7 @@ from flexiq_jax.training.settings import (
   augment,
   learning_rate_schedule,
   make_optimizer,
+  random_crop,
 )
 
 
@@ -118,3 +119,15 @@ def test_augmentation_draws_every_crop_and_nothing_else(name, pad, flip):
 def test_no_augmentation_is_the_identity():
   images = jnp.arange(12, dtype=jnp.uint8).reshape(1, 2, 2, 3)
   np.testing.assert_array_equal(augment(jax.random.key(0), images, "none"), images)
+
+
+@pytest.mark.parametrize("size", [5, 7])
+def test_random_crops_are_all_parts_and_nothing_else(size):
+  image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+  possible = {
+    image[y : y + size, x : x + size].tobytes() for y in range(10 - size) for x in range(8 - size)
+  }
+  images = jnp.asarray(np.broadcast_to(image, (500, *image.shape)))
+  got = np.asarray(jax.jit(random_crop, static_argnums=2)(jax.random.key(0), images, size))
+  assert got.shape == (500, size, size, 3) and got.dtype == np.uint8
+  assert {crop.tobytes() for crop in got} == possible

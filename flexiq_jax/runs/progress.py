@@ -31,6 +31,7 @@ class Progress:
     interval: float = 10.0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
+    began: float | None = None,
   ):
     """Prepares the display; it starts with the `with` block.
 
@@ -40,6 +41,7 @@ class Progress:
       interval: least time between two plain lines, seconds.
       stream: where to write, standard output if None.
       clock: seconds, any origin.
+      began: when the stage began, by the clock; with the `with` block if None.
     """
     self._description, self._total, self._interval = description, total, interval
     self._stream = sys.stdout if stream is None else stream
@@ -47,11 +49,11 @@ class Progress:
     self._done, self._note = 0, ""
     self._bar: rich.progress.Progress | None = None
     self._task = rich.progress.TaskID(0)
-    self._start = self._last = 0.0
+    self._began, self._start, self._last = began, 0.0, 0.0
     self._printed = -1  # the step of the latest plain line
 
   def __enter__(self) -> "Progress":
-    self._start = self._clock()
+    self._start = self._clock() if self._began is None else self._began
     if self._stream.isatty():
       self._bar = rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", markup=False),
@@ -105,29 +107,45 @@ class Progress:
 class PassProgress:
   """Shows the calibration passes one after the other: called as `progress(pass, examples done)`."""
 
-  def __init__(self, total: int, prefix: str = "", stream: TextIO | None = None):
+  def __init__(
+    self,
+    total: int,
+    prefix: str = "",
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
     """Prepares the display.
 
     Args:
       total: examples in each pass.
       prefix: in front of the name of the pass.
       stream: where to write, standard output if None.
+      clock: seconds, any origin.
     """
     self._total, self._prefix, self._stream = total, prefix, stream
+    self._clock, self._reported = clock, clock()
     self._name, self._done = "", 0
     self._bar: Progress | None = None
 
   def __enter__(self) -> "PassProgress":
+    self._reported = self._clock()
     return self
 
   def __call__(self, name: str, done: int) -> None:
     if self._bar is None or name != self._name:
       self.__exit__(None, None, None)
       self._name, self._done = name, 0
-      self._bar = Progress(f"{self._prefix}{name}, examples", self._total, stream=self._stream)
+      # The first report comes when the first batch is done: the pass began with the last report.
+      self._bar = Progress(
+        f"{self._prefix}{name}, examples",
+        self._total,
+        stream=self._stream,
+        clock=self._clock,
+        began=self._reported,
+      )
       self._bar.__enter__()
     self._bar.update(done - self._done)
-    self._done = done
+    self._done, self._reported = done, self._clock()
 
   def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
     if self._bar is not None:

@@ -85,6 +85,22 @@ def test_duration(seconds, text):
   assert duration(seconds) == text
 
 
+def test_the_first_batch_of_a_pass_takes_time():
+  clock, stream = Clock(), io.StringIO()
+  with PassProgress(4, stream=stream, clock=clock) as progress:
+    for name in ("ranges", "codes"):
+      for done, seconds_ in ((2, 9.0), (4, 1.0)):
+        clock.now += seconds_
+        progress(name, done)
+  assert stream.getvalue().split("\n") == [
+    "ranges, examples: 2/4, 9.0 s, about 9.0 s left",
+    "ranges, examples: 4/4, 10.0 s",
+    "codes, examples: 2/4, 9.0 s, about 9.0 s left",
+    "codes, examples: 4/4, 10.0 s",
+    "",
+  ]
+
+
 def test_passes_are_shown_one_after_the_other(capsys):
   with PassProgress(4, "greedy, ") as progress:
     progress("ranges", 2)

@@ -18,7 +18,8 @@ and, finetuned, 6.6 points above uniform INT4 at 100 %; whether the first is of 
 does not say. Both stand below the averages of ours. Float top-1 as the weights' sources publish it
 (each model's config says it); ours at lower bits stand in docs/results.md. It takes a CIFAR-10 or
 mobile model 6 to 35 minutes post-training on two free CPU cores, four times that distilled.
-Finetuning, and 50,000 images for each row of an ImageNet model, want a GPU: an hour or more a cell.
+Finetuning, ResNet-44, which is trained first, and 50,000 images for each row of an ImageNet model
+want a GPU: an hour or more a cell.
 """
 
 import dataclasses
@@ -28,11 +29,12 @@ from configs import common
 from configs.shared import sweeps
 from flexiq_jax.runs.sweeps.layouts import Layout
 
-# Name -> config, what it is called, how many minutes it takes post-training on two CPU cores.
+# Name -> config, what it is called, how many minutes it takes post-training on two CPU cores; those
+# without want a GPU.
 _CIFAR10 = {
   "resnet20": ("resnet20_cifar10", "ResNet-20", 6.0),
   "resnet32": ("resnet32_cifar10", "ResNet-32", 9.0),
-  "resnet44": ("resnet44_cifar10", "ResNet-44", 12.0),
+  "resnet44": ("resnet44_cifar10", "ResNet-44"),  # no weights are here: trained first
   "resnet56": ("resnet56_cifar10", "ResNet-56", 15.0),
   "vit_cifar10": ("vit_cifar10", "ViT (3.6 M)", 8.0),
 }
@@ -77,8 +79,8 @@ def get_config(arg=None):
   ways = {"ptq": _WAYS["ptq"]} if options.runlocal else _WAYS
   bases, models = {}, {**_CIFAR10, **_MOBILE, **_IMAGENET}
   for name, (file, _, *minutes) in models.items():
-    here = minutes or options.folder or options.runlocal
-    argument = ":folder" if options.folder and not minutes else ""
+    folder = options.folder and name in _IMAGENET
+    here, argument = minutes or folder or options.runlocal, ":folder" if folder else ""
     argument = ":runlocal" if options.runlocal else argument
     for way, (fields, _, times) in ways.items():
       bases[f"{name}-{way}"] = sweeps.base(

@@ -175,7 +175,8 @@ class Tuner:
     def prepare(key, x):
       x = augment(key, x, settings.augmentation)
       if settings.crop:
-        x = random_crop(jax.random.fold_in(key, 1), x, settings.crop)
+        # Not 0 or 1, which are what `augment` splits the key into.
+        x = random_crop(jax.random.fold_in(key, 2), x, settings.crop)
       return preprocess.normalize(x)
 
     return finetuning.Examples(images, labels, prepare)

@@ -176,7 +176,7 @@ class Tuner:
       x = augment(key, x, settings.augmentation)
       if settings.crop:
         # Not 0 or 1, which are what `augment` splits the key into.
-        x = random_crop(jax.random.fold_in(key, 2), x, settings.crop)
+        x = random_crop(jax.random.fold_in(key, 2), x, (settings.crop, settings.crop))
       return preprocess.normalize(x)
 
     return finetuning.Examples(images, labels, prepare)

@@ -128,7 +128,6 @@ class PassProgress:
     self._bar: Progress | None = None
 
   def __enter__(self) -> "PassProgress":
-    self._reported = self._clock()
     return self
 
   def __call__(self, name: str, done: int) -> None:

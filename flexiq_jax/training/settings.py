@@ -134,23 +134,23 @@ def make_optimizer(
   )
 
 
-def random_crop(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-  """A square part of every image, each at a place of its own.
+def random_crop(key: jax.Array, images: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """A part of every image, each at a place of its own.
 
   Args:
     key: random key.
     images: `[B, H, W, C]`.
-    size: side of the part, at most H and W.
+    size: height and width of the part, at most H and W.
 
   Returns:
-    `[B, size, size, C]`, of the same dtype.
+    `[B, *size, C]`, of the same dtype.
   """
   count, *sides, channels = images.shape
-  most = jnp.asarray([sides]) - size + 1
-  offsets = jax.random.randint(key, (count, 2), 0, most)
+  places = jnp.asarray([sides]) - jnp.asarray([size]) + 1
+  offsets = jax.random.randint(key, (count, 2), 0, places)
 
   def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (size, size, channels))
+    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (*size, channels))
 
   return jax.vmap(crop)(images, offsets)
 
@@ -169,14 +169,9 @@ def augment(key: jax.Array, images: jax.Array, augmentation: str) -> jax.Array:
   if augmentation == "none":
     return images
   offset_key, flip_key = jax.random.split(key)
-  pad, count = _PADDING[augmentation], images.shape[0]
+  pad, (count, height, width, _) = _PADDING[augmentation], images.shape
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  offsets = jax.random.randint(offset_key, (count, 2), 0, 2 * pad + 1)
-
-  def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
-
-  cropped = jax.vmap(crop)(padded, offsets)
+  cropped = random_crop(offset_key, padded, (height, width))
   if augmentation == "crop_flip":
     flip = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
     cropped = jnp.where(flip, cropped[:, :, ::-1], cropped)

@@ -128,6 +128,6 @@ def test_random_crops_are_all_parts_and_nothing_else(size):
     image[y : y + size, x : x + size].tobytes() for y in range(10 - size) for x in range(8 - size)
   }
   images = jnp.asarray(np.broadcast_to(image, (500, *image.shape)))
-  got = np.asarray(jax.jit(random_crop, static_argnums=2)(jax.random.key(0), images, size))
+  got = np.asarray(jax.jit(random_crop, static_argnums=2)(jax.random.key(0), images, (size, size)))
   assert got.shape == (500, size, size, 3) and got.dtype == np.uint8
   assert {crop.tobytes() for crop in got} == possible

@@ -8,7 +8,7 @@ cell is one seed of `configs/compare_cifar10.py` with the table `clado_tensor`.
     python run.py --config=configs/clado.py
 
 Ours, mean of three seeds: with cross terms 28.5, 63.6, 78.1, 89.3 and 91.4 % at 31 to 75 % of the
-size, without them 15.3, 35.9, 78.0, 89.4 and 90.9 % (docs/measurements.md). More than an hour
+size, without them 15.3, 35.9, 78.0, 89.4 and 90.9 % (docs/comparison.md). More than an hour
 a cell on two CPU cores.
 """
 

@@ -1,4 +1,4 @@
-"""The tables of docs/measurements.md that are not among the paper's: curves, searches, comparisons.
+"""The tables of docs/ that are not among the paper's: curves, searches, comparisons, deployment.
 
 Every one as a sweep of ordinary runs, so that it can be run again and its numbers come from files:
 greedy curves and their variants (`curve`), orders by three searches (`search`), finetuned weights
@@ -9,9 +9,10 @@ beside their simulation (`deploy`). Tables of benchmarks, which measure time, ar
     python run.py --config=configs/results.py --config.only="^curve"      # one family
     python run.py --config=configs/results.py:runlocal                    # tiny, offline
 
-What to expect stands in docs/measurements.md; ResNet-20 has 91.7 % in floating point. Weights and
-images come from $FLEXIQ_DATA. On two free CPU cores minutes a cell for CIFAR-10 curves, half an
-hour for mobile networks and searches, one to two hours for comparisons: a day in all.
+What to expect stands in docs/measurements.md, finetuning.md and comparison.md; ResNet-20 has 91.7 %
+in floating point. Weights and images come from $FLEXIQ_DATA. On two free CPU cores minutes a cell
+for CIFAR-10 curves, half an hour for mobile networks and searches, one to two hours for
+comparisons: a day in all.
 """
 
 from configs import common

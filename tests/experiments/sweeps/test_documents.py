@@ -27,7 +27,7 @@ def test_docs_are_those_of_their_rows():
 
 
 def test_every_number_of_the_results_has_its_cell():
-  """What was carried by hand belongs to docs/measurements.md."""
+  """What was carried by hand belongs to the other documents."""
   text = (documents.DOCS / "results.md").read_text()
   assert text.count("<!-- table:") >= 8
   by_hand = re.sub(r"<!-- table:.*?<!-- end of table -->", "", text, flags=re.DOTALL)

@@ -20,6 +20,7 @@ from flexiq_jax.runs.sweeps.conditions import Index, text_of
 # Statuses that say more than that a cell was not run.
 _WORDS = {states.Status.FAILED: "failed", states.Status.MISSING: "not here"}
 _MARK = "*"  # of numbers of runs that differ from the plan
+_NAMED = 6  # of those runs, how many are named below a table; results.csv has all
 Heads = tuple[tuple[str, str], ...]
 
 
@@ -86,8 +87,13 @@ def markdown(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> str:
   """The table in GitHub's Markdown, and below it what its marks mean."""
   header, body, noted = _table(layout, rows)
   text = tables.markdown_table(header, body)
-  remarks = "; ".join(f"{', '.join(runs)}: {remark}" for remark, runs in noted.items())
+  remarks = "; ".join(f"{_names(tuple(runs))}: {remark}" for remark, runs in noted.items())
   return text + f"\n\n`{_MARK}`: {remarks}." if noted else text
+
+
+def _names(runs: Sequence[str]) -> str:
+  rest = len(runs) - _NAMED
+  return ", ".join(runs[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def latex(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -158,6 +158,15 @@ def test_numbers_of_runs_that_differ_are_marked():
   assert not layouts.markdown(WAYS, rows[:1]).endswith(".")
 
 
+@pytest.mark.parametrize(
+  ("count", "named"), [(6, "a0, a1, a2, a3, a4, a5"), (500, "a0, a1, a2, a3, a4, a5 and 494 more")]
+)
+def test_many_marked_runs_are_counted(count, named):
+  rows = [row for seed in range(count) for row in run(f"a{seed}", "x", seed, float=90.0)]
+  rows = [{**row, "reason": "made on a Monday"} for row in rows]
+  assert layouts.markdown(WAYS, rows).endswith(f"|\n\n`*`: {named}: made on a Monday.")
+
+
 def test_a_mean_says_of_how_many_runs_it_is():
   rows = [*run("a-y-0", "y", float=90.0, own_1=88.0), *run("a-y-1", "y", 1, float=92.0, own_1=89.0)]
   whole = ["A", "91.00 ± 1.41", "88.50 ± 0.71", "2.50 ± 0.71"]  # the drop seed by seed

@@ -40,7 +40,7 @@ def statuses(cells):
 def test_cells_run_and_what_is_shown(tmp_path):
   cells = [stubs.cell(tmp_path, seed) for seed in range(3)]
   assert statuses(cells) == [Status.WAITING] * 3
-  out = sweep(cells, processes=2, cores=1)
+  out = sweep(cells, processes=2)
   assert statuses(cells) == [Status.FINISHED] * 3
   assert len(re.findall(r"stub-seed\d: finished\n", out)) == 3
   rows = collect.collect(cells)

@@ -72,7 +72,7 @@ def finetuning_step(name: str, x, labels, ratios: int):
   masks = model.schedule.masks
   loss = objective.objective(network, start, masks, settings)
   trained = {"params": network.params, "log_scales": jax.tree.map(jnp.zeros_like, start)}
-  prepare = objective.teacher(network, lambda key, x: x)
+  prepare = objective.targets(network, lambda key, x: x)
   optimizer = joint.make_optimizer(settings, network.layers, {k: s.w for k, s in start.items()})
   parts = objective.parts_of(settings, masks)
   state = loop.State(params=trained, rest=kept, optimizer=optimizer.init(trained))

@@ -117,6 +117,9 @@ def defaults(name: str, model: str) -> config_dict.ConfigDict:
   # whether uniform INT4 is finetuned, too. See experiments/shared/tuned.py.
   config.tune = ()
   config.tune_int4 = False
+  # The float model whose logits training wants; empty is the model itself. Another one, as a rule a
+  # larger one, takes the same images; `weights` as above, but for `train`.
+  config.teacher = config_dict.create(model="", model_args="", weights="")
   config.reconstruct = settings(ReconstructionSettings())
   config.distill = settings(ImageSettings())
   config.finetune = settings(ImageSettings(images=0, steps=2400, batch_size=64, refit=800))

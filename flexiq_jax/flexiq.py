@@ -194,13 +194,14 @@ def finetune(
   *,
   settings: finetuning.FinetuneSettings | None = None,
   prepare: finetuning.Prepare | None = None,
+  teacher: Any = None,
   seed: int = 0,
   checkpoint_dir: str | os.PathLike | None = None,
   progress: bool = True,
 ) -> AdaptiveModel:
   """Trains a model's weights and scales so that they serve all ratios (see `finetuning`).
 
-  The float model is the teacher, so labels are not needed.
+  The float model is the teacher, so labels are not needed. A better one may take its place.
 
   Args:
     model: the model; its order and groups stay.
@@ -208,6 +209,8 @@ def finetune(
       `settings.label_weight`, `(x, labels)`, or an iterable of such pairs.
     settings: of the training; by default a reconstruction, then 1,600 steps of 32 examples.
     prepare: makes the model's input of a batch of examples, `(key, x) -> x`, as augmentation does.
+    teacher: another float model whose logits are wanted, for the same inputs: an NNX module, a
+      `Network`, or a function `(params, x) -> y` or a Linen module with its parameters, as a pair.
     seed: of everything random in it.
     checkpoint_dir: folder of checkpoints; a run that was stopped goes on from there.
     progress: whether to show how far it is, on standard error.
@@ -226,6 +229,7 @@ def finetune(
   labels = [y for _, y in found if y is not None]
   given = {} if prepare is None else {"prepare": prepare}
   calibration = calibration or [examples[:512]]
+  other = None if teacher is None else _teacher(teacher, model.network)
   with _passes(calibration, progress) as listener:
     tuned, _ = finetuning.finetune(
       model,
@@ -234,9 +238,11 @@ def finetune(
       ),
       calibration,
       settings,
+      teacher=other,
       passes=listener,
       seed=seed,
       checkpoint_dir=checkpoint_dir,
+      run={} if other is None else {"teacher": other.fingerprint},
       progress=_steps if progress else None,
       mesh=finetuning.examples_mesh(settings.batch_size),
     )
@@ -277,6 +283,17 @@ def load(
     x = x if x is not None else jax.ShapeDtypeStruct(*recipe.input)  # type: ignore
     network = Network(*inputs.as_function(net, params), x)
   return adaptive.load(path, network, other_weights=other_weights)
+
+
+def _teacher(given: Any, network: Network) -> Network:
+  """A teacher as a network of the same inputs."""
+  if isinstance(given, Network):
+    return given
+  net, params = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+  try:
+    return Network(*inputs.as_function(net, params), network.example)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"teacher: {error}") from error
 
 
 def _steps(entry: dict[str, Any]) -> None:

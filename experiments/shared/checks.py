@@ -22,7 +22,7 @@ _TOP = (
   *("experiment", "name", "seed", "model", "model_args", "dtype", "weights", "recipe", "train"),
   *("batch_size", "preprocess", "ranges", "groups", "dynamic", "score", "ratios", "random_seeds"),
   *("variants", "keep8", "keep_first_last", "select_depthwise", "search", "compare"),
-  *("other_weights", "tune", "tune_int4", "reconstruct", "distill", "finetune"),
+  *("other_weights", "tune", "tune_int4", "reconstruct", "distill", "finetune", "teacher"),
 )
 TUNING: dict[str, type[Any]] = {
   "reconstruct": ReconstructionSettings,
@@ -34,6 +34,7 @@ _FIELDS = {  # section -> what a config has to have there
   "": _TOP,
   "data": ("name", "root", "split", "limit"),
   "calibration": ("name", "root", "split", "images", "batch_size"),
+  "teacher": ("model", "model_args", "weights"),
 }
 
 
@@ -84,7 +85,7 @@ def check(config) -> Settings:
   with field("config.model"):
     spec = models.get(config.model)
   with field("config.model_args"):
-    model_args = _model_args(config.model_args, spec)
+    args = model_args(config.model_args, spec)
   given = {k: v for k, v in config.preprocess.items() if v is not None}
   if given.get("resize") == 0:
     given["resize"] = None
@@ -117,7 +118,7 @@ def check(config) -> Settings:
   if config.data.limit > _MOST:
     raise ValueError(f"config.data.limit: {config.data.limit}; 0..{_MOST} is accepted")
   return Settings(
-    model_args=model_args,
+    model_args=args,
     preprocess=preprocess,
     ranges=ranges,
     groups=groups,
@@ -172,7 +173,7 @@ def field(name: str, known: Container[str] = ()) -> Iterator[None]:
     raise ValueError(f"{name}{joint}{text}") from error
 
 
-def _model_args(text: str, spec: models.ModelSpec) -> dict[str, Any]:
+def model_args(text: str, spec: models.ModelSpec) -> dict[str, Any]:
   """Arguments as a call of the model has them; `tiny`, before the others, is a small model."""
 
   def unreadable(part: str) -> ValueError:

@@ -12,6 +12,7 @@ LATER = {
   "distill.interpolate": 1.0,
   "finetune.crop": 0,
   "finetune.interpolate": 1.0,
+  "teacher": {"model": "", "model_args": "", "weights": ""},
 }
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.shared import identity
+from experiments.shared import identity, teachers
 from experiments.shared.checks import Settings, check, field
 from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
@@ -61,12 +61,14 @@ class Inputs(Described):
     evaluation, calibration: image sources.
     params: pretrained parameters, None where weights are trained or random.
     recipe: the recipe to evaluate, None where the run makes its own.
+    teacher: see `teachers.load`.
   """
 
   evaluation: data.Source
   calibration: data.Source
   params: Any
   recipe: recipes.Recipe | None
+  teacher: tuple[models.Apply, Any] | None
 
   @property
   def evaluated(self) -> int:
@@ -180,6 +182,7 @@ def prepare(config) -> Inputs:
     "calibration": lambda: _open_data(config, "calibration", described),
     "params": lambda: _load_params(config, described),
     "recipe": lambda: _load_recipe(config, described),
+    "teacher": lambda: teachers.load(config, described.settings, described.module),
   }.items():
     try:
       found[name] = action()

@@ -8,7 +8,8 @@
 
 The last two begin with the first, kept once for both, unless their `reconstruct` is False.
 A folder holds the checkpoints (`steps/`), and the recipe with its weights once they are complete.
-Uniform INT4 with the same images, steps and loss stands beside them (`NAME_int4/`).
+Uniform INT4 with the same images, steps and loss stands beside them (`NAME_int4/`). The logits that
+are wanted are the float model's, or those of the teacher that the config names.
 """
 
 import dataclasses
@@ -74,7 +75,9 @@ class Tuner:
       self.name,
       of,
       lambda **given: finetuning.finetune(
-        *(first, self.examples, batches, settings), source=start.network, **given
+        *(first, self.examples, batches, settings),
+        teacher=self._teacher(start.network),
+        **given,
       ),
     )
     return self._kept(start, model)
@@ -102,13 +105,20 @@ class Tuner:
   def _about(self) -> dict[str, Any]:
     return {"model_name": self.inputs.config.model, "seed": self.inputs.config.seed}
 
+  @property
+  def _named_teacher(self) -> dict[str, Any]:
+    """What the config says of another teacher than the model itself."""
+    part = self.inputs.config.teacher
+    return {"teacher": to_plain(part)} if part.model else {}
+
   def _digest(self, start: AdaptiveModel) -> str:
     recipe = recipes.dump(start.recipe(method="start", **self._about))
     return hashlib.sha256(recipe.encode()).hexdigest()
 
   def _made(self, start: AdaptiveModel) -> dict[str, Any]:
     """What a kept recipe says of how it came about."""
-    return {self.name: to_plain(dataclasses.asdict(self.settings)), "start": self._digest(start)}
+    made = {self.name: to_plain(dataclasses.asdict(self.settings)), "start": self._digest(start)}
+    return made | (self._named_teacher if trains(self.settings) else {})
 
   def _kept(self, start: AdaptiveModel, model: AdaptiveModel) -> AdaptiveModel:
     kept, path = model.recipe(method=self.name, **self._about), self._path
@@ -123,9 +133,14 @@ class Tuner:
       f"{self.name}_int4",
       {},
       lambda **given: finetuning.finetune_uniform(
-        *(network, model, self.examples, self.settings), **given
+        *(network, model, self.examples, self.settings), teacher=self._teacher(network), **given
       ),
     )
+
+  def _teacher(self, network: Network) -> Network:
+    """The float model whose logits are wanted: the one that the config names, else the own one."""
+    given = self.inputs.teacher
+    return Network(*given, network.example) if given else network
 
   def _run(self, name: str, of: Mapping[str, Any], work: Callable[..., tuple[Any, Any]]) -> Any:
     config, done = self.inputs.config, 0
@@ -146,7 +161,7 @@ class Tuner:
       found, _ = work(
         seed=config.seed,
         checkpoint_dir=self.workdir.path / "finetuned" / name / "steps",
-        run={"model": config.model, "weights": config.weights, **of},
+        run={"model": config.model, "weights": config.weights, **self._named_teacher, **of},
         progress=log,
         mesh=finetuning.examples_mesh(self.settings.batch_size),
       )

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flexiq_jax import models
 from flexiq_jax.adaptive import AdaptiveModel
 from flexiq_jax.finetuning.examples import Batches, Examples
-from flexiq_jax.finetuning.objective import distances, objective, parts_of, scales_of, teacher
+from flexiq_jax.finetuning.objective import distances, objective, parts_of, scales_of, targets
 from flexiq_jax.finetuning.reconstruction import reconstruct
 from flexiq_jax.finetuning.refit import refit
 from flexiq_jax.finetuning.settings import FinetuneSettings, ReconstructionSettings
@@ -64,7 +64,7 @@ def finetune(
   batches: Iterable[Array],
   settings: FinetuneSettings,
   *,
-  source: Network | None = None,
+  teacher: Network | None = None,
   passes: Callable[[str, int], None] | None = None,
   **options: Unpack[Options],
 ) -> tuple[AdaptiveModel, list[dict[str, Any]]]:
@@ -75,7 +75,7 @@ def finetune(
     examples: what it is trained on.
     batches: calibration inputs `[B, ...]`, on which shifts and mean codes are fitted again.
     settings: of the training.
-    source: the float model whose logits are wanted; that of `model` if None.
+    teacher: the float model whose logits are wanted, for the same inputs; that of `model` if None.
     passes: where it begins with a reconstruction, that one's `progress`.
     **options: see `Options`.
 
@@ -87,18 +87,19 @@ def finetune(
   """
   if model.dynamic:
     raise ValueError("model: dynamic shifts are chosen at run time; finetune a static model")
-  _check(examples, settings, options.get("mesh"))
-  network, source, batches = model.network, source or model.network, list(batches)
+  network, batches = model.network, list(batches)
+  teacher = teacher or network
+  _check(examples, settings, network, teacher, options.get("mesh"))
   if settings.reconstruct:
     model, _ = reconstruct(model, batches, ReconstructionSettings(), passes)
     network = model.network
   run_codes = calibration.compiled(calibration.code_pass(network.apply, network.platform))
   fit = lambda params, scales: refit(model, params, scales, batches, run_codes)
-  unit = distances(source, model, examples, settings) if settings.balance else None
+  unit = distances(teacher, model, examples, settings) if settings.balance else None
   state, log = _train(
     *(network, model.model, model.cuts, model.settings, model.schedule.masks, examples, settings),
     fit=fit,
-    source=source,
+    teacher=teacher,
     unit=unit,
     **options,
   )
@@ -110,6 +111,8 @@ def finetune_uniform(
   model: rules.QModel,
   examples: Examples,
   settings: FinetuneSettings,
+  *,
+  teacher: Network | None = None,
   **options: Unpack[Options],
 ) -> tuple[tuple[Network, dict[str, rules.QLayer]], list[dict[str, Any]]]:
   """Finetunes a uniformly quantized model with the same loss: what FlexiQ is compared with.
@@ -119,15 +122,18 @@ def finetune_uniform(
     model: its layers at their widths.
     examples: what it is trained on.
     settings: of the training; a step computes one model instead of two ratios.
+    teacher: the float model whose logits are wanted, for the same inputs; `network` if None.
     **options: see `Options`.
 
   Returns:
     The float model with its new parameters and its quantized layers; the log.
   """
-  _check(examples, settings, options.get("mesh"))
+  _check(examples, settings, network, teacher or network, options.get("mesh"))
   plain = {name: dataclasses.replace(q, low=None) for name, q in model.items()}
   (params, scales), log = _train(
-    network, plain, {}, LowSettings(), None, examples, settings, **options
+    *(network, plain, {}, LowSettings(), None, examples, settings),
+    teacher=teacher or network,
+    **options,
   )
   network = network.with_params(params)
   layers = {
@@ -149,13 +155,13 @@ def _train(
   examples: Examples,
   settings: FinetuneSettings,
   *,
+  teacher: Network,
   seed: int = 0,
   checkpoint_dir: str | os.PathLike[str] | None = None,
   run: Mapping[str, Any] | None = None,
   progress: Callable[[dict[str, Any]], None] | None = None,
   mesh: Mesh | None = None,
   fit: Callable[[Any, Any], AdaptiveModel] | None = None,
-  source: Network | None = None,
   unit: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[tuple[Any, dict[str, straight.Scales]], list[dict[str, Any]]]:
   layers = network.layers
@@ -204,7 +210,7 @@ def _train(
     checkpoint_dir=checkpoint_dir,
     progress=progress,
     before=before,
-    prepare=teacher(source or network, examples.prepare, settings.output_weight > 0),
+    prepare=targets(teacher, examples.prepare, settings.output_weight > 0),
     parts=parts_of(settings, masks),
   )
   end, begin = jax.device_get((state.params, first))
@@ -248,7 +254,15 @@ def make_optimizer(
   )
 
 
-def _check(examples: Examples, settings: FinetuneSettings, mesh: Mesh | None) -> None:
+def _check(
+  examples: Examples,
+  settings: FinetuneSettings,
+  network: Network,
+  teacher: Network,
+  mesh: Mesh | None,
+) -> None:
+  if teacher is not network:
+    _check_teacher(network, teacher, settings)
   n = len(examples.inputs)
   if not n:
     raise ValueError("examples: none; finetuning needs training examples")
@@ -265,3 +279,21 @@ def _check(examples: Examples, settings: FinetuneSettings, mesh: Mesh | None) ->
       f"batch_size: {settings.batch_size} does not divide over {mesh.size} devices; a multiple of "
       "their number is accepted"
     )
+
+
+def _check_teacher(network: Network, teacher: Network, settings: FinetuneSettings) -> None:
+  """Refuses a teacher that does not answer the model's inputs with as many logits."""
+  ours = jax.eval_shape(network.apply, network.params, network.example).shape
+  try:
+    theirs = jax.eval_shape(teacher.apply, teacher.params, network.example).shape
+  except (TypeError, ValueError) as error:
+    taken = jax.tree.map(lambda x: x.shape, network.example)
+    raise ValueError(f"teacher: cannot take the model's inputs, {taken}: {error}") from error
+  if theirs != ours:
+    raise ValueError(f"teacher: its logits are {theirs}, those of the model {ours}")
+  if settings.output_weight:
+    sizes = lambda net: [(layer.name, layer.out_channels) for layer in net.layers]
+    if sizes(network) != sizes(teacher):
+      raise ValueError(
+        f"output_weight: {settings.output_weight}, but the teacher has other layers; 0 is accepted"
+      )

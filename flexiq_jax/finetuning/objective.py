@@ -1,4 +1,4 @@
-"""The loss of one ratio of a step: how far logits are from the float model's."""
+"""The loss of one ratio of a step: how far logits are from those of a float model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,12 +26,12 @@ _MEASURED = 64
 
 
 def distances(
-  source: Network, model: AdaptiveModel, examples: Examples, settings: FinetuneSettings
+  teacher: Network, model: AdaptiveModel, examples: Examples, settings: FinetuneSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-  """How far a model's logits are from the float model's, by ratio.
+  """How far a model's logits are from the teacher's, by ratio.
 
   Args:
-    source: the float model.
+    teacher: the float model whose logits are wanted.
     model: which is finetuned.
     examples: what it is trained on; about `_MEASURED` of them are looked at.
     settings: of the training.
@@ -39,7 +39,7 @@ def distances(
   Returns:
     Ratios `[R]`, ascending from 0 to 1, and the mean distance at each, float32 `[R]`, above 0.
   """
-  prepare, apart = jax.jit(teacher(source, examples.prepare)), jax.jit(DISTANCES[settings.loss])
+  prepare, apart = jax.jit(targets(teacher, examples.prepare)), jax.jit(DISTANCES[settings.loss])
   count = max(1, _MEASURED // settings.batch_size)
   data = Batches(examples, settings.batch_size, count, seed=0, sharding=None)
   found = np.zeros(len(LEVELS))
@@ -57,12 +57,12 @@ def objective(
   settings: FinetuneSettings,
   unit: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> loop.Loss:
-  """The loss at one ratio of a step: the distance from the float model's logits.
+  """The loss at one ratio of a step: the distance from the teacher's logits.
 
-  A step's parts (`parts_of`) are its ratios; batches are those of `teacher`.
+  A step's parts (`parts_of`) are its ratios; batches are those of `targets`.
 
   Args:
-    network: the float model.
+    network: the float model that is trained.
     start: layer name -> scales, which the trained logarithms multiply.
     masks: ratio -> layer name -> bool `[J]`; None for a model that knows no ratio.
     settings: of the training.
@@ -97,10 +97,10 @@ def objective(
   return loss
 
 
-def teacher(network: Network, prepare: Prepare, outputs: bool = False) -> loop.Prepare:
-  """`(key, (examples, labels)) -> (inputs, float logits, outputs of the layers, labels)`.
+def targets(teacher: Network, prepare: Prepare, outputs: bool = False) -> loop.Prepare:
+  """`(key, (examples, labels)) -> (inputs, teacher's logits, outputs of its layers, labels)`.
 
-  Outputs are layer name -> the float model's product, before a bias; none unless asked for.
+  Outputs are layer name -> the teacher's product, before a bias; none unless asked for.
   """
 
   def run(key, batch):
@@ -109,12 +109,12 @@ def teacher(network: Network, prepare: Prepare, outputs: bool = False) -> loop.P
     found: dict[str, Array] = {}
 
     def real(layer, x, w, contract):
-      y = exact.real_product(layer, x, w, contract, network.platform)
+      y = exact.real_product(layer, x, w, contract, teacher.platform)
       if outputs:
         found[layer.name] = y
       return y
 
-    z = graph.with_rule(network.apply, real)(network.params, x)
+    z = graph.with_rule(teacher.apply, real)(teacher.params, x)
     return x, z, found, labels
 
   return run

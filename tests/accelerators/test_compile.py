@@ -132,7 +132,7 @@ def test_jobs_run_what_they_say():
       *("cross_entropy", "mean_traces.sample", "relative_logits.changes", "measure.both"),
     },
     "finetune": {
-      *("make_step.gradient_fn", "make_step.update", "teacher.run", "compiled.<lambda>"),
+      *("make_step.gradient_fn", "make_step.update", "targets.run", "compiled.<lambda>"),
       *("moment_pass.run", "round_weights"),
     },
     "serve": {"Runner.__init__.run", "prepare"},

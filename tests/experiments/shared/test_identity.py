@@ -1,5 +1,8 @@
 """Fields that came later do not make kept runs other ones."""
 
+import functools
+import operator
+
 import pytest
 
 from configs import resnet20_cifar10
@@ -17,8 +20,8 @@ def older(config):
   """The config of a run from before there were the fields."""
   found = config.to_dict()
   for name in identity.LATER:
-    section, field = name.split(".")
-    del found[section][field]
+    *sections, field = name.split(".")
+    del functools.reduce(operator.getitem, sections, found)[field]
   return found
 
 

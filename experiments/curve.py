@@ -158,7 +158,8 @@ def _steps(inputs: setup.Inputs) -> str:
   """What a run will do, for whoever watches it."""
   config = inputs.config
   evaluation = f"evaluation of every method on {inputs.evaluated:,} images"
-  tuning = [f"finetuning ({name})" for name in config.tune]
+  by = f", teacher {config.teacher.model}" if config.teacher.model else ""
+  tuning = [f"finetuning ({name}{by})" for name in config.tune]
   if inputs.recipe:
     return ", ".join([*tuning, evaluation])
   training = ["training"] if config.weights == "train" else []

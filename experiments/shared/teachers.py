@@ -8,7 +8,7 @@ from flax import nnx
 from experiments.shared.checks import Settings, field, model_args
 from flexiq_jax import data, models
 
-WEIGHTS = "a safetensors file or hf:owner/repository"
+WEIGHTS = "a safetensors file, hf:owner/repository or random"
 
 
 def load(config, settings: Settings, module: Any) -> tuple[models.Apply, Any] | None:

@@ -244,19 +244,21 @@ def require(inputs: Inputs) -> None:
         "trained on"
       )
     if settings.crop:
-      _require_size(inputs.module, f"config.{name}.crop", settings.crop)
+      _require_size(inputs, f"config.{name}.crop", settings.crop)
 
 
-def _require_size(module: Any, name: str, size: int) -> None:
-  """Refuses parts of images that the model cannot take."""
-  height, width, channels = module.input_shape
+def _require_size(inputs: Inputs, name: str, size: int) -> None:
+  """Refuses parts of images that the model or its teacher cannot take."""
+  height, width, channels = inputs.module.input_shape
   if size > min(height, width):
     raise ValueError(f"{name}: {size}; 0..{min(height, width)} is accepted, the model's images")
-  apply, params = models.functional(module)
-  try:
-    jax.eval_shape(apply, params, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32))
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"{name}: {size}, but the model takes images of {height} x {width} pixels alone; 0 is "
-      "accepted"
-    ) from error
+  part = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+  taking = {"model": models.functional(inputs.module), "teacher": inputs.teacher}
+  for whose, (apply, params) in ((k, v) for k, v in taking.items() if v):
+    try:
+      jax.eval_shape(apply, params, part)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"{name}: {size}, but the {whose} takes images of {height} x {width} pixels alone; 0 is "
+        "accepted"
+      ) from error

@@ -109,6 +109,17 @@ def test_parts_of_images_that_the_model_cannot_take():
     curve.prepare(config)
 
 
+def test_parts_of_images_that_the_teacher_cannot_take():
+  config = common.other("resnet20_cifar10", "runlocal")
+  config.tune, config.distill.crop = ("distill",), 16
+  config.distill.update(images=24, batch_size=8)
+  curve.prepare(config)  # the model can
+  config.teacher.update(model="vit_cifar10", weights="random", model_args="tiny")
+  message = r"config\.distill\.crop: 16, but the teacher takes images of 32 x 32 pixels alone"
+  with pytest.raises(ValueError, match=message):
+    curve.prepare(config)
+
+
 def test_recipe_without_its_weights_is_refused_before_anything_runs(finished, tmp_path):
   path = tmp_path / "recipe.json"
   path.write_bytes((finished / "finetuned/distill/recipe.json").read_bytes())

@@ -63,7 +63,7 @@ def test_a_run_is_taught_by_it(compiled, tmp_path):  # noqa: F811
   ("teacher", "message"),
   [
     ({"model": "resnet99", "weights": "random"}, r"config\.teacher\.model: "),
-    ({"model": "resnet8"}, r"config\.teacher\.weights: empty; give a safetensors file or hf:"),
+    ({"model": "resnet8"}, r"config\.teacher\.weights: empty; give a safetensors file, hf:"),
     ({"weights": "x.safetensors"}, r"config\.teacher\.model: empty, but its weights"),
     ({"model": "resnet20", "weights": "random"}, r"config\.teacher\.model: 'resnet20' has input_s"),
     ({"model": "resnet8", "weights": "/no/{model}.st"}, r"config\.teacher\.weights: .*/no/resnet8"),

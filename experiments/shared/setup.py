@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.shared import identity, teachers
+from experiments.shared import identity, pretrained, teachers
 from experiments.shared.checks import Settings, check, field
 from flexiq_jax import data, graph, models
 from flexiq_jax.adaptive import recipe_settings
@@ -256,12 +256,7 @@ def _load_params(config, described: Described) -> Any:
     raise ValueError(f"config.weights: empty; give {WEIGHTS}")
   if config.weights in ("train", "random"):
     return None
-  source = config.weights.replace("{model}", config.model)
-  _, params = models.functional(described.module)
-  # Overrides make another model than the name says.
-  model = described.module if config.model_args else config.model
-  with field("config.weights"):
-    return models.weights.load(source, model, params)
+  return pretrained.load(config, "config", described.module)
 
 
 def _load_recipe(config, described: Described) -> recipes.Recipe | None:

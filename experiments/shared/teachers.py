@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from experiments.shared import pretrained
 from experiments.shared.checks import Settings, field, model_args
 from flexiq_jax import data, models
 
@@ -50,10 +51,8 @@ def load(config, settings: Settings, module: Any) -> tuple[models.Apply, Any] | 
   if part.weights == "random":
     apply, params = models.functional(build())
   else:
-    apply, params = models.functional(teacher)
-    with field("config.teacher.weights"):
-      source = part.weights.replace("{model}", part.model)
-      params = models.weights.load(source, teacher if args else part.model, params)
+    apply, _ = models.functional(teacher)
+    params = pretrained.load(part, "config.teacher", teacher)
   return _renormalised(apply, settings.preprocess, spec), params
 
 

@@ -76,7 +76,7 @@ class Tuner:
       of,
       lambda **given: finetuning.finetune(
         *(first, self.examples, batches, settings),
-        teacher=self._teacher(start.network),
+        teacher=self.teacher or start.network,
         **given,
       ),
     )
@@ -133,14 +133,15 @@ class Tuner:
       f"{self.name}_int4",
       {},
       lambda **given: finetuning.finetune_uniform(
-        *(network, model, self.examples, self.settings), teacher=self._teacher(network), **given
+        *(network, model, self.examples, self.settings), teacher=self.teacher, **given
       ),
     )
 
-  def _teacher(self, network: Network) -> Network:
-    """The float model whose logits are wanted: the one that the config names, else the own one."""
-    given = self.inputs.teacher
-    return Network(*given, network.example) if given else network
+  @functools.cached_property
+  def teacher(self) -> Network | None:
+    """The float model that the config names as the teacher; None is the model itself."""
+    given, shape = self.inputs.teacher, self.inputs.module.input_shape
+    return Network(*given, jax.ShapeDtypeStruct((1, *shape), jnp.float32)) if given else None
 
   def _run(self, name: str, of: Mapping[str, Any], work: Callable[..., tuple[Any, Any]]) -> Any:
     config, done = self.inputs.config, 0

@@ -128,11 +128,12 @@ def finetune_uniform(
   Returns:
     The float model with its new parameters and its quantized layers; the log.
   """
-  _check(examples, settings, network, teacher or network, options.get("mesh"))
+  teacher = teacher or network
+  _check(examples, settings, network, teacher, options.get("mesh"))
   plain = {name: dataclasses.replace(q, low=None) for name, q in model.items()}
   (params, scales), log = _train(
     *(network, plain, {}, LowSettings(), None, examples, settings),
-    teacher=teacher or network,
+    teacher=teacher,
     **options,
   )
   network = network.with_params(params)

@@ -44,9 +44,10 @@ def _run(path: str, seed: int, way: str) -> None:
           workdir.row("float", step / STEPS, seed, top1=90.0 + seed + step)
         print(f"step {step + 1}/{STEPS}", flush=True)
       workdir.event("done", peak_memory={"host": 2**30})
+      workdir.finish()
+      # After it: a run that is killed in between is not done again, so no line is there twice.
       with (pathlib.Path(path).parent / "finishes").open("a") as file:
         file.write(f"{seed}\n")
-      workdir.finish()
 
 
 def _sweep(folder: str, count: int, way: str = "") -> None:

@@ -187,8 +187,9 @@ def test_kills_change_no_byte_of_what_is_collected(tmp_path, kills):
   calm = (tmp_path / "calm" / "results.csv").read_bytes()
   assert len(calm.splitlines()) == 13
   assert (tmp_path / "killed" / "results.csv").read_bytes() == calm
-  # Nobody did a cell twice.
-  assert sorted((tmp_path / "killed" / "finishes").read_text().split()) == ["0", "1", "2"]
+  # Nobody did a cell twice. A line may be missing: of a cell that was killed once it was finished.
+  finishes = (tmp_path / "killed" / "finishes").read_text().split()
+  assert len(finishes) == len(set(finishes)) and set(finishes) <= {"0", "1", "2"}
 
 
 def test_interruption_stops_the_runs_in_order(tmp_path):

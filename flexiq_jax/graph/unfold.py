@@ -80,9 +80,10 @@ def multiply_add(params: Mapping[str, Any], x: Array, w: Array) -> Array:
 
 
 def differentiable_multiply_add(params: Mapping[str, Any], x: Array, w: Array) -> Array:
-  """`multiply_add` of real values, whose derivative by the weights is as fast as it is.
+  """`multiply_add` of real values, whose derivatives are as fast as it is.
 
-  Left to itself, XLA's CPU backend sums up each position of the window alone and slowly.
+  Left to itself, XLA's CPU backend sums up each position of the window alone and slowly for the
+  weights, and writes a padded image for each position for x.
   """
 
   @jax.custom_vjp
@@ -91,8 +92,7 @@ def differentiable_multiply_add(params: Mapping[str, Any], x: Array, w: Array) -
 
   def backward(saved, g):
     x, w = saved
-    (by_x,) = jax.vjp(lambda x: multiply_add(params, x, w), x)[1](g)
-    return by_x, _by_weights(params, x, w, g)
+    return _by_images(params, x, w, g), _by_weights(params, x, w, g)
 
   run.defvjp(lambda x, w: (run(x, w), (x, w)), backward)
   return run(x, w)
@@ -127,6 +127,31 @@ def differentiable_pointwise(
 
   run.defvjp(lambda x, w: (run(x, w), (x, w)), backward)
   return run(x, w)
+
+
+def _by_images(params: Mapping[str, Any], x: Array, w: Array, g: Array) -> Array:
+  """Derivative of a depthwise convolution by x: one of g with the weights mirrored."""
+  numbers = params["dimension_numbers"]
+  lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+  reach = lambda sizes, steps: [(n - 1) * d + 1 for n, d in zip(sizes, steps, strict=True)]
+  spatial = lambda array, spec: [array.shape[d] for d in spec[2:]]
+  image = reach(spatial(x, lhs), params["lhs_dilation"])
+  window = reach(spatial(w, rhs), params["rhs_dilation"])
+  result = reach(spatial(g, out), params["window_strides"])
+  before = [k - 1 - low for k, (low, _) in zip(window, params["padding"], strict=True)]
+  sizes = zip(image, window, result, before, strict=True)
+  after = [n + k - 1 - m - b for n, k, m, b in sizes]
+  mirrored = dict(params) | {
+    "window_strides": params["lhs_dilation"],
+    "lhs_dilation": params["window_strides"],
+    "padding": [*zip(before, after, strict=True)],
+    "dimension_numbers": lax.ConvDimensionNumbers(out, rhs, lhs),
+  }
+  # Every output as a channel of its own; those of one input channel are added up.
+  each = multiply_add(mirrored, g, lax.rev(w, rhs[2:]))
+  inputs = x.shape[lhs[1]]
+  shape = (*each.shape[: lhs[1]], inputs, -1, *each.shape[lhs[1] + 1 :])
+  return each.reshape(shape).sum(axis=lhs[1] + 1).astype(x.dtype)
 
 
 def _by_weights(params: Mapping[str, Any], x: Array, w: Array, g: Array) -> Array:

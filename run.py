@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
   from flexiq_jax.runs import distributed, interruption, process
   from flexiq_jax.runs.workdir import Workdir
 
+  process.keep_memory()
   with distributed.together(), interruption.interruptible():
     config = _CONFIG.value
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -27,6 +27,7 @@ from flexiq_jax import flexiq, models, search
 from flexiq_jax.finetuning import FinetuneSettings, joint, objective
 from flexiq_jax.network import Network
 from flexiq_jax.quant import straight
+from flexiq_jax.runs import process
 from flexiq_jax.training import loop
 
 CASES = (  # model, batch, ratios in a step
@@ -35,6 +36,7 @@ CASES = (  # model, batch, ratios in a step
   ("resnet20", 64, 2),
   ("resnet20", 128, 2),
   ("vit_cifar10", 32, 2),
+  ("mobilenet_v2", 4, 2),
 )
 
 
@@ -119,6 +121,7 @@ def main():
   parser.add_argument("--json", type=pathlib.Path, help="file for the results")
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
+  process.keep_memory()  # as run.py does
   results = []
   print(f"{'model':12} {'batch':>6} {'ratios':>6} {'s / step':>9} {'time':>6} {'memory':>7}")
   for name, batch, ratios in CASES:

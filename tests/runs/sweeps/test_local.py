@@ -1,5 +1,6 @@
 """Cells on this machine: locks, failures, kills, interruption, memory, an idle parent."""
 
+import contextlib
 import io
 import os
 import pathlib
@@ -168,7 +169,8 @@ def killed_at_random(folder: pathlib.Path, count: int, draw: random.Random) -> N
       ["pgrep", "--parent", str(process.pid)], capture_output=True, text=True
     ).stdout.split()
     if kill % 2 and runs:
-      os.kill(int(draw.choice(runs)), signal.SIGKILL)
+      with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        os.kill(int(draw.choice(runs)), signal.SIGKILL)
       process.wait()
     else:
       process.kill()

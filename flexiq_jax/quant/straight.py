@@ -239,25 +239,14 @@ def _stand_in(layer, contract, platform, x, w, scales, mask, own) -> Array:
   return y
 
 
-@jax.custom_vjp
 def _real(v: Array, scale: Array, codes: Array, inside: Array) -> Array:
   """`scale * codes`: its derivative by v is one inside, by the scale `codes - v / scale` there.
 
-  Outside, where the codes saturate, they are none and `codes`. The scale is a scalar or of v's
-  shape.
+  Outside, where the codes saturate, they are none and `codes`.
   """
-  del v, inside
-  return scale * codes
-
-
-def _real_backward(saved, g):
-  v, scale, codes, inside = saved
-  of_scale = g * (codes - jnp.where(inside, v / scale, 0.0))
-  of_scale = of_scale.sum() if scale.ndim == 0 else of_scale
-  return jnp.where(inside, g, 0.0).astype(v.dtype), of_scale, None, None
-
-
-_real.defvjp(lambda *operands: (_real(*operands), operands), _real_backward)
+  v = v.astype(jnp.float32)
+  held = jnp.where(inside, v, 0.0)
+  return held + scale * jax.lax.stop_gradient(codes - held / scale)
 
 
 def _inside(v: Array, scale: Array, bits: int, signed: bool) -> Array:

@@ -7,7 +7,8 @@ the slices together replace a backend's own convolution where that one is slow o
 * `patch_product`, for all others: the slices beside each other times all weights, one matrix
   product (im2col).
 
-The derivative by the weights is slices times the result's derivative: of a depthwise convolution a
+The derivative by the images of a depthwise convolution is one, too, with the weights mirrored. The
+derivative by the weights is slices times the result's derivative: of a depthwise convolution a
 sum of products, of one pixel a matrix product (`differentiable_multiply_add`,
 `differentiable_pointwise`).
 """

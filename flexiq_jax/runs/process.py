@@ -1,6 +1,5 @@
 """The process of a run: environment, memory, interruption, precision, the compilation cache."""
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -15,8 +14,8 @@ import jax
 
 # What compiles faster is not kept. JAX's default, a second, skips most of a small model.
 _LEAST_SECONDS = 0.1
-# Parameters of glibc's mallopt (malloc.h), and their values in `keep_memory`.
-_MALLOC = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0), "M_ARENA_MAX": (-8, 1)}
+# Parameters of glibc's mallopt as malloc.h numbers them.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def describe() -> dict[str, Any]:
@@ -102,17 +101,18 @@ def keep_memory() -> None:
   """Keeps freed memory in this process, to be used again.
 
   XLA's CPU backend allocates the temporaries of a program at every call. glibc hands blocks of that
-  size back to the system, which clears their pages anew each time: up to two fifths of the time of
-  a training step. Call it before the first array is made. Another C library, or settings of
-  malloc in the environment (`MALLOC_...`, `GLIBC_TUNABLES`), stay as they are.
+  size back to the system, which clears their pages anew each time. Call it before the first array
+  is made. Another C library, or settings of malloc in the environment (`MALLOC_...`,
+  `GLIBC_TUNABLES`), stay as they are.
   """
   if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
     return
   if platform.libc_ver()[0] != "glibc":
     return
-  with contextlib.suppress(AttributeError, OSError):
-    for parameter, value in _MALLOC.values():
-      ctypes.CDLL(None).mallopt(parameter, value)
+  libc = ctypes.CDLL(None)
+  libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+  libc.mallopt(_M_MMAP_MAX, 0)
+  libc.mallopt(_M_ARENA_MAX, 1)  # others than the first cannot hold blocks of that size
 
 
 def enable_compilation_cache(directory: str | os.PathLike[str] | None) -> None:
